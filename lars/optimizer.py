@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from lars.norms import accumulation_dtype, l2_norm
 
@@ -31,7 +32,8 @@ ZeroNorm = Literal["trust_coefficient", "one", "zero"]
 class ScaleByLarsState(NamedTuple):
     """State of `scale_by_lars`."""
 
-    count: jax.Array  # shape=(), dtype=int32: updates made so far
+    # shape=(), dtype=int32: updates made so far
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     trust_ratio: optax.Params  # tree of the parameters; shape=(), dtype=float32
 
 
@@ -81,13 +83,15 @@ def scale_by_lars(
 
     def update_fn(
         updates: optax.Updates,
-        state: ScaleByLarsState,
+        state: optax.OptState,
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByLarsState]:
         del extra_args
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError(
+                "LARS needs the parameters: call update(gradients, state, params)."
+            )
         paths_and_gradients, treedef = jax.tree_util.tree_flatten_with_path(updates)
         paths = [path for path, _ in paths_and_gradients]
         g = [_widen(gradient) for _, gradient in paths_and_gradients]
@@ -95,7 +99,9 @@ def scale_by_lars(
         is_adapted = _flat_mask(trust_ratio_mask, updates)
         is_decayed = _flat_mask(weight_decay_mask, updates)
 
-        beta = weight_decay(state.count) if callable(weight_decay) else weight_decay
+        beta: Any = weight_decay
+        if callable(weight_decay):
+            beta = weight_decay(state.count)
         if isinstance(beta, (int, float)) and beta == 0:
             # Known beforehand, this spares the step a pass over the weights.
             is_decayed = [False] * len(g)
@@ -378,7 +384,7 @@ def _widened(
 
 def _check_number(name: str, value: Any, *, schedule: bool = False) -> None:
     """Refuses what cannot be a hyperparameter, as far as it is known before tracing."""
-    if (schedule and callable(value)) or isinstance(value, jax.core.Tracer):
+    if (schedule and callable(value)) or isinstance(value, Tracer):
         return
     number = np.asarray(value)
     if not jnp.issubdtype(number.dtype, np.floating) and not jnp.issubdtype(

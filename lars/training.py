@@ -179,7 +179,7 @@ def batch_positions(
 
 def sweep_over(
     train: Callable[[Run, Data], Result],
-    devices: Sequence[jax.Device],
+    devices: Sequence[Any],
     runs_per_vmap: int,
 ) -> Callable[[Run, Data], Result]:
     """Compiles a training function for stacked runs, shared among the devices.

@@ -52,9 +52,7 @@ def load(name: str, data_dir: str | None = None) -> Data:
         OSError: if the data cannot be written to its place.
     """
     if name not in DATASETS:
-        raise ValueError(
-            f"dataset must be one of {', '.join(DATASETS)}, got {name!r}."
-        )
+        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}.")
     # Imported here: it takes seconds, which a misspelt name should not cost.
     from lars.data.digits import Digits
 

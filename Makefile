@@ -1,0 +1,46 @@
+# The first command of either kind makes the environment: `make rescue`, `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: rescue figures test lint types pytest clean
+
+## The rescue map on the embedded digits: results/rescue/, and the table
+rescue: .venv/runtime
+	$(BIN)/python -m experiments.rescue --config=configs/rescue.py \
+	  --workdir=results/rescue
+
+## Every figure: the rescue map, copied to docs/, and the pages that show it
+figures: rescue
+	$(BIN)/python -m experiments.publish --config=configs/rescue.py \
+	  --workdir=results/rescue
+
+## Lint, types and all tests
+test: lint types pytest
+
+lint: .venv/development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/development
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+pytest: .venv/development
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv results runs
+
+.venv/runtime: requirements.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+	  f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; \
+	  give another with: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt
+	touch $@
+
+.venv/development: .venv/runtime requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,1 @@
+"""Configurations: the only home of the experiments' defaults."""

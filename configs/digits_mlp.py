@@ -1,0 +1,46 @@
+"""One run: a multilayer perceptron on the embedded digits.
+
+    python -m experiments.train --config=configs/digits_mlp.py --workdir=runs/digits
+
+Time: about ten seconds on two cores. Result: test accuracy 0.96 to 0.98.
+
+After a colon goes the optimizer, one of `configs.optimizers.COMPARED`. From a start
+that is a million times too small:
+
+    python -m experiments.train --config=configs/digits_mlp.py:recommended \
+        --workdir=runs/small --config.init_scale=1e-6 \
+        --config.optimizer.learning_rate=40
+"""
+
+from ml_collections import config_dict
+
+from configs import models, optimizers
+
+
+def get_config(optimizer: str = "recommended") -> config_dict.ConfigDict:
+    """Returns the configuration of a run with one of the compared optimizers."""
+    if optimizer not in optimizers.COMPARED:
+        raise ValueError(
+            f"optimizer must be one of {', '.join(optimizers.COMPARED)}, "
+            f"got {optimizer!r}."
+        )
+    arm = optimizers.COMPARED[optimizer]
+    return config_dict.ConfigDict(
+        {
+            "dataset": "digits",
+            "model": models.DIGITS_MLP,
+            "num_steps": 600,
+            "batch_size": 128,
+            "schedule": "linear",
+            "optimizer": {
+                "name": arm["name"],
+                "settings": arm["settings"],
+                # The middle of its search space.
+                "learning_rate": arm["learning_rates"][2],
+            },
+            "profile": "all",
+            "init_scale": 1.0,
+            "seed": 0,
+            "log_every": 20,
+        }
+    )

@@ -1,0 +1,55 @@
+"""Settings and learning rates of the optimizers that the experiments compare.
+
+The five ``learning_rates`` of an optimizer are its whole search space. They, and the
+settings of `sgd`, `lamb` and `optax_lars`, are the best of a wider search on validation
+data, made once for each optimizer with the same care:
+
+    python -m experiments.rescue --config=configs/rescue.py:search \
+        --workdir=results/search
+"""
+
+from typing import Any
+
+Arm = dict[str, Any]
+
+COMPARED: dict[str, Arm] = {
+    "sgd": {
+        "label": "SGD with momentum",
+        "name": "sgd",
+        "settings": {"momentum": 0.9},
+        "learning_rates": (1e-6, 1e-5, 1e-3, 0.03, 0.3),
+    },
+    "adam": {
+        "label": "Adam",
+        "name": "adam",
+        "settings": {},
+        "learning_rates": (1e-3, 3e-3, 0.03, 1.0, 3.0),
+    },
+    "lamb": {
+        "label": "LAMB (optax)",
+        "name": "lamb",
+        "settings": {},
+        "learning_rates": (1e-3, 0.01, 0.03, 0.1, 0.3),
+    },
+    "optax_lars": {
+        "label": "LARS (optax.lars)",
+        "name": "optax_lars",
+        "settings": {"weight_decay": 5e-4, "nesterov": True},
+        "learning_rates": (10.0, 20.0, 40.0, 80.0, 160.0),
+    },
+    # The paper's own settings (section 5), whatever others would do better here.
+    "paper": {
+        "label": "LARS (the paper, lars.lars)",
+        "name": "lars",
+        "settings": {"weight_decay": 5e-4},
+        "learning_rates": (0.5, 2.0, 20.0, 80.0, 160.0),
+    },
+    # No decay, whose term in the ratio stops a layer with a small gradient; and one
+    # ratio for a kernel and its bias, whose own would start from a norm of zero.
+    "recommended": {
+        "label": "LARS (recommended, lars.lars)",
+        "name": "lars",
+        "settings": {"layer": "module"},
+        "learning_rates": (2.0, 5.0, 10.0, 20.0, 40.0),
+    },
+}

@@ -1,0 +1,76 @@
+"""What every command does alike: flags, and errors a person can act on."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+from ml_collections import config_dict, config_flags
+
+Config = Any
+"""A `ConfigDict`. Type checkers know too little of its attributes to be told so."""
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The configuration file, configs/NAME.py.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder that results go to.")
+
+
+def run(main: Callable[[Config, str], None]) -> None:
+    """Parses the flags and calls ``main(config, workdir)``.
+
+    What is wrong with the command line or the configuration is said in one line, with
+    exit status 2; an interruption ends with 130, as shells have it.
+    """
+    logging.set_verbosity(logging.WARNING)  # JAX and TFDS narrate at INFO
+    flags.mark_flags_as_required(["config", "workdir"])
+
+    def parsed_main(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            _stop(f"unexpected argument {argv[1]!r}; settings are --config.NAME=VALUE")
+        try:
+            main(CONFIG.value, str(WORKDIR.value))
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(parsed_main, flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def reported_errors() -> Iterator[None]:
+    """Ends the command with the message of an error in what the user asked for."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        _stop(str(error))
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        if CONFIG.value is not None and not isinstance(
+            CONFIG.value, config_dict.ConfigDict
+        ):
+            raise flags.Error(f"--config={flags.FLAGS['config'].value}: no such file")
+        return rest
+    except AttributeError as error:
+        # ml_collections: a key that a locked configuration does not have.
+        _stop(f"unknown setting: {_last_line(error)}")
+    except (flags.Error, OSError) as error:
+        _stop(_last_line(error))
+
+
+def _last_line(error: Exception) -> str:
+    """The message without the traceback that config_flags puts into it."""
+    message = re.sub(r"Pass --help\S* .*", "", str(error)).strip()
+    message = message.replace("\\n", " ").strip("'\"\\ ")
+    errors = re.findall(r"^\s*\w*Error: (.*)$", message, re.MULTILINE)
+    return errors[-1] if errors else message
+
+
+def _stop(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

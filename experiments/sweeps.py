@@ -1,0 +1,121 @@
+"""A sweep from its configuration: with progress, on disk, continued if interrupted."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pandas as pd
+from tqdm import tqdm
+
+from experiments.command import Config, reported_errors
+from experiments.setup import (
+    check_count,
+    check_each,
+    check_seed,
+    model_of,
+    training_of,
+)
+from lars import data as datasets, results, sweep
+from lars.devices import use_every_core
+from lars.init_scales import check_profile
+from lars.optimizers import check_learning_rate
+from lars.training import num_kernels
+
+
+def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
+    """Computes what the workdir does not hold yet of the sweep.
+
+    Args:
+        config: as in ``configs/rescue.py``.
+        workdir: where ``config.json``, ``results.csv`` and ``provenance.json`` go.
+
+    Returns:
+        The folder, and the table of all runs in the order of the grid.
+    """
+    use_every_core()
+    with reported_errors():
+        wanted = _wanted(config)
+        data = datasets.load(config.dataset)
+        model = model_of(config.model, data)
+        trainings = {
+            name: training_of(config, arm, model, data).train
+            for name, arm in config.optimizers.items()
+        }
+        devices = jax.devices()
+        runs_per_vmap = config.runs_per_vmap or sweep.RUNS_PER_VMAP[devices[0].platform]
+        folder = results.claim(workdir, config.to_dict())
+
+    file = folder / "results.csv"
+    finished = (
+        results.read_table(file)
+        if file.exists()
+        else pd.DataFrame(columns=sweep.COLUMNS)
+    )
+    left = sweep.runs_left(wanted, finished)
+    if left.empty:
+        return folder, finished
+
+    # A polite request to stop is the same as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    session = results.Session(folder, runs_before=len(finished))
+    started = time.monotonic()
+    tables = [finished] if len(finished) else []
+    try:
+        with tqdm(
+            total=len(wanted),
+            initial=len(finished),
+            unit="run",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10,
+        ) as bar:
+            for name, rows in left.groupby("optimizer", sort=False):
+                bar.set_description(str(name))
+                for piece in sweep.run_sweep(
+                    rows,
+                    trainings[str(name)],
+                    data,
+                    num_kernels(model, data),
+                    devices,
+                    runs_per_vmap,
+                ):
+                    tables.append(piece)
+                    results.write_table(file, pd.concat(tables))
+                    bar.update(len(piece))
+    except KeyboardInterrupt:
+        print(
+            f"{sum(map(len, tables))} of {len(wanted)} runs are in {file}; "
+            "the same command continues from there.",
+            file=sys.stderr,
+        )
+        raise
+    finally:
+        session.record(
+            runs_after=sum(map(len, tables)),
+            seconds=round(time.monotonic() - started, 1),
+        )
+    return folder, pd.concat(tables, ignore_index=True)
+
+
+def _wanted(config: Config) -> pd.DataFrame:
+    """The grid that the configuration asks for, checked."""
+    check_each(
+        "init_scales", config.init_scales, lambda s: check_profile(config.profile, s)
+    )
+    check_each("seeds", config.seeds, check_seed)
+    for name, arm in config.optimizers.items():
+        check_each(f"learning_rates of {name}", arm.learning_rates, check_learning_rate)
+    if config.runs_per_vmap is not None:
+        check_count("runs_per_vmap", config.runs_per_vmap)
+    if config.reference not in config.optimizers:
+        raise ValueError(
+            f"reference must be one of {', '.join(config.optimizers)}, "
+            f"got {config.reference!r}."
+        )
+    return sweep.grid(
+        {name: arm.learning_rates for name, arm in config.optimizers.items()},
+        config.init_scales,
+        config.profile,
+        config.seeds,
+    )
