@@ -1,8 +1,9 @@
 """Settings and learning rates of the optimizers that the experiments compare.
 
-The five ``learning_rates`` of an optimizer are its whole search space. They, and the
-settings of `sgd`, `lamb` and `optax_lars`, are the best of a wider search on validation
-data, made once for each optimizer with the same care:
+The five ``learning_rates`` of an optimizer are its whole search space. They are those
+of nine or ten that rescue the most scales on validation data
+(`lars.rescue.most_useful_rates`), and the settings of the peers are those of the
+variant that rescues the most, so that each is seen at its best:
 
     python -m experiments.rescue --config=configs/rescue.py:search \
         --workdir=results/search
@@ -17,19 +18,19 @@ COMPARED: dict[str, Arm] = {
         "label": "SGD with momentum",
         "name": "sgd",
         "settings": {"momentum": 0.9},
-        "learning_rates": (1e-6, 1e-5, 1e-3, 0.03, 0.3),
+        "learning_rates": (1e-5, 1e-4, 1e-3, 0.01, 0.3),
     },
     "adam": {
         "label": "Adam",
         "name": "adam",
         "settings": {},
-        "learning_rates": (1e-3, 3e-3, 0.03, 1.0, 3.0),
+        "learning_rates": (3e-3, 0.03, 0.1, 1.0, 3.0),
     },
     "lamb": {
         "label": "LAMB (optax)",
         "name": "lamb",
         "settings": {},
-        "learning_rates": (1e-3, 0.01, 0.03, 0.1, 0.3),
+        "learning_rates": (3e-4, 3e-3, 0.01, 0.03, 0.1),
     },
     "optax_lars": {
         "label": "LARS (optax.lars)",
@@ -42,7 +43,7 @@ COMPARED: dict[str, Arm] = {
         "label": "LARS (the paper, lars.lars)",
         "name": "lars",
         "settings": {"weight_decay": 5e-4},
-        "learning_rates": (0.5, 2.0, 20.0, 80.0, 160.0),
+        "learning_rates": (0.5, 5.0, 20.0, 40.0, 160.0),
     },
     # No decay, whose term in the ratio stops a layer with a small gradient; and one
     # ratio for a kernel and its bias, whose own would start from a norm of zero.
@@ -50,6 +51,6 @@ COMPARED: dict[str, Arm] = {
         "label": "LARS (recommended, lars.lars)",
         "name": "lars",
         "settings": {"layer": "module"},
-        "learning_rates": (2.0, 5.0, 10.0, 20.0, 40.0),
+        "learning_rates": (0.5, 5.0, 10.0, 20.0, 40.0),
     },
 }

@@ -8,6 +8,7 @@ weight decay β and momentum m (You, Gitman and Ginsburg 2017, Algorithm 1):
     w ← w - v
 """
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -288,19 +289,24 @@ def trust_ratios(opt_state: optax.OptState) -> optax.Params:
             f"lars.lars or of an optimizer around it, got {type(opt_state).__name__}."
         )
 
-    def is_masked(x: Any) -> bool:
-        return isinstance(x, optax.MaskedNode)
+    return functools.reduce(_merge, found)
 
-    def the_owned(*candidates: Any) -> Any:
-        owned = [x for x in candidates if not is_masked(x)]
-        if len(owned) > 1:
-            raise ValueError(
-                f"{len(owned)} LARS transformations own the same parameter: pass the "
-                "state of one of them to trust_ratios."
-            )
-        return owned[0] if owned else optax.MaskedNode()
 
-    return jax.tree.map(the_owned, *found, is_leaf=is_masked)
+def _merge(one: Any, other: Any) -> Any:
+    """Joins two trees of which each has what is masked in the other."""
+    if isinstance(one, optax.MaskedNode):
+        return other
+    if isinstance(other, optax.MaskedNode):
+        return one
+    # One level at a time, because a mask may stand for a whole subtree.
+    children, treedef = jax.tree.flatten(one, is_leaf=lambda x: x is not one)
+    if jax.tree_util.treedef_is_leaf(treedef):
+        raise ValueError(
+            "Two LARS transformations own the same parameter: pass the state of one of "
+            "them to trust_ratios."
+        )
+    others = treedef.flatten_up_to(other)
+    return treedef.unflatten(map(_merge, children, others))
 
 
 def _layers(

@@ -1,0 +1,24 @@
+"""Settings of all tests: strict arithmetic, short compilations, two devices."""
+
+import os
+
+# Before JAX starts: two host devices, so that sharding over devices is tested anywhere.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+
+import jax
+import matplotlib as mpl
+import pytest
+
+from lars import data as datasets
+
+mpl.use("agg")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """The embedded data, prepared from scratch in a place of the tests' own."""
+    return datasets.load("digits", str(tmp_path_factory.mktemp("tfds")))

@@ -1,0 +1,571 @@
+"""The optimizer is the paper's Algorithm 1, and keeps optax's contract."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import lars
+from tests.reference import PaperLars
+
+RATES = [3.0, 10.0, 7.0, 0.5, 4.0]
+"""A learning rate that changes: what is in the buffer and what is not differs."""
+
+
+def tree(seed, scale=1.0, dtype=np.float32):
+    """Parameters of three layers and two biases; no two trees are parallel."""
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "first": {"kernel": (5, 4), "bias": (4,)},
+        "second": {"kernel": (3, 4, 2)},
+        "third": {"kernel": (2, 3), "bias": (3,)},
+    }
+    return jax.tree.map(
+        lambda shape: (scale * rng.standard_normal(shape)).astype(dtype),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def schedule(count):
+    return jnp.asarray(RATES)[count]
+
+
+def run(optimizer, params, gradients):
+    """Applies the optimizer to given gradients; returns the parameters of each step."""
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    trajectory = []
+    for g in gradients:
+        updates, state = update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        trajectory.append(params)
+    return trajectory, state
+
+
+def assert_trees_close(actual, expected, **tolerance):
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(
+            np.asarray(a, np.float64), np.asarray(e, np.float64), **tolerance
+        ),
+        actual,
+        expected,
+    )
+
+
+# ---------------------------------------------------------------- Algorithm 1
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 5e-4, 0.3])
+def test_equals_the_paper_in_float64_over_five_steps(beta, nesterov):
+    eta, momentum = 0.02, 0.9
+    params = tree(0, dtype=np.float64)
+    gradients = [tree(i + 1, 0.1, np.float64) for i in range(5)]
+    layers = jax.tree.map(
+        lambda w: PaperLars(
+            w, eta=eta, beta=beta, momentum=momentum, nesterov=nesterov
+        ),
+        params,
+    )
+    expected = [
+        jax.tree.map(lambda layer, gi, rate=rate: layer.step(gi, rate), layers, g)
+        for g, rate in zip(gradients, RATES, strict=True)
+    ]
+    with jax.enable_x64(True):
+        optimizer = lars.lars(
+            schedule,
+            weight_decay=beta,
+            trust_coefficient=eta,
+            momentum=momentum,
+            nesterov=nesterov,
+        )
+        actual, state = run(optimizer, jax.tree.map(jnp.asarray, params), gradients)
+        assert_trees_close(actual, expected, rtol=1e-12, atol=0)
+    ratios = jax.tree.map(lambda layer: layer.ratio, layers)
+    assert_trees_close(lars.trust_ratios(state), ratios, rtol=1e-6)
+
+
+def test_a_worked_example():
+    # w = (3, 4) and g = (0, 10): ‖w‖ = 5, ‖g‖ = 10, so with η = .1 and β = .5
+    # λ = .1 * 5 / (10 + .5 * 5) = .04, and λ (g + β w) = .04 * (1.5, 12).
+    params, g = jnp.array([3.0, 4.0]), jnp.array([0.0, 10.0])
+    optimizer = lars.scale_by_lars(weight_decay=0.5, trust_coefficient=0.1)
+    scaled, state = optimizer.update(g, optimizer.init(params), params)
+    np.testing.assert_allclose(scaled, [0.06, 0.48], rtol=1e-6)
+    np.testing.assert_allclose(lars.trust_ratios(state), 0.04, rtol=1e-6)
+
+
+def test_eps_is_added_to_the_denominator():
+    params, g = jnp.array([3.0, 4.0]), jnp.array([0.0, 10.0])
+    optimizer = lars.scale_by_lars(
+        weight_decay=0.5, trust_coefficient=0.1, eps=jnp.float32(12.5)
+    )
+    scaled, _ = optimizer.update(g, optimizer.init(params), params)
+    np.testing.assert_allclose(scaled, [0.03, 0.24], rtol=1e-6)
+
+
+def test_weight_decay_can_be_a_schedule():
+    params, g = tree(0), tree(1)
+    decays = [0.1, 0.0, 0.4]
+    optimizer = lars.lars(2.0, lambda count: jnp.asarray(decays)[count], momentum=0.0)
+    actual, _ = run(optimizer, params, [g] * 3)
+    for decay, w in zip(decays, actual, strict=True):
+        expected, _ = run(lars.lars(2.0, decay, momentum=0.0), params, [g])
+        assert_trees_close(w, expected[0], rtol=1e-6)
+        params = w
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_equals_optax_lars_without_decay(nesterov):
+    params = tree(0)
+    gradients = [tree(i + 1) for i in range(5)]
+    arguments = {"momentum": 0.8, "nesterov": nesterov, "trust_coefficient": 0.01}
+    ours, _ = run(lars.lars(schedule, **arguments), params, gradients)
+    theirs, _ = run(optax.lars(schedule, **arguments), params, gradients)
+    assert_trees_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_differs_from_optax_lars_where_decay_cancels_the_gradient():
+    # g + βw almost vanishes: optax divides by that, the paper by ‖g‖ + β‖w‖.
+    params = jnp.array([1.0, 2.0])
+    g = -0.5 * params + jnp.array([1e-4, 0.0])
+    ours, _ = lars.lars(1.0, 0.5).update(g, lars.lars(1.0, 0.5).init(params), params)
+    theirs, _ = optax.lars(1.0, 0.5).update(
+        g, optax.lars(1.0, 0.5).init(params), params
+    )
+    np.testing.assert_allclose(jnp.linalg.norm(theirs), 1e-3 * 5**0.5, rtol=1e-3)
+    np.testing.assert_allclose(jnp.linalg.norm(ours), 1e-3 * 1e-4, rtol=1e-2)
+
+
+@given(
+    w_exponent=st.integers(-30, 30),
+    g_exponent=st.integers(-30, 30),
+    beta=st.sampled_from([0.0, 5e-4, 1.0]),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_first_step_is_at_most_rate_times_coefficient_times_norm(
+    w_exponent, g_exponent, beta
+):
+    params = tree(0, 10.0**w_exponent)
+    updates, _ = first_update(beta)(tree(1, 10.0**g_exponent), params)
+    for u, w in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
+        bound = 8.0 * 0.001 * np.linalg.norm(w.astype(np.float64))
+        length = np.linalg.norm(np.asarray(u, np.float64))
+        assert length <= bound * (1 + 1e-6)
+        if beta == 0:
+            np.testing.assert_allclose(length, bound, rtol=1e-6)
+
+
+@functools.cache
+def first_update(beta):
+    optimizer = lars.lars(8.0, beta)
+    return jax.jit(lambda g, w: optimizer.update(g, optimizer.init(w), w))
+
+
+@given(exponent=st.integers(-60, 60))
+@settings(deadline=None, max_examples=40)
+def test_the_step_ignores_the_scale_of_the_gradient(exponent):
+    params, g = tree(0), tree(1)
+    expected, _ = first_update(0.0)(g, params)
+    scaled = jax.tree.map(lambda x: np.ldexp(x, exponent), g)
+    actual, _ = first_update(0.0)(scaled, params)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_a_ratio_beyond_float32_still_gives_the_right_step():
+    params, g = jnp.full(4, 1e25), jnp.full(4, 1e-25)
+    (updates, state) = first_update(0.0)(g, params)
+    np.testing.assert_allclose(updates, np.full(4, -8e22), rtol=1e-6)
+    assert lars.trust_ratios(state) == np.inf
+
+
+# ------------------------------------------------------------- zero norms
+
+
+@pytest.mark.parametrize(
+    ("zero_norm", "ratio"), [("trust_coefficient", 0.01), ("one", 1.0), ("zero", 0.0)]
+)
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_zero_weights_follow_the_named_rule(zero_norm, ratio, beta):
+    params = {"bias": jnp.zeros(3), "kernel": jnp.ones(3)}
+    g = {"bias": jnp.array([1.0, -2.0, 0.5]), "kernel": jnp.ones(3)}
+    optimizer = lars.lars(30.0, beta, trust_coefficient=0.01, zero_norm=zero_norm)
+    updates, state = optimizer.update(g, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["bias"], -30 * ratio * g["bias"], rtol=1e-6)
+    np.testing.assert_allclose(lars.trust_ratios(state)["bias"], ratio, rtol=1e-6)
+    # The rule is for the zero layer alone.
+    length = 30 * 0.01 * 3**0.5
+    np.testing.assert_allclose(jnp.linalg.norm(updates["kernel"]), length, rtol=1e-6)
+
+
+@pytest.mark.parametrize("zero_norm", ["trust_coefficient", "one", "zero"])
+def test_a_zero_gradient_is_decayed_at_the_limit_of_the_ratio(zero_norm):
+    params = jnp.array([3.0, 4.0])
+    optimizer = lars.lars(2.0, 0.25, trust_coefficient=0.1, zero_norm=zero_norm)
+    updates, state = optimizer.update(jnp.zeros(2), optimizer.init(params), params)
+    np.testing.assert_allclose(lars.trust_ratios(state), 0.1 / 0.25, rtol=1e-6)
+    np.testing.assert_allclose(updates, -2.0 * 0.1 * params, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+@pytest.mark.parametrize("zero_norm", ["trust_coefficient", "one", "zero"])
+def test_a_zero_gradient_without_decay_moves_nothing(zero_norm, scale):
+    params = jnp.full(3, scale)
+    optimizer = lars.lars(2.0, zero_norm=zero_norm)
+    updates, state = optimizer.update(jnp.zeros(3), optimizer.init(params), params)
+    np.testing.assert_array_equal(updates, np.zeros(3))
+    assert np.isfinite(lars.trust_ratios(state))
+
+
+# ------------------------------------------------------------ what a layer is
+
+
+def joint(*arrays):
+    return np.sqrt(sum(np.sum(np.asarray(a, np.float64) ** 2) for a in arrays))
+
+
+def test_a_bias_can_share_the_ratio_of_its_kernel():
+    params, g = tree(0), tree(1)
+    params["first"]["bias"][:] = 0
+    beta, eta = 0.2, 0.03
+    optimizer = lars.lars(1.0, beta, trust_coefficient=eta, layer="module")
+    updates, state = optimizer.update(g, optimizer.init(params), params)
+    ratios = lars.trust_ratios(state)
+    for name in params:
+        w_norm = joint(*params[name].values())
+        ratio = eta * w_norm / (joint(*g[name].values()) + beta * w_norm)
+        for part in params[name]:
+            np.testing.assert_allclose(ratios[name][part], ratio, rtol=1e-6)
+            np.testing.assert_allclose(
+                updates[name][part],
+                -ratio * (g[name][part] + beta * params[name][part]),
+                rtol=1e-5,
+            )
+
+
+def test_in_a_shared_ratio_only_what_decays_counts_as_decayed():
+    params, g = tree(0), tree(1)
+    beta, eta = 0.2, 0.03
+    optimizer = lars.lars(
+        1.0,
+        beta,
+        lambda p: jax.tree.map(lambda x: x.ndim > 1, p),
+        trust_coefficient=eta,
+        layer="module",
+    )
+    _, state = optimizer.update(g, optimizer.init(params), params)
+    first = params["first"]
+    ratio = (
+        eta
+        * joint(*first.values())
+        / (joint(*g["first"].values()) + beta * joint(first["kernel"]))
+    )
+    np.testing.assert_allclose(
+        lars.trust_ratios(state)["first"]["bias"], ratio, rtol=1e-6
+    )
+
+
+def test_a_function_can_say_what_a_layer_is():
+    params, g = tree(0), tree(1)
+    optimizer = lars.lars(1.0, layer=lambda path: path[0].key == "first")
+    _, state = optimizer.update(g, optimizer.init(params), params)
+    ratios = lars.trust_ratios(state)
+    others = [*params["second"].values(), *params["third"].values()]
+    other_gs = [*g["second"].values(), *g["third"].values()]
+    np.testing.assert_allclose(
+        ratios["third"]["bias"], 1e-3 * joint(*others) / joint(*other_gs), rtol=1e-6
+    )
+    assert ratios["second"]["kernel"] == ratios["third"]["bias"]
+    assert ratios["first"]["kernel"] != ratios["third"]["bias"]
+
+
+# ------------------------------------------------------------------- masks
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"first": False, "second": True, "third": {"kernel": True, "bias": False}},
+        lambda params: {
+            "first": jax.tree.map(lambda _: False, params["first"]),
+            "second": True,
+            "third": {"kernel": True, "bias": False},
+        },
+    ],
+)
+def test_masks_mean_what_they_mean_in_optax(mask):
+    params, g = tree(0), tree(1)
+    beta = 0.3
+    optimizer = lars.lars(0.5, beta, mask, trust_ratio_mask=mask, momentum=0.0)
+    updates, state = optimizer.update(g, optimizer.init(params), params)
+    # Neither decayed nor adapted: plain gradient descent at the full rate.
+    np.testing.assert_allclose(
+        updates["first"]["kernel"], -0.5 * g["first"]["kernel"], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        updates["third"]["bias"], -0.5 * g["third"]["bias"], rtol=1e-6
+    )
+    assert lars.trust_ratios(state)["third"]["bias"] == 1
+    # Both: as without masks.
+    everywhere = lars.lars(0.5, beta, momentum=0.0)
+    expected, _ = everywhere.update(g, everywhere.init(params), params)
+    np.testing.assert_array_equal(
+        updates["second"]["kernel"], expected["second"]["kernel"]
+    )
+    # Adapted but not decayed: as without decay.
+    adapted = lars.lars(0.5, beta, mask, momentum=0.0)
+    updates, _ = adapted.update(g, adapted.init(params), params)
+    without = lars.lars(0.5, momentum=0.0)
+    expected, _ = without.update(g, without.init(params), params)
+    np.testing.assert_array_equal(updates["first"]["bias"], expected["first"]["bias"])
+
+
+# ----------------------------------------------------------------- contract
+
+
+def quadratic(params):
+    return sum(jnp.sum(jnp.square(x - 1)) for x in jax.tree.leaves(params))
+
+
+def test_the_second_step_does_not_recompile():
+    traces = 0
+    optimizer = lars.lars(schedule, 1e-4, layer="module")
+
+    @jax.jit
+    def step(params, state):
+        nonlocal traces
+        traces += 1
+        updates, state = optimizer.update(jax.grad(quadratic)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.asarray, tree(0))
+    state = optimizer.init(params)
+    for _ in range(3):
+        params, state = step(params, state)
+    assert traces == 1
+
+
+@pytest.mark.parametrize("accumulator_dtype", [None, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("layer", ["parameter", "module"])
+def test_state_keeps_its_form_in_a_scan_with_array_hyperparameters(
+    layer, dtype, accumulator_dtype
+):
+    optimizer = lars.lars(
+        jnp.float32(2.0),
+        jnp.float32(1e-4),
+        trust_coefficient=jnp.float32(0.01),
+        eps=jnp.float32(1e-8),
+        momentum=jnp.float32(0.9),
+        layer=layer,
+        accumulator_dtype=accumulator_dtype,
+    )
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree(0))
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(quadratic)(params), state, params)
+        return (optax.apply_updates(params, updates), state), quadratic(params)
+
+    state = optimizer.init(params)
+    velocity = optax.tree.get(state, "trace")
+    assert {x.dtype for x in jax.tree.leaves(velocity)} == {
+        jnp.dtype(accumulator_dtype or dtype)
+    }
+    (_, after), losses = jax.jit(lambda c: jax.lax.scan(step, c, length=50))(
+        (params, state)
+    )
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("parameters", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("gradients", [jnp.float32, jnp.bfloat16])
+def test_updates_have_the_dtype_of_the_gradients(gradients, parameters):
+    params = jax.tree.map(lambda x: jnp.asarray(x, parameters), tree(0))
+    g = jax.tree.map(lambda x: jnp.asarray(x, gradients), tree(1))
+    optimizer = lars.lars(2.0, 1e-4)
+    updates, _ = optimizer.update(g, optimizer.init(params), params)
+    assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(gradients)}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_low_precision_steps_are_rounded_once(dtype):
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree(0))
+    g = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree(1))
+    optimizer = lars.lars(3.3, 0.07)
+    updates, _ = optimizer.update(g, optimizer.init(params), params)
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float32), (params, g))
+    exact, _ = optimizer.update(wide[1], optimizer.init(wide[0]), wide[0])
+    jax.tree.map(
+        lambda u, e: np.testing.assert_array_equal(u, e.astype(dtype)), updates, exact
+    )
+
+
+def test_float16_norms_do_not_overflow():
+    # Squared in float16, both would be infinite or zero.
+    params = jnp.full(1000, 300.0, jnp.float16)
+    g = jnp.full(1000, 1e-4, jnp.float16)
+    optimizer = lars.lars(1.0)
+    _, state = optimizer.update(g, optimizer.init(params), params)
+    expected = 1e-3 * 300 / float(jnp.float16(1e-4))
+    np.testing.assert_allclose(lars.trust_ratios(state), expected, rtol=1e-6)
+
+
+def wrapped(name):
+    """An optimizer around LARS, and what its updates should equal."""
+    mask = {"first": True, "second": False, "third": True}
+    if name == "inject_hyperparams":
+        return optax.inject_hyperparams(lars.lars)(
+            learning_rate=2.0, weight_decay=0.1, momentum=0.5, layer="module"
+        ), lars.lars(2.0, 0.1, momentum=0.5, layer="module")
+    if name == "chain":
+        return optax.chain(optax.identity(), lars.lars(2.0)), lars.lars(2.0)
+    if name == "masked":
+        return optax.masked(lars.lars(2.0), mask), optax.partition(
+            {True: lars.lars(2.0), False: optax.identity()}, mask
+        )
+    if name == "partition":
+        return optax.partition(
+            {True: lars.lars(2.0), False: lars.lars(2.0)}, mask
+        ), lars.lars(2.0)
+    if name == "MultiSteps":
+        multi = optax.MultiSteps(lars.lars(2.0), every_k_schedule=1)
+        return multi.gradient_transformation(), lars.lars(2.0)
+    if name == "apply_if_finite":
+        return optax.apply_if_finite(lars.lars(2.0), 3), lars.lars(2.0)
+    raise ValueError(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("inject_hyperparams", "chain", "masked", "partition", "MultiSteps"),
+        "apply_if_finite",
+    ],
+)
+def test_works_inside_optax_wrappers(name):
+    wrapper, expected = wrapped(name)
+    params = jax.tree.map(jnp.asarray, tree(0))
+    gradients = [jax.tree.map(jnp.asarray, tree(i + 1)) for i in range(3)]
+    # MultiSteps divides floats by integers.
+    with jax.numpy_dtype_promotion("standard"):
+        actual, state = run(wrapper, params, gradients)
+    plain, plain_state = run(expected, params, gradients)
+    assert_trees_close(actual, plain, rtol=1e-6, atol=1e-7)
+    assert_trees_close(
+        lars.trust_ratios(state), lars.trust_ratios(plain_state), rtol=1e-6
+    )
+
+
+def test_multi_steps_adapts_to_the_accumulated_gradient():
+    params, first, second = tree(0), tree(1), tree(2)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+    multi = optax.MultiSteps(lars.lars(2.0, 0.1), 2).gradient_transformation()
+    with jax.numpy_dtype_promotion("standard"):
+        actual, _ = run(multi, jax.tree.map(jnp.asarray, params), [first, second])
+    expected, _ = run(lars.lars(2.0, 0.1), params, [mean])
+    assert_trees_close(actual[-1], expected[-1], rtol=1e-5)
+
+
+def test_hyperparameters_can_be_changed_on_the_way():
+    params, g = tree(0), tree(1)
+    optimizer = optax.inject_hyperparams(lars.lars)(learning_rate=2.0, momentum=0.0)
+    state = optimizer.init(params)
+    once, state = optimizer.update(g, state, params)
+    state.hyperparams["learning_rate"] = jnp.float32(6.0)
+    thrice, _ = optimizer.update(g, state, params)
+    assert_trees_close(thrice, jax.tree.map(lambda u: 3 * u, once), rtol=1e-6)
+
+
+def test_tree_map_params_finds_the_trees_of_the_state():
+    params = jax.tree.map(jnp.asarray, tree(0))
+    optimizer = lars.lars(schedule)
+    state = optimizer.init(params)
+    marked = optax.tree.map_params(
+        optimizer,
+        lambda x: "like a parameter",
+        state,
+        transform_non_params=lambda x: "not",
+    )
+    like_params = jax.tree.map(lambda _: "like a parameter", params)
+    assert optax.tree.get(marked, "trace") == like_params
+    assert lars.trust_ratios(marked) == like_params
+
+
+def test_unknown_extra_arguments_are_accepted():
+    params, g = tree(0), tree(1)
+    optimizer = lars.lars(1.0)
+    optimizer.update(g, optimizer.init(params), params, value=1.0, what=None)
+
+
+def test_vmapped_optimizers_equal_single_ones():
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[tree(i) for i in range(3)])
+    gradients = jax.tree.map(
+        lambda *x: jnp.stack(x), *[tree(9 + i, 10.0**-i) for i in range(3)]
+    )
+    optimizer = lars.lars(2.0, 0.1)
+
+    def update(g, w):
+        return optimizer.update(g, optimizer.init(w), w)[0]
+
+    update = jax.jit(update)
+    together = jax.jit(jax.vmap(update))(gradients, stacked)
+    for i in range(3):
+        one = jax.tree.map(lambda x, i=i: x[i], (gradients, stacked))
+        assert_trees_close(
+            jax.tree.map(lambda x, i=i: x[i], together), update(*one), rtol=1e-6
+        )
+
+
+def test_trust_ratios_before_the_first_step_are_zero_and_float32():
+    ratios = lars.trust_ratios(lars.lars(1.0).init(tree(0, dtype=np.float16)))
+    assert jax.tree.structure(ratios) == jax.tree.structure(tree(0))
+    for ratio in jax.tree.leaves(ratios):
+        assert ratio == 0
+        assert ratio.dtype == jnp.float32
+
+
+# --------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"learning_rate": -1.0}, ValueError, "learning_rate .* got -1.0"),
+        ({"learning_rate": "fast"}, TypeError, "learning_rate .* got 'fast'"),
+        ({"learning_rate": None}, TypeError, "learning_rate .* got None"),
+        ({"learning_rate": 1, "weight_decay": -1}, ValueError, "weight_decay .* -1"),
+        ({"learning_rate": 1, "momentum": np.nan}, ValueError, "momentum .* nan"),
+        ({"learning_rate": 1, "momentum": 0.9j}, TypeError, "momentum"),
+        ({"learning_rate": 1, "trust_coefficient": np.inf}, ValueError, "inf"),
+        ({"learning_rate": 1, "eps": [0.1, 0.2]}, ValueError, "eps .* number"),
+        ({"learning_rate": 1, "eps": True}, TypeError, "eps .* got True"),
+        ({"learning_rate": 1, "layer": "kernel"}, ValueError, "layer .* 'kernel'"),
+        ({"learning_rate": 1, "zero_norm": "eta"}, ValueError, "zero_norm .* 'eta'"),
+    ],
+)
+def test_bad_hyperparameters_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        lars.lars(**arguments)
+
+
+def test_missing_params_are_named():
+    optimizer = lars.lars(1.0)
+    with pytest.raises(ValueError, match="params"):
+        optimizer.update(tree(1), optimizer.init(tree(0)))
+
+
+def test_trust_ratios_of_something_else_are_refused():
+    with pytest.raises(ValueError, match=r"needs the state of lars\.lars"):
+        lars.trust_ratios(optax.sgd(0.1).init(tree(0)))
+    twice = optax.chain(lars.lars(1.0), lars.lars(1.0))
+    with pytest.raises(ValueError, match="Two LARS transformations own the same"):
+        lars.trust_ratios(twice.init(tree(0)))
