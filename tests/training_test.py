@@ -1,0 +1,242 @@
+"""One training function: exact identities, the same batches, one compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lars
+from lars.models import cnn, mlp
+from lars.training import Run, batch_positions, make_training, num_kernels, sweep_over
+
+STEPS = 40
+
+
+def network(**changes):
+    settings = {
+        "depth": 3,
+        "width": 32,
+        "activation": "relu",
+        "use_bias": False,
+        "normalization": "none",
+    }
+    return mlp(10, **{**settings, **changes})
+
+
+def run_of(scales, learning_rate=10.0, seed=0):
+    return Run(
+        jnp.int32(seed),
+        jnp.asarray(scales, jnp.float32),
+        jnp.float32(learning_rate),
+    )
+
+
+def training(make_optimizer, model=None, num_steps=STEPS, batch_size=128):
+    return make_training(
+        model or network(), make_optimizer, num_steps=num_steps, batch_size=batch_size
+    )
+
+
+def losses_of(make_optimizer, scales, digits, learning_rate=10.0):
+    parts = training(make_optimizer)
+
+    @jax.jit
+    def losses(run, data):
+        return parts.advance(parts.init(run, data), run, data, STEPS)[1]
+
+    return np.asarray(losses(run_of(scales, learning_rate), digits))
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_rescaling_layers_with_product_one_leaves_the_loss_curve_bitwise_the_same(
+    digits, optimized
+):
+    # Powers of two, so that no product is rounded; β = 0, which the identity needs.
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+    try:
+        plain = losses_of(lars.lars, [1, 1, 1], digits)
+        for powers in ([5, -7, 2], [-20, 30, -10]):
+            scaled = losses_of(lars.lars, [2.0**k for k in powers], digits)
+            np.testing.assert_array_equal(scaled, plain)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    assert plain[-1] < 0.1 * plain[0]
+
+
+def test_decay_and_other_optimizers_break_that_identity(digits):
+    for make_optimizer, rate in (
+        (lambda rate: lars.lars(rate, 5e-4), 10.0),
+        (lambda rate: optax.sgd(rate, 0.9), 0.05),
+        (optax.adam, 1e-3),
+    ):
+        with jax.numpy_dtype_promotion("standard"):  # Adam mixes floats and integers
+            plain = losses_of(make_optimizer, [1, 1, 1], digits, rate)
+            scaled = losses_of(make_optimizer, [2.0**5, 2.0**-7, 4], digits, rate)
+        assert plain[0] == scaled[0]
+        assert not np.allclose(plain[5:], scaled[5:], rtol=0.01)
+
+
+def test_scaling_the_loss_leaves_the_run_unchanged(digits):
+    def on_scaled_loss(factor):
+        return lambda rate: optax.chain(optax.scale(factor), lars.lars(rate))
+
+    plain = losses_of(lars.lars, [1, 1, 1], digits)
+    for factor in (2.0**30, 2.0**-40):
+        np.testing.assert_array_equal(
+            losses_of(on_scaled_loss(factor), [1, 1, 1], digits), plain
+        )
+    # Any other factor rounds, and the curves part slowly.
+    scaled = losses_of(on_scaled_loss(1e4), [1, 1, 1], digits)
+    np.testing.assert_allclose(scaled[:5], plain[:5], rtol=1e-4)
+
+
+def test_steps_in_pieces_equal_steps_at_once(digits):
+    parts = training(lars.lars)
+    run = run_of([1, 1, 1])
+    advance = jax.jit(parts.advance, static_argnums=3)
+    start = jax.jit(parts.init)(run, digits)
+    at_once, losses = advance(start, run, digits, 24)
+    state, pieces = start, []
+    for steps in (5, 12, 7):
+        state, piece = advance(state, run, digits, steps)
+        pieces.append(piece)
+    np.testing.assert_array_equal(np.concatenate(pieces), losses)
+    jax.tree.map(np.testing.assert_array_equal, state, at_once)
+    assert state.step == 24
+
+
+@pytest.mark.parametrize("first", [0, 3, 7, 8, 13])
+def test_every_epoch_visits_different_images_once(first):
+    positions = batch_positions(jnp.int32(5), jnp.int32(0), 40, 77, 9)
+    assert positions.shape == (40, 9)
+    for epoch in range(5):
+        visited = positions[epoch * 8 : (epoch + 1) * 8].ravel()
+        assert len(set(visited.tolist())) == 72
+        assert set(visited.tolist()) <= set(range(77))
+    assert (positions[:8] != positions[8:16]).any()
+    # The batches of a step do not depend on where counting began.
+    later = batch_positions(jnp.int32(5), jnp.int32(first), 20, 77, 9)
+    np.testing.assert_array_equal(later, positions[first : first + 20])
+
+
+def test_batches_follow_the_seed():
+    def positions(seed):
+        return batch_positions(jnp.int32(seed), jnp.int32(0), 3, 100, 10)
+
+    np.testing.assert_array_equal(positions(1), positions(1))
+    assert (positions(1) != positions(2)).any()
+
+
+@pytest.mark.parametrize("batch_size", [0, 101])
+def test_a_batch_that_the_data_cannot_fill_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"1 to the 100 .* got {batch_size}"):
+        batch_positions(jnp.int32(0), jnp.int32(0), 3, 100, batch_size)
+
+
+def test_a_sweep_equals_its_runs_and_uses_every_device(digits):
+    parts = training(lars.lars, num_steps=6)
+    single = jax.jit(parts.train)
+    runs = [run_of([s] * 3, 5.0 + i, i) for i, s in enumerate((1e-3, 1, 1, 1e3))]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *runs)
+    devices = jax.devices()
+    assert len(devices) == 2
+    alone = [single(run, digits) for run in runs]
+    for runs_per_vmap in (1, 2):
+        together = sweep_over(parts.train, devices, runs_per_vmap)(stacked, digits)
+        assert together.test_accuracy.sharding.device_set == set(devices)
+        for i, result in enumerate(alone):
+            jax.tree.map(
+                lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4),
+                together,
+                result,
+            )
+
+
+def test_a_sweep_is_compiled_once(digits):
+    traces = 0
+
+    def counted(rate):
+        nonlocal traces
+        traces += 1
+        return lars.lars(rate)
+
+    compute = sweep_over(training(counted, num_steps=2).train, jax.devices(), 1)
+    after = []
+    for scale in (1.0, 1e-3):
+        runs = jax.tree.map(lambda x: jnp.stack([x] * 2), run_of([scale] * 3))
+        compute(runs, digits)
+        after.append(traces)
+    assert after[0] == after[1] > 0
+
+
+def test_a_run_that_diverges_is_reported_as_that(digits):
+    parts = training(lambda rate: optax.sgd(rate), num_steps=30)
+    result = jax.jit(parts.train)(run_of([1e4] * 3, 10.0), digits)
+    assert result.diverged
+    assert result.test_accuracy == 0
+    healthy = jax.jit(parts.train)(run_of([1] * 3, 0.01), digits)
+    assert not healthy.diverged
+
+
+def test_evaluation_is_the_mean_over_the_whole_split(digits):
+    parts = training(optax.sgd)
+    state = jax.jit(parts.init)(run_of([1] * 3), digits)
+    metrics = jax.jit(parts.evaluate)(state, digits.test)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), state.variables)
+    x = np.asarray(digits.test.images, np.float64).reshape(360, 64)
+    for name in ("hidden_0", "hidden_1"):
+        x = np.maximum(x @ params["params"][name]["kernel"], 0)
+    logits = x @ params["params"]["output"]["kernel"]
+    labels = np.asarray(digits.test.labels)
+    logits -= logits.max(axis=1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(
+        metrics.loss, -log_p[np.arange(360), labels].mean(), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        metrics.accuracy, (logits.argmax(axis=1) == labels).mean(), rtol=1e-6
+    )
+
+
+def test_a_normalized_convolutional_network_learns(digits):
+    model = cnn(
+        10, depth=3, width=8, activation="gelu", use_bias=True, normalization="batch"
+    )
+    assert num_kernels(model, digits) == 3
+    parts = training(lambda rate: lars.lars(rate, layer="module"), model)
+    run = run_of([1] * 3, 20.0)
+
+    @jax.jit
+    def train(run, data):
+        return parts.advance(parts.init(run, data), run, data, STEPS)
+
+    end, losses = train(run, digits)
+    assert losses[-5:].mean() < 0.5 * losses[0]
+    assert optax.tree.get(end.opt_state, "trust_ratio")["norm_0"]["scale"] > 0
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_recommended_setting_rescues_where_sgd_fails(digits, scale):
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        accuracy = {}
+        for name, make_optimizer, rate in (
+            (
+                "recommended",
+                lambda rate: lars.lars(
+                    optax.linear_schedule(rate, 0.0, 600), layer="module"
+                ),
+                40.0 if scale < 1 else 5.0,
+            ),
+            ("sgd", lambda rate: optax.sgd(rate, 0.9), 0.1),
+        ):
+            parts = training(
+                make_optimizer, network(width=128, use_bias=True), num_steps=600
+            )
+            result = jax.jit(parts.train)(run_of([scale] * 3, rate), digits)
+            accuracy[name] = float(result.test_accuracy)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    assert accuracy["recommended"] > 0.92
+    assert accuracy["sgd"] < 0.2
