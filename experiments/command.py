@@ -51,24 +51,22 @@ def reported_errors() -> Iterator[None]:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-        if CONFIG.value is not None and not isinstance(
-            CONFIG.value, config_dict.ConfigDict
-        ):
-            raise flags.Error(f"--config={flags.FLAGS['config'].value}: no such file")
+        if CONFIG.present and not isinstance(CONFIG.value, config_dict.ConfigDict):
+            # ml_collections keeps this error until the configuration is first used.
+            name = config_flags.get_config_filename(flags.FLAGS["config"])
+            raise flags.Error(f"--config={name}: there is no such file")
         return rest
     except AttributeError as error:
-        # ml_collections: a key that a locked configuration does not have.
-        _stop(f"unknown setting: {_last_line(error)}")
+        # A key that a locked configuration does not have. The text is inside a
+        # KeyError, whose own text is quoted.
+        inner = error.args[0]
+        text = inner.args[0] if isinstance(inner, KeyError) else str(error)
+        _stop(f"the configuration has no setting {' '.join(text.split())}")
     except (flags.Error, OSError) as error:
-        _stop(_last_line(error))
-
-
-def _last_line(error: Exception) -> str:
-    """The message without the traceback that config_flags puts into it."""
-    message = re.sub(r"Pass --help\S* .*", "", str(error)).strip()
-    message = message.replace("\\n", " ").strip("'\"\\ ")
-    errors = re.findall(r"^\s*\w*Error: (.*)$", message, re.MULTILINE)
-    return errors[-1] if errors else message
+        # config_flags puts the traceback of an error in a configuration file here.
+        message = re.sub(r"Pass --help\S* .*", "", str(error)).strip()
+        errors = re.findall(r"^\s*\w*Error: (.*)$", message, re.MULTILINE)
+        _stop(errors[-1] if errors else message)
 
 
 def _stop(message: str) -> NoReturn:

@@ -17,8 +17,12 @@ def main(config: command.Config, workdir: str) -> None:
     plots.rescue_figure(results, config.reference, labels, describe(config)).savefig(
         folder / "rescue.png", dpi=150
     )
-    print(rescue.report(results, config.reference, labels))
-    print(f"\nPicture: {folder / 'rescue.png'}   All runs: {folder / 'results.csv'}")
+    print(rescue.markdown(rescue.overview_table(results, config.reference, labels)))
+    print(
+        f"\nA scale is rescued from test accuracy "
+        f"{rescue.threshold(results, config.reference):.3f} on (median of seeds)."
+        f"\nPicture: {folder / 'rescue.png'}   All runs: {folder / 'results.csv'}"
+    )
 
 
 def describe(config: command.Config) -> str:

@@ -36,7 +36,7 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
     """
     use_every_core()
     with reported_errors():
-        wanted = _wanted(config)
+        wanted = wanted_runs(config)
         data = datasets.load(config.dataset)
         model = model_of(config.model, data)
         trainings = {
@@ -49,7 +49,7 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
 
     file = folder / "results.csv"
     finished = (
-        results.read_table(file)
+        results.read_table(file, sweep.DTYPES)
         if file.exists()
         else pd.DataFrame(columns=sweep.COLUMNS)
     )
@@ -98,7 +98,7 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
     return folder, pd.concat(tables, ignore_index=True)
 
 
-def _wanted(config: Config) -> pd.DataFrame:
+def wanted_runs(config: Config) -> pd.DataFrame:
     """The grid that the configuration asks for, checked."""
     check_each(
         "init_scales", config.init_scales, lambda s: check_profile(config.profile, s)

@@ -7,6 +7,7 @@ counts as accuracy 0: it failed, and is not left out.
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -118,33 +119,74 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
     ).reindex(results["optimizer"].unique())
 
 
-def report(results: pd.DataFrame, reference: str, labels: Mapping[str, str]) -> str:
-    """The tables of `summary` and of the accuracy at every scale, in Markdown."""
+def overview_table(
+    results: pd.DataFrame, reference: str, labels: Mapping[str, str]
+) -> pd.DataFrame:
+    """`summary` for people: with the optimizers' labels and spelled-out headings."""
     counts = summary(results, reference)
-    tuned = best_rate_per_scale(results, reference)
-    names = [labels[str(name)] for name in counts.index]
-    scales = counts["scales"].iloc[0]
-    overview = pd.DataFrame(
+    scales = int(counts["scales"].iloc[0])
+    return pd.DataFrame(
         {
-            "optimizer": names,
-            f"scales rescued of {scales}, best rate for each": counts[
-                "rescued_best_rate"
+            "optimizer": [labels[str(name)] for name in counts.index],
+            f"scales rescued of {scales}, best rate for each": list(
+                counts["rescued_best_rate"]
+            ),
+            "with one rate for all": list(counts["rescued_one_rate"]),
+            "that rate": [f"{rate:g}" for rate in counts["one_rate"]],
+            "diverged runs": [
+                f"{row.diverged_runs} of {row.runs}" for row in counts.itertuples()
             ],
-            "with one rate for all": counts["rescued_one_rate"],
-            "that rate": counts["one_rate"],
-            "diverged runs": counts["diverged_runs"],
-            "of": counts["runs"],
         }
     )
-    accuracy = tuned.pivot(index="optimizer", columns="init_scale", values="test")
-    accuracy = accuracy.reindex(counts.index).set_axis(names)
-    accuracy.columns = [f"{scale:g}" for scale in accuracy.columns]
-    return (
-        overview.to_markdown(index=False, floatfmt="g")
-        + "\n\nMedian test accuracy with the best rate for each init_scale; rescued "
-        + f"from {threshold(results, reference):.3f} on:\n\n"
-        + accuracy.to_markdown(floatfmt=".3f")
+
+
+def accuracy_table(
+    results: pd.DataFrame, reference: str, labels: Mapping[str, str]
+) -> pd.DataFrame:
+    """Median test accuracy with the best rate per scale; in brackets the extremes.
+
+    A row a scale, a column an optimizer; what is not rescued is marked with a dash.
+    """
+    tuned = best_rate_per_scale(results, reference)
+    cells = [
+        f"{row.test:.3f} ({row.lowest:.3f} to {row.highest:.3f})"
+        + ("" if row.rescued else " –")
+        for row in tuned.itertuples()
+    ]
+    table = tuned.assign(cell=cells).pivot(
+        index="init_scale", columns="optimizer", values="cell"
     )
+    table = table[list(results["optimizer"].unique())].rename(columns=labels)
+    table.index = pd.Index([f"{scale:g}" for scale in table.index], name="init_scale")
+    table.columns.name = None
+    return table.reset_index()
+
+
+def search_space_table(
+    arms: Mapping[str, Mapping[str, Any]],
+) -> pd.DataFrame:
+    """The settings and the learning rates of every optimizer of a sweep."""
+    return pd.DataFrame(
+        {
+            "optimizer": [arm["label"] for arm in arms.values()],
+            "is": [
+                "`{}({})`".format(
+                    arm["name"],
+                    ", ".join(f"{k}={v!r}" for k, v in arm["settings"].items()),
+                )
+                for arm in arms.values()
+            ],
+            "learning rates": [
+                ", ".join(f"{rate:g}" for rate in arm["learning_rates"])
+                for arm in arms.values()
+            ],
+        }
+    )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown, cells as they are."""
+    return table.to_markdown(index=False, disable_numparse=True)
 
 
 def most_useful_rates(

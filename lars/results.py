@@ -76,13 +76,17 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def write_table(file: Path, table: pd.DataFrame) -> None:
-    """Writes a table as CSV, each number with the digits that give it back exactly."""
+    """Writes a table as CSV, each number with the digits that its dtype needs."""
     write_whole(file, table.to_csv(index=False, lineterminator="\n"))
 
 
-def read_table(file: Path) -> pd.DataFrame:
-    """Reads what `write_table` wrote."""
-    return pd.read_csv(file, float_precision="round_trip")
+def read_table(file: Path, dtypes: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """Reads what `write_table` wrote; columns are float64 unless told otherwise.
+
+    float32 numbers are written with the digits that float32 needs: only read as float32
+    again are they the same, and written the same.
+    """
+    return pd.read_csv(file, dtype=dtypes)
 
 
 class Session:

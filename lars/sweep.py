@@ -19,6 +19,11 @@ KEYS = ["optimizer", "init_scale", "profile", "learning_rate", "seed"]
 COLUMNS = [*KEYS, "validation_accuracy", "test_accuracy", "train_loss", "diverged"]
 """The columns of a table of results, one row a run."""
 
+DTYPES = dict.fromkeys(
+    ["validation_accuracy", "test_accuracy", "train_loss"], "float32"
+)
+"""What the measurements are read from a file as."""
+
 
 RUNS_PER_VMAP = {"cpu": 1, "gpu": 65, "tpu": 65}
 """How many runs a device vectorises unless told: a CPU gains nothing by more than one,

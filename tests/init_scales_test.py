@@ -74,9 +74,8 @@ def test_the_number_of_factors_must_be_that_of_the_kernels():
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e39])
 def test_scales_that_float32_cannot_hold_are_refused(scale):
-    with pytest.raises(
-        ValueError, match="init_scale must be .* got " + re.escape(str(scale))
-    ):
+    message = "init_scale must be .* got " + re.escape(str(scale))
+    with pytest.raises(ValueError, match=message):
         profile_scales("all", scale, 3, seed=0)
 
 

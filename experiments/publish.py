@@ -1,0 +1,75 @@
+"""Copies finished results to the pages that show them: README.md and docs/.
+
+    python -m experiments.publish
+
+Takes ``results/rescue`` and ``results/search``, keeps their tables, configurations,
+provenance and picture under ``docs/rescue/``, and writes the tables into the pages.
+What is in docs/ is therefore what the pages say, and a test compares the two.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from absl import app
+
+from lars import pages, rescue, results, sweep
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", DOCS / "rescue.md")
+KEPT = ("config.json", "results.csv", "provenance.json", "rescue.png")
+
+
+def main(argv: list[str]) -> None:
+    """Copies the results, then fills the pages from the copies."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    for name in ("rescue", "search"):
+        target = DOCS / "rescue" / name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in KEPT:
+            shutil.copy(ROOT / "results" / name / file, target / file)
+    blocks = rescue_blocks()
+    for page in PAGES:
+        results.write_whole(page, pages.fill(page.read_text(), blocks))
+        print(f"wrote {page.relative_to(ROOT)}")
+
+
+def rescue_blocks() -> dict[str, str]:
+    """The tables of the pages, from the results kept in docs/."""
+    blocks = {}
+    for name in ("rescue", "search"):
+        folder = DOCS / "rescue" / name
+        config = json.loads((folder / "config.json").read_text())
+        table = results.read_table(folder / "results.csv", sweep.DTYPES)
+        reference = config["reference"]
+        arms = config["optimizers"]
+        labels = {arm: settings["label"] for arm, settings in arms.items()}
+        overview = rescue.overview_table(table, reference, labels)
+        session = json.loads((folder / "provenance.json").read_text())[-1]
+        blocks |= {
+            f"{name}-overview": rescue.markdown(overview),
+            f"{name}-accuracy": rescue.markdown(
+                rescue.accuracy_table(table, reference, labels)
+            ),
+            f"{name}-space": rescue.markdown(rescue.search_space_table(arms)),
+            f"{name}-threshold": (
+                f"Rescued means a median test accuracy of at least "
+                f"{rescue.threshold(table, reference):.4f} over "
+                f"{table['seed'].nunique()} seeds."
+            ),
+            f"{name}-provenance": (
+                f"{len(table)} runs in {session['seconds']:.0f} seconds on "
+                f"{session['device']['count']} {session['device']['platform']} "
+                f"device(s), {session['device']['kind']}; jax "
+                f"{session['versions']['jax']}, optax {session['versions']['optax']}, "
+                f"Python {session['versions']['python']}; commit "
+                f"{session['commit'][:10]}."
+            ),
+        }
+    return blocks
+
+
+if __name__ == "__main__":
+    app.run(main)

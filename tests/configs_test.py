@@ -1,0 +1,113 @@
+"""Every configuration builds, and every setting in it is read."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits_mlp, optimizers, rescue, search
+from experiments import sweeps
+from experiments.rescue import describe
+from experiments.setup import model_of, training_of
+from lars import rescue as analysis
+from lars.training import Run, num_kernels
+
+SWEEPS = [rescue.get_config(kind) for kind in ("compared", "search")]
+
+
+@pytest.mark.parametrize("optimizer", optimizers.COMPARED)
+def test_a_run_of_every_compared_optimizer_makes_two_steps(digits, optimizer):
+    config = digits_mlp.get_config(optimizer)
+    config.num_steps = 2
+    model = model_of(config.model, digits)
+    training = training_of(config, config.optimizer, model, digits)
+    run = Run(
+        np.int32(config.seed),
+        np.ones(num_kernels(model, digits), np.float32),
+        np.float32(config.optimizer.learning_rate),
+    )
+    with jax.numpy_dtype_promotion("standard"):  # Adam mixes floats and integers
+        result = jax.jit(training.train)(run, digits)
+    assert np.isfinite(result.train_loss)
+
+
+@pytest.mark.parametrize("config", SWEEPS, ids=["compared", "search"])
+def test_every_optimizer_of_a_sweep_can_be_built(digits, config):
+    model = model_of(config.model, digits)
+    for arm in config.optimizers.values():
+        training_of(config, arm, model, digits)
+
+
+def test_the_comparison_gives_every_optimizer_the_same():
+    config = rescue.get_config()
+    assert len(config.init_scales) == 13
+    assert len(config.seeds) >= 3
+    assert {len(arm.learning_rates) for arm in config.optimizers.values()} == {5}
+    # Six optimizers, 13 scales, 5 rates, 3 seeds; SGD comes first in tables, as here.
+    assert len(sweeps.wanted_runs(config)) == 6 * 13 * 5 * 3
+    assert next(iter(config.optimizers)) == "sgd"
+
+
+def test_every_compared_rate_was_searched():
+    for name, arm in optimizers.COMPARED.items():
+        searched = [
+            other["learning_rates"]
+            for other in search.SEARCHED.values()
+            if (other["name"], other["settings"]) == (arm["name"], arm["settings"])
+        ]
+        assert searched, name
+        assert set(arm["learning_rates"]) <= set(searched[0]), name
+
+
+class Spy(Mapping):
+    """A configuration that notes which of its leaves are read."""
+
+    def __init__(self, values, read, path=()):
+        """Wraps a dictionary; `read` collects the paths."""
+        self._values, self._read, self._path = values, read, path
+
+    def to_dict(self):
+        """Returns the plain dictionary, without a note."""
+        return self._values
+
+    def __getitem__(self, key):
+        value, path = self._values[key], (*self._path, key)
+        if isinstance(value, dict) and value:
+            return Spy(value, self._read, path)
+        self._read.add(path)
+        return value
+
+    def __getattr__(self, key):
+        try:
+            return self[key]
+        except KeyError as error:
+            raise AttributeError(key) from error
+
+    def __iter__(self):
+        return iter(self._values)
+
+    def __len__(self):
+        return len(self._values)
+
+
+def leaves(values, path=()):
+    if isinstance(values, dict) and values:
+        return {x for k, v in values.items() for x in leaves(v, (*path, k))}
+    return {path}
+
+
+@pytest.mark.parametrize("kind", ["compared", "search"])
+def test_every_setting_of_a_sweep_is_read(digits, kind, tmp_path, monkeypatch):
+    values = rescue.get_config(kind).to_dict()
+    read = set()
+    config = Spy(values, read)
+    monkeypatch.setattr(sweeps.datasets, "load", lambda name: digits)
+    monkeypatch.setattr(sweeps, "use_every_core", lambda: None)
+    monkeypatch.setattr(sweeps.results, "claim", lambda workdir, config: tmp_path)
+    monkeypatch.setattr(sweeps.sweep, "runs_left", lambda wanted, _: wanted.iloc[:0])
+    sweeps.complete(config, str(tmp_path))
+    describe(config)
+    analysis.search_space_table(config.optimizers)
+    read.add(("reference",)) if config.reference else None
+    assert leaves(values) == read
