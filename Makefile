@@ -3,17 +3,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: rescue figures test lint types pytest clean
+.PHONY: rescue figures test lint types pytest mutants clean
 
 ## The rescue map on the embedded digits: results/rescue/, and the table
 rescue: .venv/runtime
 	$(BIN)/python -m experiments.rescue --config=configs/rescue.py \
 	  --workdir=results/rescue
 
-## Every figure: the rescue map, copied to docs/, and the pages that show it
+## Every figure and table of the pages: the map, and the wider search behind it
 figures: rescue
-	$(BIN)/python -m experiments.publish --config=configs/rescue.py \
-	  --workdir=results/rescue
+	$(BIN)/python -m experiments.rescue --config=configs/rescue.py:search \
+	  --workdir=results/search
+	$(BIN)/python -m experiments.publish
 
 ## Lint, types and all tests
 test: lint types pytest
@@ -27,6 +28,10 @@ types: .venv/development
 
 pytest: .venv/development
 	$(BIN)/pytest
+
+## Which test notices each of the ways to break the optimizer
+mutants: .venv/development
+	$(BIN)/python -m tests.mutants
 
 clean:
 	rm -rf .venv results runs

@@ -44,7 +44,7 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
             for name, arm in config.optimizers.items()
         }
         devices = jax.devices()
-        runs_per_vmap = config.runs_per_vmap or sweep.RUNS_PER_VMAP[devices[0].platform]
+        runs_per_vmap = config.runs_per_vmap or sweep.default_runs_per_vmap(devices)
         folder = results.claim(workdir, config.to_dict())
 
     file = folder / "results.csv"
@@ -80,8 +80,8 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
                     devices,
                     runs_per_vmap,
                 ):
+                    results.write_table(file, pd.concat([*tables, piece]))
                     tables.append(piece)
-                    results.write_table(file, pd.concat(tables))
                     bar.update(len(piece))
     except KeyboardInterrupt:
         print(

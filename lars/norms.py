@@ -77,8 +77,7 @@ def _l2_norm_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     scaled, exponent = _rescale(x)
     scaled_norm = jnp.sqrt(jnp.sum(scaled * scaled))
-    is_zero = scaled_norm == 0
-    unit = jnp.where(is_zero, 0, scaled / jnp.where(is_zero, 1, scaled_norm))
+    unit = scaled / jnp.where(scaled_norm == 0, 1, scaled_norm)
     return _unscale(scaled_norm, exponent), jnp.sum(unit * dx)
 
 

@@ -219,7 +219,8 @@ def lars(
     Raises:
         ValueError: for a negative, infinite or NaN hyperparameter, or an unknown name
             for ``layer`` or ``zero_norm``; in ``update``, if ``params`` is missing.
-        TypeError: for a hyperparameter that is not a number.
+        TypeError: for a hyperparameter that is not a number; in ``update``, for
+            gradients or parameters that are not real floating point.
 
     Example:
         Two layers at scales 16 decades apart, and one learning rate. Each step changes
@@ -348,6 +349,10 @@ def _joint_norm(norms: Iterable[jax.Array]) -> jax.Array:
 
 def _widen(x: jax.typing.ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"LARS needs real floating-point gradients and parameters, got {x.dtype}."
+        )
     return x.astype(accumulation_dtype(x.dtype))
 
 

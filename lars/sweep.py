@@ -25,10 +25,6 @@ DTYPES = dict.fromkeys(
 """What the measurements are read from a file as."""
 
 
-RUNS_PER_VMAP = {"cpu": 1, "gpu": 65, "tpu": 65}
-"""How many runs a device vectorises unless told: a CPU gains nothing by more than one,
-an accelerator needs many to be busy."""
-
 RUNS_PER_PIECE = 8
 """How many runs each device makes, at least, between two results: less than a second
 on a CPU."""
@@ -60,6 +56,14 @@ def runs_left(wanted: pd.DataFrame, finished: pd.DataFrame) -> pd.DataFrame:
     """The wanted runs that are not among the finished ones, in their order."""
     done = pd.MultiIndex.from_frame(finished[KEYS])
     return wanted[~pd.MultiIndex.from_frame(wanted).isin(done)]
+
+
+def default_runs_per_vmap(devices: Sequence[Any]) -> int:
+    """How many runs a device should vectorise at a time.
+
+    On a CPU one: more are no faster. An accelerator needs many to be busy.
+    """
+    return 1 if devices[0].platform == "cpu" else 65
 
 
 def run_sweep(

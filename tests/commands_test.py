@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 
 import pandas as pd
 import pytest
+
+from configs import digits_mlp
 
 RESCUE = ("experiments.rescue", "--config=configs/rescue.py")
 TRAIN = ("experiments.train", "--config=configs/digits_mlp.py")
@@ -60,6 +63,15 @@ def test_a_training_run_writes_metrics_and_prints_the_test_accuracy(
     code, _, err = call(environment, *command, "--config.seed=1")
     assert code == 2
     assert "config.seed: there 0, asked for 1" in err
+
+
+def test_the_result_that_the_configuration_states(environment, tmp_path):
+    stated = re.search(r"test accuracy (0\.\d+)", digits_mlp.__doc__)[1]
+    code, out, err = call(environment, *TRAIN, f"--workdir={tmp_path}/run")
+    assert code == 0, err
+    reached = re.search(r"test accuracy (0\.\d+)", out)[1]
+    # Other processors round otherwise, which in 600 steps moves some of 360 images.
+    assert float(reached) == pytest.approx(float(stated), abs=0.015)
 
 
 def test_an_interrupted_sweep_goes_on_to_the_same_result(environment, tmp_path):

@@ -557,6 +557,14 @@ def test_bad_hyperparameters_are_named(arguments, error, message):
         lars.lars(**arguments)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.complex64])
+def test_parameters_that_are_not_real_numbers_are_refused(dtype):
+    params = {"table": np.ones(3, dtype)}
+    optimizer = lars.lars(1.0)
+    with pytest.raises(TypeError, match=f"got {np.dtype(dtype)}"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
 def test_missing_params_are_named():
     optimizer = lars.lars(1.0)
     with pytest.raises(ValueError, match="params"):

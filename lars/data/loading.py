@@ -1,7 +1,9 @@
 """From a data set's name to arrays on the device."""
 
+import contextlib
 import functools
 import os
+import sys
 from typing import NamedTuple
 
 import jax
@@ -58,7 +60,8 @@ def load(name: str, data_dir: str | None = None) -> Data:
 
     try:
         builder = Digits(data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            builder.download_and_prepare()
     except OSError as error:
         place = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         raise OSError(
