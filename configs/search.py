@@ -41,6 +41,14 @@ SEARCHED: dict[str, Arm] = {
         nesterov=True,
     ),
     "paper": _arm("LARS (the paper)", "lars", _LARS_RATES, weight_decay=5e-4),
+    "paper_no_decay": _arm("LARS (the paper), no decay", "lars", _LARS_RATES),
+    "recommended_decay": _arm(
+        "recommended, decay 5e-4",
+        "lars",
+        _LARS_RATES,
+        weight_decay=5e-4,
+        layer="module",
+    ),
     "recommended": _arm("recommended", "lars", _LARS_RATES, layer="module"),
     "recommended_nesterov": _arm(
         "recommended, Nesterov", "lars", _LARS_RATES, layer="module", nesterov=True

@@ -9,8 +9,11 @@ What is in docs/ is therefore what the pages say, and a test compares the two.
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from absl import app
 
 from lars import pages, rescue, results, sweep
@@ -18,17 +21,20 @@ from lars import pages, rescue, results, sweep
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", DOCS / "rescue.md")
-KEPT = ("config.json", "results.csv", "provenance.json", "rescue.png")
+KEPT = {
+    "rescue": ("config.json", "results.csv", "provenance.json", "rescue.png"),
+    "search": ("config.json", "results.csv", "provenance.json"),
+}
 
 
 def main(argv: list[str]) -> None:
     """Copies the results, then fills the pages from the copies."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    for name in ("rescue", "search"):
+    for name, files in KEPT.items():
         target = DOCS / "rescue" / name
         target.mkdir(parents=True, exist_ok=True)
-        for file in KEPT:
+        for file in files:
             shutil.copy(ROOT / "results" / name / file, target / file)
     blocks = rescue_blocks()
     for page in PAGES:
@@ -39,7 +45,7 @@ def main(argv: list[str]) -> None:
 def rescue_blocks() -> dict[str, str]:
     """The tables of the pages, from the results kept in docs/."""
     blocks = {}
-    for name in ("rescue", "search"):
+    for name in KEPT:
         folder = DOCS / "rescue" / name
         config = json.loads((folder / "config.json").read_text())
         table = results.read_table(folder / "results.csv", sweep.DTYPES)
@@ -50,6 +56,7 @@ def rescue_blocks() -> dict[str, str]:
         session = json.loads((folder / "provenance.json").read_text())[-1]
         blocks |= {
             f"{name}-overview": rescue.markdown(overview),
+            f"{name}-rates": rescue.markdown(most_useful_rates(table, config)),
             f"{name}-accuracy": rescue.markdown(
                 rescue.accuracy_table(table, reference, labels)
             ),
@@ -69,6 +76,20 @@ def rescue_blocks() -> dict[str, str]:
             ),
         }
     return blocks
+
+
+def most_useful_rates(table: pd.DataFrame, config: Mapping[str, Any]) -> pd.DataFrame:
+    """The five rates of each optimizer that cover the most scales, beside all tried."""
+    useful = rescue.most_useful_rates(table, config["reference"], count=5)
+    tried = rescue.search_space_table(config["optimizers"])
+    return tried.rename(columns={"learning rates": "learning rates tried"}).assign(
+        **{
+            "the five most useful": [
+                ", ".join(f"{rate:g}" for rate in useful[name])
+                for name in config["optimizers"]
+            ]
+        }
+    )
 
 
 if __name__ == "__main__":

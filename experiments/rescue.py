@@ -15,7 +15,7 @@ def main(config: command.Config, workdir: str) -> None:
     folder, results = sweeps.complete(config, workdir)
     labels = {name: arm.label for name, arm in config.optimizers.items()}
     plots.rescue_figure(results, config.reference, labels, describe(config)).savefig(
-        folder / "rescue.png", dpi=150
+        folder / "rescue.png", dpi=120
     )
     print(rescue.markdown(rescue.overview_table(results, config.reference, labels)))
     print(

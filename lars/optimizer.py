@@ -55,7 +55,16 @@ def scale_by_lars(
         \lambda = \frac{\eta \|w\|}{\|g\| + \beta \|w\| + \epsilon}
 
     The sign-free and rate-free part of :func:`lars.lars`, to be chained with a learning
-    rate and with momentum. Its arguments are described there.
+    rate and with momentum, in the order that one wants.
+
+    Args:
+        weight_decay: :math:`\beta`, a number or a schedule of the step.
+        weight_decay_mask: which parameters are decayed; see :func:`lars.lars`.
+        trust_coefficient: :math:`\eta`.
+        eps: :math:`\epsilon`.
+        trust_ratio_mask: which parameters are adapted; see :func:`lars.lars`.
+        layer: which arrays share one ratio; see :func:`lars.lars`.
+        zero_norm: the ratio of a layer of norm zero; see :func:`lars.lars`.
 
     Returns:
         An :class:`optax.GradientTransformationExtraArgs` whose state is a
@@ -64,7 +73,29 @@ def scale_by_lars(
         its end.
 
     Raises:
-        ValueError, TypeError: as :func:`lars.lars`.
+        ValueError: as :func:`lars.lars`.
+        TypeError: as :func:`lars.lars`.
+
+    Example:
+        Momentum with the learning rate outside the buffer, as apex and others have it:
+
+        >>> import jax.numpy as jnp, optax
+        >>> import lars
+        >>> optimizer = optax.chain(
+        ...     lars.scale_by_lars(trust_coefficient=0.01),
+        ...     optax.trace(decay=0.9),
+        ...     optax.scale_by_learning_rate(2.0),
+        ... )
+        >>> params = jnp.array([3.0, 4.0])
+        >>> grads = jnp.array([0.0, 1e6])
+        >>> updates, state = optimizer.update(grads, optimizer.init(params), params)
+        >>> print(f"a step of {lars.l2_norm(updates):.3f}, a norm of "
+        ...       f"{lars.l2_norm(params):.0f}, a ratio of {lars.trust_ratios(state):.0e}")
+        a step of 0.100, a norm of 5, a ratio of 5e-08
+
+    References:
+        You, Gitman and Ginsburg, `Large Batch Training of Convolutional Networks
+        <https://arxiv.org/abs/1708.03888>`_, 2017
     """
     _check_number("weight_decay", weight_decay, schedule=True)
     _check_number("trust_coefficient", trust_coefficient)
