@@ -27,7 +27,7 @@ types: .venv/development
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 pytest: .venv/development
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=auto
 
 ## Which test notices each of the ways to break the optimizer
 mutants: .venv/development

@@ -41,9 +41,9 @@ def main(config: command.Config, workdir: str) -> None:
         folder = results.claim(workdir, config.to_dict())
 
     file = folder / "metrics.jsonl"
-    earlier = file.read_text().splitlines() if file.exists() else []
-    if earlier and "test/accuracy" in json.loads(earlier[-1]):
-        return report(json.loads(earlier[-1]), file)
+    finished = last_line(file)
+    if "test/accuracy" in finished:
+        return report(finished, file)
 
     session = results.Session(folder)
     started = time.monotonic()
@@ -71,7 +71,7 @@ def main(config: command.Config, workdir: str) -> None:
             validation = evaluate(state, data.validation)
             line = {
                 "step": step,
-                "train/loss": float(losses.mean()),
+                "train/batch_loss": float(losses.mean()),
                 "validation/loss": float(validation.loss),
                 "validation/accuracy": float(validation.accuracy),
                 **trust_ratio_metrics(state),
@@ -79,7 +79,7 @@ def main(config: command.Config, workdir: str) -> None:
             lines.write(json_line(line))
             lines.flush()
             bar.set_postfix(
-                loss=f"{line['train/loss']:.3g}",
+                loss=f"{line['train/batch_loss']:.3g}",
                 accuracy=f"{line['validation/accuracy']:.1%}",
             )
             bar.update(steps)
@@ -122,6 +122,14 @@ def json_line(metrics: dict[str, Any]) -> str:
         )
         + "\n"
     )
+
+
+def last_line(file: Path) -> dict[str, Any]:
+    """The last metrics of a file, or nothing if there are none or they are cut off."""
+    try:
+        return json.loads(file.read_text().splitlines()[-1])
+    except (FileNotFoundError, IndexError, json.JSONDecodeError):
+        return {}
 
 
 def report(last: dict[str, Any], file: Path) -> None:

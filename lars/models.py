@@ -58,7 +58,6 @@ def mlp(
     Raises:
         ValueError: for a depth or width below one or an unknown name, with the value.
     """
-    _check(depth, width, activation, normalization)
     return _as_model(
         _MLP(num_classes, depth, width, activation, use_bias, normalization)
     )
@@ -82,14 +81,13 @@ def cnn(
         num_classes: number of logits.
         depth: number of layers with weights, the output layer included.
         width: channels of each convolution.
-        activation: after every convolution.
-        use_bias: whether layers have biases, initialised to zero.
+        activation: as in `mlp`, and likewise the others.
+        use_bias: whether layers have biases.
         normalization: between each convolution and its activation.
 
     Raises:
         ValueError: for a depth or width below one or an unknown name, with the value.
     """
-    _check(depth, width, activation, normalization)
     return _as_model(
         _CNN(num_classes, depth, width, activation, use_bias, normalization)
     )
@@ -98,7 +96,9 @@ def cnn(
 MODELS: dict[str, Callable[..., Model]] = {"mlp": mlp, "cnn": cnn}
 
 
-class _MLP(nn.Module):
+class _Network(nn.Module):
+    """What the networks have in common: settings, and what follows a linear map."""
+
     num_classes: int
     depth: int
     width: int
@@ -106,66 +106,54 @@ class _MLP(nn.Module):
     use_bias: bool
     normalization: str
 
+    def linear_settings(self) -> dict[str, Any]:
+        return {
+            "use_bias": self.use_bias,
+            "kernel_init": nn.initializers.variance_scaling(
+                _GAINS[self.activation], "fan_in", "normal"
+            ),
+        }
+
+    def normalize_and_activate(
+        self, x: jax.Array, i: int, is_training: bool
+    ) -> jax.Array:
+        if self.normalization == "batch":
+            x = nn.BatchNorm(use_running_average=not is_training, name=f"norm_{i}")(x)
+        elif self.normalization == "layer":
+            x = nn.LayerNorm(name=f"norm_{i}")(x)
+        return _ACTIVATIONS[self.activation](x)
+
+    def output_layer(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(self.num_classes, name="output", **self.linear_settings())(x)
+
+
+class _MLP(_Network):
     @nn.compact
     def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
-        kernel_init = _kernel_init(self.activation)
         x = images.reshape(images.shape[0], -1)
         for i in range(self.depth - 1):
-            x = nn.Dense(
-                self.width, self.use_bias, kernel_init=kernel_init, name=f"hidden_{i}"
-            )(x)
-            x = _normalize(x, self.normalization, is_training, name=f"norm_{i}")
-            x = _ACTIVATIONS[self.activation](x)
-        return nn.Dense(
-            self.num_classes, self.use_bias, kernel_init=kernel_init, name="output"
-        )(x)
+            x = nn.Dense(self.width, name=f"hidden_{i}", **self.linear_settings())(x)
+            x = self.normalize_and_activate(x, i, is_training)
+        return self.output_layer(x)
 
 
-class _CNN(nn.Module):
-    num_classes: int
-    depth: int
-    width: int
-    activation: str
-    use_bias: bool
-    normalization: str
-
+class _CNN(_Network):
     @nn.compact
     def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
-        kernel_init = _kernel_init(self.activation)
         x = images
         for i in range(self.depth - 1):
             x = nn.Conv(
-                self.width,
-                (3, 3),
-                use_bias=self.use_bias,
-                kernel_init=kernel_init,
-                name=f"hidden_{i}",
+                self.width, (3, 3), name=f"hidden_{i}", **self.linear_settings()
             )(x)
-            x = _normalize(x, self.normalization, is_training, name=f"norm_{i}")
-            x = _ACTIVATIONS[self.activation](x)
+            x = self.normalize_and_activate(x, i, is_training)
             if i % 2 == 1 and min(x.shape[1:3]) > 1:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
-        x = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(
-            self.num_classes, self.use_bias, kernel_init=kernel_init, name="output"
-        )(x)
+        return self.output_layer(jnp.mean(x, axis=(1, 2)))
 
 
-def _kernel_init(activation: str) -> nn.initializers.Initializer:
-    return nn.initializers.variance_scaling(_GAINS[activation], "fan_in", "normal")
+def _as_model(module: _Network) -> Model:
+    _check(module.depth, module.width, module.activation, module.normalization)
 
-
-def _normalize(
-    x: jax.Array, normalization: str, is_training: bool, name: str
-) -> jax.Array:
-    if normalization == "batch":
-        return nn.BatchNorm(use_running_average=not is_training, name=name)(x)
-    if normalization == "layer":
-        return nn.LayerNorm(name=name)(x)
-    return x
-
-
-def _as_model(module: nn.Module) -> Model:
     def init(key: jax.Array, images: jax.Array) -> Variables:
         return dict(module.init(key, images, is_training=False))
 

@@ -89,9 +89,9 @@ def scale_by_lars(
         >>> params = jnp.array([3.0, 4.0])
         >>> grads = jnp.array([0.0, 1e6])
         >>> updates, state = optimizer.update(grads, optimizer.init(params), params)
-        >>> print(f"a step of {lars.l2_norm(updates):.3f}, a norm of "
-        ...       f"{lars.l2_norm(params):.0f}, a ratio of {lars.trust_ratios(state):.0e}")
-        a step of 0.100, a norm of 5, a ratio of 5e-08
+        >>> print(f"{lars.l2_norm(updates) / lars.l2_norm(params):.3f} of the norm "
+        ...       f"at a ratio of {lars.trust_ratios(state):.0e}")
+        0.020 of the norm at a ratio of 5e-08
 
     References:
         You, Gitman and Ginsburg, `Large Batch Training of Convolutional Networks

@@ -54,7 +54,7 @@ def test_a_training_run_writes_metrics_and_prints_the_test_accuracy(
     ]
     assert [line["step"] for line in lines] == [20, 40, 50, 50]
     assert 0 < lines[0]["trust_ratio/hidden_0/kernel"] < 1
-    assert lines[2]["train/loss"] < lines[0]["train/loss"]
+    assert lines[2]["train/batch_loss"] < lines[0]["train/batch_loss"]
     assert f"test accuracy {lines[-1]['test/accuracy']:.4f}" in out
     assert lines[-1]["test/accuracy"] > 0.8
     # The same command again reports and does not train; another config is refused.
