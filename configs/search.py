@@ -2,10 +2,24 @@
 
 from configs.optimizers import Arm
 
-_SGD_RATES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
-_ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_LAMB_RATES = (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_LARS_RATES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+# Wide enough that a choice at the edge of a list is no better than one inside it; from
+# a scale of 1e8, SGD wants a rate 1e9 times smaller, and Adam one 1e5 times larger.
+_SGD_RATES = (
+    *(1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3),
+    *(0.01, 0.03, 0.1, 0.3, 1.0),
+)
+_ADAM_RATES = (
+    *(1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 1.0),
+    *(10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7),
+)
+_LAMB_RATES = (
+    *(1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01),
+    *(0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0),
+)
+_LARS_RATES = (
+    *(0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+    *(10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0),
+)
 
 
 def _arm(label: str, name: str, rates: tuple[float, ...], **settings) -> Arm:

@@ -6,8 +6,20 @@ ratio of two such norms is then infinite, zero, or a silent fallback. Here the s
 squares is taken as it is where that is safe, and of rescaled elements where it is not.
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from lars.scaled import (
+    Scaled,
+    align,
+    integer_of,
+    multiply_by_power_of_two,
+    power_of_two,
+    scaled,
+)
 
 
 def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
@@ -20,8 +32,8 @@ def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
     The ordinary case reads the data once, with :math:`k = 0`. Only where the plain sum
     of squares leaves the safe range does a second pass read the data again, with a
     power of two as the scale so that nothing is rounded twice. Subnormal elements
-    count, also on backends that flush them to zero in arithmetic (XLA's CPU and TPU
-    backends do): their bits are read as integers.
+    count, also on backends that flush them to zero in arithmetic (XLA's CPU backend
+    does): their bits are read as integers.
 
     The derivative is :math:`x / \|x\|`, and zero at :math:`x = 0`, where the norm has
     the subgradient 0.
@@ -61,35 +73,74 @@ def accumulation_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
 
 
 @jax.custom_jvp
-def _l2_norm(x: jax.Array) -> jax.Array:
+def scaled_l2_norm(x: jax.Array) -> Scaled:
+    """`l2_norm` with the exponent apart, so that it is never infinite nor subnormal.
+
+    Args:
+        x: float32 or float64 array of any shape.
+
+    Returns:
+        The norm; its exponent is 0 in the ordinary case.
+    """
     info = jnp.finfo(x.dtype)
     sum_of_squares = jnp.sum(x * x)
-    # Squares below `tiny` are flushed, at most `size * tiny` of them: no more than one
-    # part in 2**26 of a sum that passes, which is below float32's rounding.
-    safe = (sum_of_squares >= x.size * float(info.tiny) * 2.0**26) & (
-        sum_of_squares <= float(info.max)
+    # Squares below `tiny` are flushed, at most `size * tiny` of them: an eighth of the
+    # last bit of a sum that passes.
+    margin = float(info.tiny) * 2.0 ** (info.nmant + 3)
+    is_safe = (sum_of_squares >= x.size * margin) & (sum_of_squares <= float(info.max))
+    return jax.lax.cond(
+        is_safe, lambda _: scaled(jnp.sqrt(sum_of_squares), x.dtype), _rescaled_norm, x
     )
-    return jax.lax.cond(safe, lambda _: jnp.sqrt(sum_of_squares), _rescaled_norm, x)
+
+
+def joint_norm(norms: Iterable[Scaled]) -> Scaled:
+    """The norm of several arrays together, from the norm of each; 0 of none."""
+    norms = list(norms)
+    if not norms:
+        return scaled(0.0, jnp.float32)
+    if len(norms) == 1:
+        return norms[0]
+    fractions, exponent = align(*norms)
+    norm = scaled_l2_norm(jnp.stack(fractions))
+    return Scaled(norm.fraction, norm.exponent + exponent)
+
+
+@scaled_l2_norm.defjvp
+def _scaled_l2_norm_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    norm = _rescaled_norm(x)
+    tangent = multiply_by_power_of_two(jnp.sum(_unit(x) * dx), -norm.exponent)
+    return norm, Scaled(tangent, np.zeros((), jax.dtypes.float0))  # pyright: ignore
+
+
+@jax.custom_jvp
+def _l2_norm(x: jax.Array) -> jax.Array:
+    norm = scaled_l2_norm(x)
+    return _unscale(norm.fraction, norm.exponent)
 
 
 @_l2_norm.defjvp
 def _l2_norm_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
-    scaled, exponent = _rescale(x)
-    scaled_norm = jnp.sqrt(jnp.sum(scaled * scaled))
-    unit = scaled / jnp.where(scaled_norm == 0, 1, scaled_norm)
-    return _unscale(scaled_norm, exponent), jnp.sum(unit * dx)
+    return _l2_norm(x), jnp.sum(_unit(x) * dx)
 
 
-def _rescaled_norm(x: jax.Array) -> jax.Array:
-    scaled, exponent = _rescale(x)
-    return _unscale(jnp.sqrt(jnp.sum(scaled * scaled)), exponent)
+def _rescaled_norm(x: jax.Array) -> Scaled:
+    rescaled, exponent = _rescale(x)
+    return Scaled(jnp.sqrt(jnp.sum(rescaled * rescaled)), exponent)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """``x / ‖x‖``, and zero at zero."""
+    rescaled, _ = _rescale(x)
+    norm = jnp.sqrt(jnp.sum(rescaled * rescaled))
+    return rescaled / jnp.where(norm == 0, 1, norm)
 
 
 def _rescale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns ``(x * 2**-exponent, exponent)`` with the largest element near 1."""
     info = jnp.finfo(x.dtype)
-    integer = jnp.int32 if x.dtype == jnp.float32 else jnp.int64
+    integer = integer_of(x.dtype)
     bits = jax.lax.bitcast_convert_type(x, integer)
     magnitude = bits & jnp.iinfo(integer).max  # without the sign
     # The order of the bits is the order of the floats, subnormals included. An empty
@@ -97,34 +148,26 @@ def _rescale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     largest = jnp.max(magnitude, initial=0)
     # Both 2**exponent and 2**-exponent must be normal numbers.
     bound = info.maxexp - 2
-    exponent = jnp.clip((largest >> info.nmant) - (info.maxexp - 1), -bound, bound)
+    exponent = (largest >> info.nmant).astype(jnp.int32) - (info.maxexp - 1)
+    exponent = jnp.clip(exponent, -bound, bound)
     # A subnormal's bits are its value in units of the smallest one, 2**-149 in float32.
     is_subnormal = magnitude < (1 << info.nmant)
     units = jnp.where(bits < 0, -magnitude, magnitude).astype(x.dtype)
-    scaled = jnp.where(
+    rescaled = jnp.where(
         is_subnormal,
-        units * _power_of_two(-bound - exponent - info.nmant, x.dtype),
-        x * _power_of_two(-exponent, x.dtype),
+        units * power_of_two(-bound - exponent - info.nmant, x.dtype),
+        x * power_of_two(-exponent, x.dtype),
     )
-    return scaled, exponent
+    return rescaled, exponent
 
 
-def _unscale(scaled_norm: jax.Array, exponent: jax.Array) -> jax.Array:
-    """Returns ``scaled_norm * 2**exponent``, subnormal where need be."""
-    dtype = scaled_norm.dtype
-    info = jnp.finfo(dtype)
-    integer = jnp.int32 if dtype == jnp.float32 else jnp.int64
-    norm = scaled_norm * _power_of_two(exponent, dtype)
-    in_smallest_units = scaled_norm * 2.0**info.nmant
+def _unscale(fraction: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Returns ``fraction * 2**exponent``, subnormal where need be."""
+    info = jnp.finfo(fraction.dtype)
+    norm = fraction * power_of_two(exponent, fraction.dtype)
+    in_smallest_units = jnp.round(fraction * 2.0**info.nmant)
     subnormal = jax.lax.bitcast_convert_type(
-        jnp.round(in_smallest_units).astype(integer), dtype
+        in_smallest_units.astype(integer_of(fraction.dtype)), fraction.dtype
     )
-    underflows = (exponent <= info.minexp) & (scaled_norm < 1)
+    underflows = (exponent <= info.minexp) & (fraction < 1)
     return jnp.where(underflows, subnormal, norm)
-
-
-def _power_of_two(exponent: jax.Array, dtype) -> jax.Array:
-    """Returns ``2**exponent``, exact, and zero below the normal range."""
-    info = jnp.finfo(dtype)
-    bits = jnp.clip(exponent + info.maxexp - 1, 0, 2 * info.maxexp - 2) << info.nmant
-    return jax.lax.bitcast_convert_type(bits, dtype)

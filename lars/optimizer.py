@@ -10,20 +10,20 @@ weight decay β and momentum m (You, Gitman and Ginsburg 2017, Algorithm 1):
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 
-from lars.norms import accumulation_dtype, l2_norm
+from lars.norms import accumulation_dtype, joint_norm, scaled_l2_norm
+from lars.scaled import multiply_by_ratio, ratio, scaled, times, total, where
 
 Mask = Any
 """A tree of booleans like the parameters, a prefix of one, or a function of the
-parameters that returns one: `optax.masked`'s meaning."""
+parameters that returns one, as in `optax.masked`. None is True everywhere."""
 
 KeyPath = tuple[Any, ...]
 Layer = Literal["parameter", "module"] | Callable[[KeyPath], Hashable]
@@ -68,9 +68,8 @@ def scale_by_lars(
 
     Returns:
         An :class:`optax.GradientTransformationExtraArgs` whose state is a
-        :class:`ScaleByLarsState`. Its ``update`` needs ``params``. Updates come in
-        float32 or wider, whatever the gradient's dtype, so that a chain rounds once, at
-        its end.
+        :class:`ScaleByLarsState`. Its ``update`` needs ``params``. Updates have the
+        gradients' dtypes, after computations in float32 or wider.
 
     Raises:
         ValueError: as :func:`lars.lars`.
@@ -97,6 +96,29 @@ def scale_by_lars(
         You, Gitman and Ginsburg, `Large Batch Training of Convolutional Networks
         <https://arxiv.org/abs/1708.03888>`_, 2017
     """
+    return _widened(
+        _scale_by_lars(
+            weight_decay,
+            weight_decay_mask,
+            trust_coefficient,
+            eps,
+            trust_ratio_mask,
+            layer,
+            zero_norm,
+        )
+    )
+
+
+def _scale_by_lars(
+    weight_decay: optax.ScalarOrSchedule,
+    weight_decay_mask: Mask,
+    trust_coefficient: jax.typing.ArrayLike,
+    eps: jax.typing.ArrayLike,
+    trust_ratio_mask: Mask,
+    layer: Layer,
+    zero_norm: ZeroNorm,
+) -> optax.GradientTransformationExtraArgs:
+    """`scale_by_lars` whose updates come in float32 or wider, for a chain to round."""
     _check_number("weight_decay", weight_decay, schedule=True)
     _check_number("trust_coefficient", trust_coefficient)
     _check_number("eps", eps)
@@ -138,36 +160,31 @@ def scale_by_lars(
             # Known beforehand, this spares the step a pass over the weights.
             is_decayed = [False] * len(g)
 
-        # u = g + βw; then, layer by layer, u ← λu with λ = numerator / denominator
+        # u = g + βw; then, layer by layer, u ← λu with λ = η‖w‖ / (‖g‖ + β‖w‖ + ε)
         u = [
             g_i + _as(beta, g_i) * w_i if decayed else g_i
             for g_i, w_i, decayed in zip(g, w, is_decayed, strict=True)
         ]
         trust_ratio = [jnp.ones((), jnp.float32)] * len(u)
         for members in _layers(paths, is_adapted, label_of):
-            w_norms = {i: l2_norm(w[i]) for i in members}
-            w_norm = _joint_norm(w_norms.values())
-            g_norm = _joint_norm(l2_norm(g[i]) for i in members)
-            decayed_norm = _joint_norm(w_norms[i] for i in members if is_decayed[i])
+            w_norms = {i: scaled_l2_norm(w[i]) for i in members}
+            w_norm = joint_norm(w_norms.values())
+            g_norm = joint_norm(scaled_l2_norm(g[i]) for i in members)
+            decayed_norm = joint_norm(w_norms[i] for i in members if is_decayed[i])
 
-            numerator = _as(trust_coefficient, w_norm) * w_norm
-            denominator = g_norm + _as(eps, g_norm)
-            denominator += _as(_as(beta, decayed_norm) * decayed_norm, g_norm)
+            dtype = w_norm.fraction.dtype
+            numerator = times(trust_coefficient, w_norm)
+            denominator = total(g_norm, times(beta, decayed_norm), scaled(eps, dtype))
             # η‖w‖/0 has no value, and at ‖w‖ = 0 the ratio 0 would keep w there.
-            at_zero = {
-                "trust_coefficient": _as(trust_coefficient, w_norm),
-                "one": jnp.ones_like(w_norm),
-                "zero": jnp.zeros_like(w_norm),
-            }[zero_norm]
-            is_zero = (w_norm == 0) | (denominator == 0)
-            numerator = jnp.where(is_zero, at_zero, numerator)
-            denominator = jnp.where(is_zero, 1, denominator)
+            at_zero = {"trust_coefficient": trust_coefficient, "one": 1.0, "zero": 0.0}
+            is_zero = (w_norm.fraction == 0) | (denominator.fraction == 0)
+            numerator = where(is_zero, scaled(at_zero[zero_norm], dtype), numerator)
+            denominator = where(is_zero, scaled(1.0, dtype), denominator)
 
-            ratio = (numerator / denominator).astype(jnp.float32)
             for i in members:
                 # Not λ times u: λ may leave float32's range where λu does not.
-                u[i] = _as(numerator, u[i]) * (u[i] / _as(denominator, u[i]))
-                trust_ratio[i] = ratio
+                u[i] = multiply_by_ratio(u[i], numerator, denominator)
+                trust_ratio[i] = ratio(numerator, denominator).astype(jnp.float32)
 
         return treedef.unflatten(u), ScaleByLarsState(
             count=optax.safe_increment(state.count),
@@ -203,7 +220,9 @@ def lars(
     for every layer, with learning rate :math:`\gamma`, trust coefficient
     :math:`\eta`, weight decay :math:`\beta` and momentum :math:`m`. Without momentum a
     step moves a layer by at most :math:`\gamma\eta\|w\|`, however large or small its
-    gradient is; at :math:`\beta = \epsilon = 0` by exactly that. Learning rates are
+    gradient is; at :math:`\beta = \epsilon = 0` by exactly that. (Elements of
+    gradients, weights and steps that are subnormal, in float32 below 1.2e-38, count as
+    zero on backends that flush them; the norms see them.) Learning rates are
     therefore not those of SGD: the paper uses 2 to 40 with :math:`\eta = 0.001`.
 
     The arguments of :func:`optax.lars` have its meaning here. What differs: the
@@ -247,6 +266,10 @@ def lars(
         Updates have the gradients' dtypes. :func:`lars.trust_ratios` reads the ratios
         of the last step from the state.
 
+    Note:
+        :func:`optax.inject_hyperparams` takes every function for a schedule. Name those
+        that are not in its ``static_args``: ``layer`` and the masks.
+
     Raises:
         ValueError: for a negative, infinite or NaN hyperparameter, or an unknown name
             for ``layer`` or ``zero_norm``; in ``update``, if ``params`` is missing.
@@ -278,14 +301,14 @@ def lars(
     _check_number("momentum", momentum)
     return _widened(
         optax.chain(
-            scale_by_lars(
+            _scale_by_lars(
                 weight_decay,
                 weight_decay_mask,
                 trust_coefficient,
                 eps,
                 trust_ratio_mask,
-                layer=layer,
-                zero_norm=zero_norm,
+                layer,
+                zero_norm,
             ),
             optax.scale_by_learning_rate(learning_rate),
             optax.trace(momentum, nesterov, accumulator_dtype),
@@ -332,6 +355,8 @@ def _merge(one: Any, other: Any) -> Any:
         return one
     # One level at a time, because a mask may stand for a whole subtree.
     children, treedef = jax.tree.flatten(one, is_leaf=lambda x: x is not one)
+    if treedef.num_leaves == 0:  # None, or an empty container
+        return one
     if jax.tree_util.treedef_is_leaf(treedef):
         raise ValueError(
             "Two LARS transformations own the same parameter: pass the state of one of "
@@ -367,17 +392,6 @@ def _label_function(layer: Layer) -> Callable[[KeyPath], Hashable]:
     )
 
 
-def _joint_norm(norms: Iterable[jax.Array]) -> jax.Array:
-    """The norm of several arrays together, from the norm of each; 0 of none."""
-    norms = list(norms)
-    if not norms:
-        return jnp.zeros((), jnp.float32)
-    if len(norms) == 1:
-        return norms[0]
-    widest = max((n.dtype for n in norms), key=lambda dtype: dtype.itemsize)
-    return l2_norm(jnp.stack([n.astype(widest) for n in norms]))
-
-
 def _widen(x: jax.typing.ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -394,6 +408,8 @@ def _as(number: jax.typing.ArrayLike, like: jax.Array) -> jax.Array:
 def _flat_mask(mask: Mask, tree: optax.Updates) -> list[bool]:
     """The mask's value for every leaf of the tree."""
     mask = mask(tree) if callable(mask) else mask
+    if mask is None:
+        mask = True
     return jax.tree.leaves(jax.tree.broadcast(mask, tree))
 
 
@@ -425,8 +441,11 @@ def _widened(
 
 
 def _check_number(name: str, value: Any, *, schedule: bool = False) -> None:
-    """Refuses what cannot be a hyperparameter, as far as it is known before tracing."""
-    if (schedule and callable(value)) or isinstance(value, Tracer):
+    """Refuses what cannot be a hyperparameter.
+
+    JAX arrays may be traced, and are not looked into.
+    """
+    if (schedule and callable(value)) or isinstance(value, jax.Array):
         return
     number = np.asarray(value)
     if not jnp.issubdtype(number.dtype, np.floating) and not jnp.issubdtype(

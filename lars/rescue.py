@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 RESCUED = 0.95
@@ -62,7 +63,7 @@ def threshold(results: pd.DataFrame, reference: str, measure: str = "test") -> f
             f"no results of the reference {reference!r} at init_scale 1: nothing to "
             "measure a rescue against."
         )
-    return RESCUED * at_one.loc[at_one["validation"].idxmax(), measure]
+    return RESCUED * _best(at_one)[measure].iloc[0]
 
 
 def best_rate_per_scale(results: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -70,9 +71,7 @@ def best_rate_per_scale(results: pd.DataFrame, reference: str) -> pd.DataFrame:
 
     Of equal rates the smallest. Returns the columns of `medians`, and ``rescued``.
     """
-    table = medians(results).sort_values("learning_rate", kind="stable")
-    best = table.loc[table.groupby(_CELL, sort=False)["validation"].idxmax()]
-    return _with_rescued(best, results, reference)
+    return _with_rescued(_best(medians(results)), results, reference)
 
 
 def one_rate(results: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -82,7 +81,7 @@ def one_rate(results: pd.DataFrame, reference: str) -> pd.DataFrame:
     validation accuracy over the scales, and then the smallest. Returns the columns of
     `medians`, and ``rescued``.
     """
-    table = medians(results).sort_values("learning_rate", kind="stable")
+    table = medians(results)
     standard = threshold(results, reference, "validation")
     score = (
         table.assign(rescued=table["validation"] >= standard)
@@ -101,37 +100,51 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
 
     Returns:
         Indexed by optimizer, in the order of the results: ``scales`` in the map,
-        ``rescued_best_rate`` and ``rescued_one_rate`` of them, ``one_rate`` itself,
-        ``runs`` and ``diverged_runs``.
+        ``rescued_best_rate`` and ``rescued_one_rate`` of them, each also with
+        ``_lowest`` and ``_highest``, the extremes if one seed alone were judged with
+        the same rates and the same threshold; ``one_rate`` itself, ``runs`` and
+        ``diverged_runs``.
     """
-    tuned = best_rate_per_scale(results, reference).groupby("optimizer")
-    fixed = one_rate(results, reference).groupby("optimizer")
+    standard = threshold(results, reference)
     runs = results.groupby("optimizer")
-    return pd.DataFrame(
-        {
-            "scales": tuned.size(),
-            "rescued_best_rate": tuned["rescued"].sum(),
-            "rescued_one_rate": fixed["rescued"].sum(),
-            "one_rate": fixed["learning_rate"].first(),
-            "runs": runs.size(),
-            "diverged_runs": runs["diverged"].sum(),
-        }
-    ).reindex(results["optimizer"].unique())
+    columns = {"runs": runs.size(), "diverged_runs": runs["diverged"].sum()}
+    for name, chosen in (
+        ("rescued_best_rate", best_rate_per_scale(results, reference)),
+        ("rescued_one_rate", one_rate(results, reference)),
+    ):
+        columns[name] = chosen.groupby("optimizer")["rescued"].sum()
+        alone = results.merge(chosen[[*_CELL, "learning_rate"]])
+        alone["rescued"] = ~alone["diverged"] & (alone["test_accuracy"] >= standard)
+        by_seed = alone.groupby(["optimizer", "seed"])["rescued"].sum()
+        columns[f"{name}_lowest"] = by_seed.groupby("optimizer").min()
+        columns[f"{name}_highest"] = by_seed.groupby("optimizer").max()
+        columns["scales"] = chosen.groupby("optimizer").size()
+        columns["one_rate"] = chosen.groupby("optimizer")["learning_rate"].first()
+    return pd.DataFrame(columns).reindex(results["optimizer"].unique())
 
 
 def overview_table(
     results: pd.DataFrame, reference: str, labels: Mapping[str, str]
 ) -> pd.DataFrame:
-    """`summary` for people: with the optimizers' labels and spelled-out headings."""
+    """`summary` for people: with the optimizers' labels and spelled-out headings.
+
+    In brackets the lowest and the highest count if one seed alone were judged.
+    """
     counts = summary(results, reference)
     scales = int(counts["scales"].iloc[0])
     return pd.DataFrame(
         {
             "optimizer": [labels[str(name)] for name in counts.index],
-            f"scales rescued of {scales}, best rate for each": list(
-                counts["rescued_best_rate"]
-            ),
-            "with one rate for all": list(counts["rescued_one_rate"]),
+            f"scales rescued of {scales}, best rate for each": [
+                f"{row.rescued_best_rate} ({row.rescued_best_rate_lowest} to "
+                f"{row.rescued_best_rate_highest})"
+                for row in counts.itertuples()
+            ],
+            "with one rate for all": [
+                f"{row.rescued_one_rate} ({row.rescued_one_rate_lowest} to "
+                f"{row.rescued_one_rate_highest})"
+                for row in counts.itertuples()
+            ],
             "that rate": [f"{rate:g}" for rate in counts["one_rate"]],
             "diverged runs": [
                 f"{row.diverged_runs} of {row.runs}" for row in counts.itertuples()
@@ -191,28 +204,40 @@ def markdown(table: pd.DataFrame) -> str:
 
 def most_useful_rates(
     results: pd.DataFrame, reference: str, count: int
-) -> dict[str, tuple[float, ...]]:
+) -> pd.DataFrame:
     """The learning rates that a search of limited size should try for each optimizer.
 
     Of all choices of ``count`` rates, the one that rescues the most scales with the
-    best of its rates per scale, all on validation data; of equal ones, the one with the
-    best mean accuracy.
+    best of its rates per scale, all on validation data; of equal ones the one with the
+    best mean validation accuracy, and then the smallest rates.
+
+    Returns:
+        Indexed by optimizer: ``learning_rates``, a tuple; ``rescued``, how many scales
+        these rescue on validation data; ``accuracy``, the mean of the best over scales.
     """
     standard = threshold(results, reference, "validation")
-    chosen = {}
+    rows = {}
     for name, table in medians(results).groupby("optimizer", sort=False):
         by_rate = table.pivot(
-            index="init_scale", columns="learning_rate", values="validation"
+            index="learning_rate", columns="init_scale", values="validation"
         )
+        choices = np.array(list(itertools.combinations(range(len(by_rate)), count)))
+        best = by_rate.to_numpy()[choices].max(axis=1)  # [choices, scales]
+        rescued, accuracy = (best >= standard).sum(axis=1), best.mean(axis=1)
+        # Decided to the tenth digit: sums in another order must not decide.
+        first = np.lexsort((-accuracy.round(10), -rescued))[0]
+        rows[str(name)] = {
+            "learning_rates": tuple(by_rate.index[choices[first]]),
+            "rescued": rescued[first],
+            "accuracy": accuracy[first],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
-        def merit(rates: tuple[float, ...], by_rate=by_rate) -> tuple[float, float]:
-            best = by_rate[list(rates)].max(axis=1)
-            return (best >= standard).sum(), best.mean()
 
-        chosen[str(name)] = max(
-            itertools.combinations(by_rate.columns, count), key=merit
-        )
-    return chosen
+def _best(table: pd.DataFrame) -> pd.DataFrame:
+    """The row of the best validation accuracy, at the smallest rate, of each cell."""
+    ordered = table.sort_values("learning_rate", kind="stable")
+    return ordered.loc[ordered.groupby(_CELL, sort=False)["validation"].idxmax()]
 
 
 def _with_rescued(
