@@ -35,8 +35,7 @@ def get_config(optimizer: str = "recommended") -> config_dict.ConfigDict:
             "optimizer": {
                 "name": arm["name"],
                 "settings": arm["settings"],
-                # The middle of its search space.
-                "learning_rate": arm["learning_rates"][2],
+                "learning_rate": arm["learning_rate"],
             },
             "profile": "all",
             "init_scale": 1.0,

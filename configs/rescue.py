@@ -26,7 +26,13 @@ def get_config(kind: str = "compared") -> config_dict.ConfigDict:
             "num_steps": 600,
             "batch_size": 128,
             "schedule": "linear",
-            "optimizers": config_dict.ConfigDict(kinds[kind], sort_keys=False),
+            "optimizers": config_dict.ConfigDict(
+                {
+                    name: {k: v for k, v in arm.items() if k != "learning_rate"}
+                    for name, arm in kinds[kind].items()
+                },
+                sort_keys=False,
+            ),
             "reference": "sgd",
             "profile": "all",
             "init_scales": (

@@ -9,7 +9,7 @@ What is in docs/ is therefore what the pages say, and a test compares the two.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def rescue_blocks() -> dict[str, str]:
         arms = config["optimizers"]
         labels = {arm: settings["label"] for arm, settings in arms.items()}
         overview = rescue.overview_table(table, reference, labels)
-        session = json.loads((folder / "provenance.json").read_text())[-1]
+        sessions = json.loads((folder / "provenance.json").read_text())
         blocks |= {
             f"{name}-overview": rescue.markdown(overview),
             f"{name}-rates": rescue.markdown(most_useful_rates(table, config)),
@@ -66,14 +66,7 @@ def rescue_blocks() -> dict[str, str]:
                 f"{rescue.threshold(table, reference):.4f} over "
                 f"{table['seed'].nunique()} seeds."
             ),
-            f"{name}-provenance": (
-                f"{len(table)} runs in {session['seconds']:.0f} seconds on "
-                f"{session['device']['count']} {session['device']['platform']} "
-                f"device(s), {session['device']['kind']}; jax "
-                f"{session['versions']['jax']}, optax {session['versions']['optax']}, "
-                f"Python {session['versions']['python']}; commit "
-                f"{session['commit'][:10]}."
-            ),
+            f"{name}-provenance": provenance(len(table), sessions),
         }
     return blocks
 
@@ -85,10 +78,43 @@ def most_useful_rates(table: pd.DataFrame, config: Mapping[str, Any]) -> pd.Data
     return tried.rename(columns={"learning rates": "learning rates tried"}).assign(
         **{
             "the five most useful": [
-                ", ".join(f"{rate:g}" for rate in useful[name])
-                for name in config["optimizers"]
-            ]
+                ", ".join(f"{rate:g}" for rate in rates)
+                for rates in useful["learning_rates"]
+            ],
+            "rescue on validation": [
+                f"{row.rescued}, mean {row.accuracy:.4f}" for row in useful.itertuples()
+            ],
         }
+    )
+
+
+def provenance(runs: int, sessions: list[dict[str, Any]]) -> str:
+    """One sentence of all the sessions that made a table.
+
+    Raises:
+        ValueError: if a session's code is not known: results that no commit can give
+            again are not published.
+    """
+    for session in sessions:
+        if session["commit"] is None or session["uncommitted_changes"]:
+            raise ValueError(
+                f"the session of {session['started']} ran on code that is in no "
+                "commit: commit, delete the results and make them again."
+            )
+
+    def all_of(describe: Callable[[dict[str, Any]], str]) -> str:
+        return " and ".join(dict.fromkeys(map(describe, sessions)))
+
+    devices = all_of(
+        lambda s: (
+            f"{s['device']['count']} {s['device']['platform']} device(s), "
+            f"{s['device']['kind']}"
+        )
+    )
+    versions = all_of(lambda s: ", ".join(f"{k} {v}" for k, v in s["versions"].items()))
+    return (
+        f"{runs} runs in {sum(s['seconds'] for s in sessions):.0f} seconds on "
+        f"{devices}; {versions}; commit {all_of(lambda s: s['commit'][:10])}."
     )
 
 

@@ -85,17 +85,21 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
                     bar.update(len(piece))
     except KeyboardInterrupt:
         print(
-            f"{sum(map(len, tables))} of {len(wanted)} runs are in {file}; "
+            f"{_rows(file)} of {len(wanted)} runs are in {file}; "
             "the same command continues from there.",
             file=sys.stderr,
         )
         raise
     finally:
         session.record(
-            runs_after=sum(map(len, tables)),
+            runs_after=_rows(file),
             seconds=round(time.monotonic() - started, 1),
         )
     return folder, pd.concat(tables, ignore_index=True)
+
+
+def _rows(file: Path) -> int:
+    return len(results.read_table(file)) if file.exists() else 0
 
 
 def wanted_runs(config: Config) -> pd.DataFrame:
@@ -103,6 +107,11 @@ def wanted_runs(config: Config) -> pd.DataFrame:
     check_each(
         "init_scales", config.init_scales, lambda s: check_profile(config.profile, s)
     )
+    if 1.0 not in config.init_scales:
+        raise ValueError(
+            "init_scales must have 1.0 among them, where the accuracy is taken that a "
+            f"rescue is measured against, got {config.init_scales}."
+        )
     check_each("seeds", config.seeds, check_seed)
     for name, arm in config.optimizers.items():
         check_each(f"learning_rates of {name}", arm.learning_rates, check_learning_rate)

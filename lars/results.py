@@ -71,8 +71,11 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Path:
 def write_whole(file: Path, text: str) -> None:
     """Writes a file so that readers see the old content or the new, never a part."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(file)
+    try:
+        partial.write_text(text)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_table(file: Path, table: pd.DataFrame) -> None:

@@ -1,1 +1,1 @@
-"""The tests mirror the package: `lars/x.py` is tested in `tests/x_test.py`."""
+"""The tests mirror the package; commands, configurations and pages have their own."""

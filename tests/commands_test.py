@@ -143,6 +143,7 @@ def rows(folder):
         (TRAIN, ["extra"], "unexpected argument 'extra'"),
         (RESCUE, ["--config.init_scales=(1,'a')"], "init_scales .* got 'a'"),
         (RESCUE, ["--config.init_scales=(1.0,1.0)"], "different numbers"),
+        (RESCUE, ["--config.init_scales=(10.0,)"], "must have 1.0 among them"),
         (RESCUE, ["--config.seeds=(0,-1)"], "seed .* got -1"),
         (RESCUE, ["--config.optimizers.sgd.learning_rates=(-1.0,)"], "got -1.0"),
         (RESCUE, ["--config.reference=adm"], "reference .* got 'adm'"),

@@ -49,17 +49,51 @@ def test_the_comparison_gives_every_optimizer_the_same():
     assert next(iter(config.optimizers)) == "sgd"
 
 
-def test_the_compared_rates_are_the_most_useful_of_the_search():
-    folder = publish.DOCS / "rescue" / "search"
-    table = results.read_table(folder / "results.csv", sweep.DTYPES)
-    useful = analysis.most_useful_rates(table, "sgd", count=5)
-    for name, arm in optimizers.COMPARED.items():
-        (variant,) = (
-            searched
-            for searched, other in search.SEARCHED.items()
-            if (other["name"], other["settings"]) == (arm["name"], arm["settings"])
+def kept(name):
+    folder = publish.DOCS / "rescue" / name
+    return results.read_table(folder / "results.csv", sweep.DTYPES)
+
+
+def variants(arm):
+    """The names in the search of the optimizer of an arm, and of the arm itself."""
+    same = {
+        name: other
+        for name, other in search.SEARCHED.items()
+        if other["name"] == arm["name"]
+    }
+    (itself,) = (n for n, o in same.items() if o["settings"] == arm["settings"])
+    return list(same), itself
+
+
+@pytest.mark.parametrize("name", optimizers.COMPARED)
+def test_the_compared_settings_are_the_best_of_the_search_on_validation(name):
+    arm = optimizers.COMPARED[name]
+    useful = analysis.most_useful_rates(kept("search"), "sgd", count=5)
+    same, itself = variants(arm)
+    assert useful.learning_rates[itself] == arm["learning_rates"]
+    if name != "paper":  # which has the settings of the paper, best or not
+        best = useful.loc[same].sort_values(["rescued", "accuracy"]).index[-1]
+        assert best == itself
+
+
+@pytest.mark.parametrize("name", optimizers.COMPARED)
+def test_the_rate_of_a_single_run_is_the_best_at_scale_one_on_validation(name):
+    best = analysis.best_rate_per_scale(kept("rescue"), "sgd")
+    at_one = best[(best.optimizer == name) & (best.init_scale == 1.0)]
+    assert at_one.learning_rate.item() == optimizers.COMPARED[name]["learning_rate"]
+
+
+def test_no_choice_of_the_search_is_cut_off_by_the_edge_of_its_rates():
+    # At the edge of its rates no scale may be rescued better than inside.
+    table = analysis.medians(kept("search"))
+    standard = analysis.threshold(kept("search"), "sgd", "validation")
+    for (name, scale), cell in table.groupby(["optimizer", "init_scale"]):
+        edges = cell.learning_rate.isin(
+            [cell.learning_rate.min(), cell.learning_rate.max()]
         )
-        assert useful[variant] == arm["learning_rates"], name
+        at_edge = cell[edges].validation.max()
+        inside = cell[~edges].validation.max()
+        assert at_edge < standard or inside >= standard, (name, scale)
 
 
 class Spy(Mapping):
@@ -111,5 +145,4 @@ def test_every_setting_of_a_sweep_is_read(digits, kind, tmp_path, monkeypatch):
     sweeps.complete(config, str(tmp_path))
     describe(config)
     analysis.search_space_table(config.optimizers)
-    read.add(("reference",)) if config.reference else None
     assert leaves(values) == read

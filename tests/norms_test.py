@@ -73,6 +73,10 @@ def test_float64_keeps_its_precision():
             exact = np.linalg.norm(np.asarray(x) / scale) * scale
             np.testing.assert_allclose(jax.jit(l2_norm)(x), exact, rtol=1e-15)
             assert l2_norm(x).dtype == jnp.float64
+        # Elements about the root of the smallest number: some squares are flushed.
+        x = jnp.asarray(elements(1e-154, 10_000, np.float64))
+        exact = np.linalg.norm(np.asarray(x) * 1e154) * 1e-154
+        np.testing.assert_allclose(jax.jit(l2_norm)(x), exact, rtol=1e-14)
 
 
 def test_zeros_empty_scalars_and_what_is_not_finite():

@@ -177,6 +177,58 @@ def test_the_step_ignores_the_scale_of_the_gradient(exponent):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@given(w_exponent=st.integers(-36, 37), g_exponent=st.integers(-30, 37))
+@settings(deadline=None, max_examples=60)
+def test_a_shared_ratio_is_right_at_every_scale(w_exponent, g_exponent):
+    params, g = tree(0, 10.0**w_exponent), tree(1, 10.0**g_exponent)
+    params["first"]["bias"] *= 0
+    updates, state = first_shared_update(g, params)
+    for name in params:
+        ratio = 1e-3 * joint(*params[name].values()) / joint(*g[name].values())
+        if 1e-37 < ratio < 1e38:
+            np.testing.assert_allclose(
+                lars.trust_ratios(state)[name]["kernel"], ratio, rtol=1e-6
+            )
+        for part, u in updates[name].items():
+            expected = -8.0 * ratio * g[name][part].astype(np.float64)
+            # λu is formed before the learning rate: below 1.2e-38 it is flushed.
+            np.testing.assert_allclose(u, expected, rtol=1e-5, atol=8 * 1.2e-38)
+
+
+@functools.cache
+def _first_shared_update():
+    optimizer = lars.lars(8.0, layer="module")
+    return jax.jit(lambda g, w: optimizer.update(g, optimizer.init(w), w))
+
+
+def first_shared_update(g, w):
+    return _first_shared_update()(g, w)
+
+
+@pytest.mark.parametrize(
+    ("w", "g", "beta"),
+    [
+        # ‖g‖, then ‖w‖, then both beyond the largest float32.
+        (np.ones(1000), np.full(1000, 1e38), 0.0),
+        (np.full(100, 1e38), np.arange(100.0), 0.0),
+        (np.full(100, 3e38), np.full(100, -3e38), 1e-3),
+        # η‖w‖, then β‖w‖ below the smallest normal one.
+        (np.full(4, 1e-36), np.full(4, 1e-36), 0.0),
+        (np.full(4, 1e-36), np.zeros(4), 5e-4),
+    ],
+)
+def test_norms_that_float32_cannot_hold(w, g, beta):
+    w, g = w.astype(np.float32), g.astype(np.float32)
+    # No intermediate result is out of range in this order of the factors.
+    w_norm, g_norm = joint(w), joint(g)
+    ratio = 1e-3 * w_norm / (g_norm + beta * w_norm)
+    optimizer = lars.lars(0.5, beta)
+    updates, state = jax.jit(optimizer.update)(g, optimizer.init(w), w)
+    np.testing.assert_allclose(lars.trust_ratios(state), ratio, rtol=1e-5, atol=1.2e-38)
+    expected = -0.5 * ratio * (g.astype(np.float64) + beta * w.astype(np.float64))
+    np.testing.assert_allclose(updates, expected, rtol=1e-5, atol=1.2e-38)
+
+
 def test_a_ratio_beyond_float32_still_gives_the_right_step():
     params, g = jnp.full(4, 1e25), jnp.full(4, 1e-25)
     (updates, state) = first_update(0.0)(g, params)
@@ -325,6 +377,15 @@ def test_masks_mean_what_they_mean_in_optax(mask):
     np.testing.assert_array_equal(updates["first"]["bias"], expected["first"]["bias"])
 
 
+def test_a_mask_of_none_is_everywhere_as_in_optax():
+    params, g = tree(0), tree(1)
+    everywhere = lars.lars(0.5, 0.3)
+    none = lars.lars(0.5, 0.3, None, trust_ratio_mask=None)
+    expected, _ = everywhere.update(g, everywhere.init(params), params)
+    actual, _ = none.update(g, none.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
 # ----------------------------------------------------------------- contract
 
 
@@ -384,6 +445,23 @@ def test_state_keeps_its_form_in_a_scan_with_array_hyperparameters(
         lambda x: (x.shape, x.dtype), state
     )
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_sign_free_piece_keeps_the_contract_in_a_chain_of_ones_own(dtype):
+    optimizer = optax.chain(
+        lars.scale_by_lars(1e-4), optax.trace(0.9), optax.scale_by_learning_rate(2.0)
+    )
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree(0))
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(quadratic)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = (params, optimizer.init(params))
+    after, _ = jax.jit(lambda c: jax.lax.scan(step, c, length=3))(start)
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), after, start)
 
 
 @pytest.mark.parametrize("parameters", [jnp.float32, jnp.bfloat16])
@@ -523,6 +601,35 @@ def test_vmapped_optimizers_equal_single_ones():
         assert_trees_close(
             jax.tree.map(lambda x, i=i: x[i], together), update(*one), rtol=1e-6
         )
+
+
+def test_functions_are_passed_through_inject_hyperparams_as_static_arguments():
+    params, g = tree(0), tree(1)
+
+    def decayed(p):
+        return jax.tree.map(lambda x: x.ndim > 1, p)
+
+    def label(path):
+        return path[0].key
+
+    injected = optax.inject_hyperparams(
+        lars.lars, static_args=("layer", "weight_decay_mask", "trust_ratio_mask")
+    )(1.0, 0.3, decayed, layer=label)
+    plain = lars.lars(1.0, 0.3, decayed, layer=label)
+    actual, _ = injected.update(g, injected.init(params), params)
+    expected, _ = plain.update(g, plain.init(params), params)
+    assert_trees_close(actual, expected, rtol=1e-6)
+
+
+def test_trust_ratios_of_partitions_with_empty_places():
+    params = {"a": {"w": jnp.ones(2), "b": None, "c": {}}, "b": {"w": jnp.ones(3)}}
+    optimizer = optax.partition(
+        {1: lars.lars(1.0), 2: lars.lars(2.0)}, {"a": 1, "b": {"w": 2}}
+    )
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    ratios = lars.trust_ratios(state)
+    assert ratios["a"]["b"] is None
+    np.testing.assert_allclose([ratios["a"]["w"], ratios["b"]["w"]], 1e-3, rtol=1e-6)
 
 
 def test_trust_ratios_before_the_first_step_are_zero_and_float32():

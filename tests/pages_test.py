@@ -26,3 +26,27 @@ def test_the_pages_agree_with_the_results_that_are_kept(page):
     assert found
     for name, text in found.items():
         assert text == made[name], f"{page.name}: run `make figures`"
+
+
+SESSION = {
+    "started": "2026-01-01",
+    "seconds": 10.0,
+    "commit": "0123456789abcdef",
+    "uncommitted_changes": False,
+    "device": {"platform": "cpu", "kind": "a processor", "count": 2},
+    "versions": {"jax": "1"},
+}
+
+
+def test_provenance_is_of_all_sessions():
+    other = {**SESSION, "seconds": 5.0, "commit": "fedcba9876543210"}
+    assert publish.provenance(7, [SESSION, other]) == (
+        "7 runs in 15 seconds on 2 cpu device(s), a processor; jax 1; "
+        "commit 0123456789 and fedcba9876."
+    )
+
+
+@pytest.mark.parametrize("change", [{"commit": None}, {"uncommitted_changes": True}])
+def test_results_of_unknown_code_are_not_published(change):
+    with pytest.raises(ValueError, match="in no commit"):
+        publish.provenance(7, [SESSION, {**SESSION, **change}])

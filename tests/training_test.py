@@ -199,6 +199,53 @@ def test_evaluation_is_the_mean_over_the_whole_split(digits):
     )
 
 
+def test_a_result_reports_each_split_by_its_name(digits):
+    parts = training(lambda rate: optax.sgd(rate, 0.9))
+    run = run_of([1] * 3, 0.05)
+    state, _ = jax.jit(parts.advance, static_argnums=3)(
+        jax.jit(parts.init)(run, digits), run, digits, STEPS
+    )
+    # Wrong labels in the test set alone, no images in the validation set alone.
+    changed = digits._replace(
+        test=digits.test._replace(labels=(digits.test.labels + 1) % 10),
+        validation=digits.validation._replace(images=0 * digits.validation.images),
+    )
+    result = jax.jit(parts.result)(state, changed)
+    evaluate = jax.jit(parts.evaluate)
+    assert result.train_loss == evaluate(state, digits.train).loss
+    assert result.test_accuracy == evaluate(state, changed.test).accuracy < 0.1
+    assert result.validation_accuracy == evaluate(state, changed.validation).accuracy
+    assert result.validation_accuracy > result.test_accuracy
+
+
+def test_evaluation_takes_the_statistics_of_training(digits):
+    parts = training(optax.sgd, network(normalization="batch"))
+    run = run_of([1] * 3, 0.05)
+    start = jax.jit(parts.init)(run, digits)
+    evaluate = jax.jit(parts.evaluate)
+    # In one example alone a batch has no variance: its own statistics would show.
+    one = jax.tree.map(lambda x: x[:1], digits.test)
+    two = jax.tree.map(lambda x: x[:2], digits.test)
+    other = jax.tree.map(lambda x: x[1:2], digits.test)
+    np.testing.assert_allclose(
+        2 * evaluate(start, two).loss,
+        evaluate(start, one).loss + evaluate(start, other).loss,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_parameter_that_is_not_finite_is_a_divergence(digits, value):
+    parts = training(optax.sgd)
+    state = jax.jit(parts.init)(run_of([1] * 3), digits)
+    assert not jax.jit(parts.result)(state, digits).diverged
+    # One that the network does not use, so that the loss stays finite.
+    state.variables["params"]["unused"] = jnp.float32(value)
+    result = jax.jit(parts.result)(state, digits)
+    assert np.isfinite(result.train_loss)
+    assert result.diverged
+
+
 def test_a_normalized_convolutional_network_learns(digits):
     model = cnn(
         10, depth=3, width=8, activation="gelu", use_bias=True, normalization="batch"

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 from typing import NamedTuple
@@ -10,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-DATASETS = ("digits",)
+DATASETS: dict[str, str] = {"digits": "lars.data.digits:Digits"}
+"""Where the builder of each data set is: importing one takes seconds."""
 
 
 class Split(NamedTuple):
@@ -55,11 +57,11 @@ def load(name: str, data_dir: str | None = None) -> Data:
     """
     if name not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}.")
-    # Imported here: it takes seconds, which a misspelt name should not cost.
-    from lars.data.digits import Digits
+    module, builder_name = DATASETS[name].split(":")
+    builder_class = getattr(importlib.import_module(module), builder_name)
 
     try:
-        builder = Digits(data_dir=data_dir, file_format="array_record")
+        builder = builder_class(data_dir=data_dir, file_format="array_record")
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             builder.download_and_prepare()
     except OSError as error:
