@@ -43,6 +43,8 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --editable .
 	touch $@
 
 .venv/development: .venv/runtime requirements-dev.txt

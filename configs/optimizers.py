@@ -3,8 +3,7 @@
 The five ``learning_rates`` of an optimizer are its whole search space. They are those
 of fourteen that rescue the most scales on validation data
 (`lars.rescue.most_useful_rates`), and the settings those of the variant that rescues
-the most with five rates, of equal ones the simplest. So each optimizer is seen at its
-best; a test holds this to the results:
+the most with five rates, of equal ones the simplest; a test holds this to the results:
 
     python -m experiments.rescue --config=configs/rescue.py:search \
         --workdir=results/search
@@ -45,7 +44,7 @@ COMPARED: dict[str, Arm] = {
         "learning_rate": 10.0,
         "learning_rates": (10.0, 20.0, 80.0, 160.0, 320.0),
     },
-    # The paper's own settings (section 5), whatever others would do better here.
+    # The paper's own momentum and decay, whatever others would do better here.
     "paper": {
         "label": "LARS (the paper, lars.lars)",
         "name": "lars",

@@ -267,14 +267,17 @@ def lars(
         of the last step from the state.
 
     Note:
-        :func:`optax.inject_hyperparams` takes every function for a schedule. Name those
-        that are not in its ``static_args``: ``layer`` and the masks.
+        :func:`optax.inject_hyperparams` takes every function and type for a schedule.
+        Name those that are none in its ``static_args``: ``layer``, the masks and
+        ``accumulator_dtype``. A mask that is forgotten there may be false everywhere.
 
     Raises:
-        ValueError: for a negative, infinite or NaN hyperparameter, or an unknown name
-            for ``layer`` or ``zero_norm``; in ``update``, if ``params`` is missing.
-        TypeError: for a hyperparameter that is not a number; in ``update``, for
-            gradients or parameters that are not real floating point.
+        ValueError: for a negative, infinite or NaN hyperparameter, a momentum of 1 or
+            more, or an unknown name for ``layer`` or ``zero_norm``; in ``update``, if
+            ``params`` is missing.
+        TypeError: for a hyperparameter of the wrong kind; in ``update``, for gradients
+            or parameters that are not real floating point, or a mask that is not of
+            booleans.
 
     Example:
         Two layers at scales 16 decades apart, and one learning rate. Each step changes
@@ -299,6 +302,17 @@ def lars(
     """
     _check_number("learning_rate", learning_rate, schedule=True)
     _check_number("momentum", momentum)
+    if isinstance(momentum, (int, float)) and momentum >= 1:
+        raise ValueError(f"momentum must be below 1, got {momentum!r}.")
+    if not isinstance(nesterov, (bool, np.bool_)):
+        raise TypeError(f"nesterov must be True or False, got {nesterov!r}.")
+    if accumulator_dtype is not None and not jnp.issubdtype(
+        accumulator_dtype, jnp.floating
+    ):
+        raise TypeError(
+            "accumulator_dtype must be a floating-point dtype or None, "
+            f"got {accumulator_dtype!r}."
+        )
     return _widened(
         optax.chain(
             _scale_by_lars(
@@ -410,6 +424,9 @@ def _flat_mask(mask: Mask, tree: optax.Updates) -> list[bool]:
     mask = mask(tree) if callable(mask) else mask
     if mask is None:
         mask = True
+    for leaf in jax.tree.leaves(mask):
+        if not isinstance(leaf, (bool, np.bool_)):
+            raise TypeError(f"a mask must hold True and False only, got {leaf!r}.")
     return jax.tree.leaves(jax.tree.broadcast(mask, tree))
 
 

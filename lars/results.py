@@ -56,12 +56,18 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Path:
         ) from error
     file = folder / "config.json"
     if file.exists():
-        held = json.loads(file.read_text())
+        try:
+            held = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{file} is damaged ({error}); give another --workdir, or delete it."
+            ) from error
         differences = _differences(held, asked)
         if differences:
+            more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
             raise ValueError(
                 f"workdir {str(folder)!r} holds results of another config; give "
-                "another --workdir, or delete it. " + "; ".join(differences)
+                "another --workdir, or delete it. " + "; ".join(differences[:5]) + more
             )
     else:
         write_whole(file, json.dumps(asked, indent=2) + "\n")

@@ -56,6 +56,8 @@ class Training(NamedTuple):
     """The parts of a run, and the whole. All are pure, none is compiled."""
 
     init: Callable[[Run, Data], State]
+    step: Callable[[State, Run, Data, jax.Array], tuple[State, jax.Array]]
+    """Makes one step on the images at given positions; returns the batch's loss too."""
     advance: Callable[[State, Run, Data, int], tuple[State, jax.Array]]
     """Makes a number of steps; returns the state and the loss of each batch."""
     evaluate: Callable[[State, Split], Metrics]
@@ -92,8 +94,10 @@ def make_training(
         )
 
     def step(
-        state: State, run: Run, images: jax.Array, labels: jax.Array
+        state: State, run: Run, data: Data, positions: jax.Array
     ) -> tuple[State, jax.Array]:
+        images, labels = data.train.images[positions], data.train.labels[positions]
+
         def loss_of(params: Any) -> tuple[jax.Array, Variables]:
             logits, variables = model.apply(
                 {**state.variables, "params": params}, images, True
@@ -111,14 +115,12 @@ def make_training(
     def advance(
         state: State, run: Run, data: Data, steps: int
     ) -> tuple[State, jax.Array]:
-        batches = batch_positions(
+        positions = batch_positions(
             run.seed, state.step, steps, data.train.labels.shape[0], batch_size
         )
-
-        def body(state: State, batch: jax.Array) -> tuple[State, jax.Array]:
-            return step(state, run, data.train.images[batch], data.train.labels[batch])
-
-        return jax.lax.scan(body, state, batches)
+        return jax.lax.scan(
+            lambda state, batch: step(state, run, data, batch), state, positions
+        )
 
     def evaluate(state: State, split: Split) -> Metrics:
         logits, _ = model.apply(state.variables, split.images, False)
@@ -143,7 +145,7 @@ def make_training(
         state, _ = advance(init(run, data), run, data, num_steps)
         return result(state, data)
 
-    return Training(init, advance, evaluate, result, train)
+    return Training(init, step, advance, evaluate, result, train)
 
 
 def batch_positions(

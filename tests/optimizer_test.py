@@ -655,6 +655,9 @@ def test_trust_ratios_before_the_first_step_are_zero_and_float32():
         ({"learning_rate": 1, "trust_coefficient": np.inf}, ValueError, "inf"),
         ({"learning_rate": 1, "eps": [0.1, 0.2]}, ValueError, "eps .* number"),
         ({"learning_rate": 1, "eps": True}, TypeError, "eps .* got True"),
+        ({"learning_rate": 1, "momentum": 1.5}, ValueError, "momentum .* got 1.5"),
+        ({"learning_rate": 1, "nesterov": "no"}, TypeError, "nesterov .* got 'no'"),
+        ({"learning_rate": 1, "accumulator_dtype": np.int8}, TypeError, "int8"),
         ({"learning_rate": 1, "layer": "kernel"}, ValueError, "layer .* 'kernel'"),
         ({"learning_rate": 1, "zero_norm": "eta"}, ValueError, "zero_norm .* 'eta'"),
     ],
@@ -670,6 +673,13 @@ def test_parameters_that_are_not_real_numbers_are_refused(dtype):
     optimizer = lars.lars(1.0)
     with pytest.raises(TypeError, match=f"got {np.dtype(dtype)}"):
         optimizer.update(params, optimizer.init(params), params)
+
+
+@pytest.mark.parametrize("argument", ["weight_decay_mask", "trust_ratio_mask"])
+def test_a_mask_of_something_else_is_refused(argument):
+    optimizer = lars.lars(1.0, 0.1, **{argument: "kernel"})
+    with pytest.raises(TypeError, match="True and False only, got 'kernel'"):
+        optimizer.update(tree(1), optimizer.init(tree(0)), tree(0))
 
 
 def test_missing_params_are_named():

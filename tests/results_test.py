@@ -26,6 +26,12 @@ def test_a_folder_takes_one_configuration(tmp_path):
     assert "width" not in str(error.value)
 
 
+def test_a_damaged_configuration_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"steps": 3, "ra')
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        results.claim(tmp_path, CONFIG)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file/below' cannot be written"):

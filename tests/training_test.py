@@ -104,6 +104,15 @@ def test_steps_in_pieces_equal_steps_at_once(digits):
     np.testing.assert_array_equal(np.concatenate(pieces), losses)
     jax.tree.map(np.testing.assert_array_equal, state, at_once)
     assert state.step == 24
+    # And single steps from a loop outside.
+    state = start
+    for batch in batch_positions(run.seed, jnp.int32(0), 24, 1077, 128):
+        state, _ = jax.jit(parts.step)(state, run, digits, batch)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        state.variables,
+        at_once.variables,
+    )
 
 
 @pytest.mark.parametrize("first", [0, 3, 7, 8, 13])
