@@ -6,7 +6,7 @@
 Time: about a minute and a half on two cores. Result: the table in the README.
 
 With ``configs/rescue.py:search`` the wider search that the five learning rates of each
-optimizer, and the settings of some, were chosen by (about twelve minutes).
+optimizer, and the settings of some, were chosen by (about ten minutes).
 """
 
 from ml_collections import config_dict
