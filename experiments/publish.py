@@ -56,7 +56,7 @@ def rescue_blocks() -> dict[str, str]:
         sessions = json.loads((folder / "provenance.json").read_text())
         blocks |= {
             f"{name}-overview": rescue.markdown(overview),
-            f"{name}-rates": rescue.markdown(most_useful_rates(table, config)),
+            f"{name}-rates": rescue.markdown(searched_rates_table(table, config)),
             f"{name}-accuracy": rescue.markdown(
                 rescue.accuracy_table(table, reference, labels)
             ),
@@ -71,7 +71,9 @@ def rescue_blocks() -> dict[str, str]:
     return blocks
 
 
-def most_useful_rates(table: pd.DataFrame, config: Mapping[str, Any]) -> pd.DataFrame:
+def searched_rates_table(
+    table: pd.DataFrame, config: Mapping[str, Any]
+) -> pd.DataFrame:
     """The five rates of each optimizer that cover the most scales, beside all tried."""
     useful = rescue.most_useful_rates(table, config["reference"], count=5)
     tried = rescue.search_space_table(config["optimizers"])

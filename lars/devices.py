@@ -9,8 +9,8 @@ def use_every_core() -> None:
     """Makes each CPU core a JAX device of its own, for sweeps of small runs.
 
     One run a core keeps every core busy, where many threads on one small matrix product
-    mostly wait for each other: twice to three times the runs per second. To be called
-    before JAX is first used; without effect on accelerators.
+    mostly wait for each other. To be called before JAX is first used; without effect on
+    accelerators.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     flags = os.environ.get("XLA_FLAGS", "")

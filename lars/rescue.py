@@ -107,10 +107,16 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
     """
     standard = threshold(results, reference)
     runs = results.groupby("optimizer")
-    columns = {"runs": runs.size(), "diverged_runs": runs["diverged"].sum()}
+    fixed = one_rate(results, reference)
+    columns = {
+        "scales": runs["init_scale"].nunique(),
+        "one_rate": fixed.groupby("optimizer")["learning_rate"].first(),
+        "runs": runs.size(),
+        "diverged_runs": runs["diverged"].sum(),
+    }
     for name, chosen in (
         ("rescued_best_rate", best_rate_per_scale(results, reference)),
-        ("rescued_one_rate", one_rate(results, reference)),
+        ("rescued_one_rate", fixed),
     ):
         columns[name] = chosen.groupby("optimizer")["rescued"].sum()
         alone = results.merge(chosen[[*_CELL, "learning_rate"]])
@@ -118,8 +124,6 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
         by_seed = alone.groupby(["optimizer", "seed"])["rescued"].sum()
         columns[f"{name}_lowest"] = by_seed.groupby("optimizer").min()
         columns[f"{name}_highest"] = by_seed.groupby("optimizer").max()
-        columns["scales"] = chosen.groupby("optimizer").size()
-        columns["one_rate"] = chosen.groupby("optimizer")["learning_rate"].first()
     return pd.DataFrame(columns).reindex(results["optimizer"].unique())
 
 
@@ -175,9 +179,7 @@ def accuracy_table(
     return table.reset_index()
 
 
-def search_space_table(
-    arms: Mapping[str, Mapping[str, Any]],
-) -> pd.DataFrame:
+def search_space_table(arms: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """The settings and the learning rates of every optimizer of a sweep."""
     return pd.DataFrame(
         {
