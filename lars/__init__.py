@@ -4,10 +4,19 @@ The names below need jax and optax only. Models, data, training, results and plo
 sub-modules that are imported by name.
 """
 
+from lars import presets as presets
+from lars.description import (
+    Description as Description,
+    ParameterDescription as ParameterDescription,
+    describe as describe,
+)
 from lars.norms import l2_norm as l2_norm
 from lars.optimizer import (
-    ScaleByLarsState as ScaleByLarsState,
+    LarsState as LarsState,
     lars as lars,
     scale_by_lars as scale_by_lars,
+    skipped_steps as skipped_steps,
     trust_ratios as trust_ratios,
 )
+from lars.rules import Selection as Selection, select as select
+from lars.spectral import Spectral as Spectral

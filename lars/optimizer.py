@@ -6,36 +6,79 @@ weight decay β and momentum m (You, Gitman and Ginsburg 2017, Algorithm 1):
     λ ← η ‖w‖ / (‖g‖ + β ‖w‖)         the trust ratio
     v ← m v + γ λ (g + β w)
     w ← w - v
+
+Published variants differ in the denominator, in what the buffer v accumulates, in where
+the decay enters, and in bounds of λ. These are the options of `lars`; `lars.presets`
+has the combinations that are in use.
 """
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lars.norms import accumulation_dtype, joint_norm, scaled_l2_norm
-from lars.scaled import multiply_by_ratio, ratio, scaled, times, total, where
+from lars.layers import Axes, Layer, Layout, Plan, Rules, widen
+from lars.norms import Split, of_all_layers, scaled_l2_norms, spread
+from lars.rules import Mask, Selection
+from lars.scaled import (
+    Factors,
+    Scaled,
+    factors,
+    ratio,
+    scaled,
+    times,
+    total,
+    value,
+    where,
+)
+from lars.spectral import (
+    Spectral,
+    as_matrices,
+    from_matrices,
+    orthogonalize,
+    scaled_spectral_norm,
+)
 
-Mask = Any
-"""A tree of booleans like the parameters, a prefix of one, or a function of the
-parameters that returns one, as in `optax.masked`. None is True everywhere."""
-
-KeyPath = tuple[Any, ...]
-Layer = Literal["parameter", "module"] | Callable[[KeyPath], Hashable]
-ZeroNorm = Literal["trust_coefficient", "one", "zero"]
+Denominator = Literal["sum", "decayed", "gradient", "update"]
+MomentumOf = Literal["step", "direction", "gradient"]
+WeightDecayKind = Literal["coupled", "outside", "decoupled"]
+ZeroRule = Literal["trust_coefficient", "one", "plain", "zero"]
+Nonfinite = Literal["skip_layer", "skip_step", "propagate"]
 
 
-class ScaleByLarsState(NamedTuple):
-    """State of `scale_by_lars`."""
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("trust_ratio", "skipped_steps"),
+    meta_fields=("layout",),
+)
+@dataclass(frozen=True)
+class Telemetry:
+    """What the last step did in every layer, as two vectors.
+
+    Vectors, because thousands of scalars in a state would take longer to hand over than
+    a step takes. `trust_ratios` and `skipped_steps` make trees of them.
+    """
+
+    trust_ratio: jax.Array  # shape=(layers,), float32
+    skipped_steps: jax.Array  # shape=(layers,), int32
+    layout: Layout
+
+
+class LarsState(NamedTuple):
+    """State of `lars` and `scale_by_lars`."""
 
     # shape=(), dtype=int32: updates made so far
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
-    trust_ratio: optax.Params  # tree of the parameters; shape=(), dtype=float32
+    trace: optax.Params  # the momentum buffer, like the parameters; () without one
+    telemetry: Telemetry
+    # shape=(learning rates,), float32: of the last step; () where nothing needs them
+    last_learning_rates: Any
 
 
 def scale_by_lars(
@@ -44,9 +87,7 @@ def scale_by_lars(
     trust_coefficient: jax.typing.ArrayLike = 0.001,
     eps: jax.typing.ArrayLike = 0.0,
     trust_ratio_mask: Mask = True,
-    *,
-    layer: Layer = "parameter",
-    zero_norm: ZeroNorm = "trust_coefficient",
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale each layer's decayed gradient by its trust ratio.
 
@@ -63,17 +104,17 @@ def scale_by_lars(
         trust_coefficient: :math:`\eta`.
         eps: :math:`\epsilon`.
         trust_ratio_mask: which parameters are adapted; see :func:`lars.lars`.
-        layer: which arrays share one ratio; see :func:`lars.lars`.
-        zero_norm: the ratio of a layer of norm zero; see :func:`lars.lars`.
+        **options: the other options of :func:`lars.lars` that concern neither learning
+            rates nor momentum.
 
     Returns:
-        An :class:`optax.GradientTransformationExtraArgs` whose state is a
-        :class:`ScaleByLarsState`. Its ``update`` needs ``params``. Updates have the
-        gradients' dtypes, after computations in float32 or wider.
+        An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` needs
+        ``params``. Updates have the gradients' dtypes, after computations in float32 or
+        wider.
 
     Raises:
         ValueError: as :func:`lars.lars`.
-        TypeError: as :func:`lars.lars`.
+        TypeError: as :func:`lars.lars`, and for an option that has no place here.
 
     Example:
         Momentum with the learning rate outside the buffer, as apex and others have it:
@@ -96,102 +137,32 @@ def scale_by_lars(
         You, Gitman and Ginsburg, `Large Batch Training of Convolutional Networks
         <https://arxiv.org/abs/1708.03888>`_, 2017
     """
-    return _widened(
-        _scale_by_lars(
-            weight_decay,
-            weight_decay_mask,
-            trust_coefficient,
-            eps,
-            trust_ratio_mask,
-            layer,
-            zero_norm,
+    refused = {
+        *("learning_rate", "learning_rates", "momentum", "nesterov", "momentum_of"),
+        *("excluded_momentum_of", "dampening", "momentum_correction", "clip"),
+        "accumulator_dtype",
+    } & options.keys()
+    if refused:
+        raise TypeError(
+            f"scale_by_lars has neither learning rate nor momentum, and therefore no "
+            f"{', '.join(sorted(refused))}: use lars.lars."
         )
+    descent = lars(
+        1.0,
+        weight_decay,
+        weight_decay_mask,
+        trust_coefficient,
+        eps,
+        trust_ratio_mask,
+        momentum=0.0,
+        **options,
     )
 
+    def update_fn(updates, state, params=None, **extra_args):
+        updates, state = descent.update(updates, state, params, **extra_args)
+        return jax.tree.map(jnp.negative, updates), state
 
-def _scale_by_lars(
-    weight_decay: optax.ScalarOrSchedule,
-    weight_decay_mask: Mask,
-    trust_coefficient: jax.typing.ArrayLike,
-    eps: jax.typing.ArrayLike,
-    trust_ratio_mask: Mask,
-    layer: Layer,
-    zero_norm: ZeroNorm,
-) -> optax.GradientTransformationExtraArgs:
-    """`scale_by_lars` whose updates come in float32 or wider, for a chain to round."""
-    _check_number("weight_decay", weight_decay, schedule=True)
-    _check_number("trust_coefficient", trust_coefficient)
-    _check_number("eps", eps)
-    label_of = _label_function(layer)
-    if zero_norm not in ("trust_coefficient", "one", "zero"):
-        raise ValueError(
-            "zero_norm must be 'trust_coefficient', 'one' or 'zero', "
-            f"got {zero_norm!r}."
-        )
-
-    def init_fn(params: optax.Params) -> ScaleByLarsState:
-        return ScaleByLarsState(
-            count=jnp.zeros((), jnp.int32),
-            trust_ratio=jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params),
-        )
-
-    def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, ScaleByLarsState]:
-        del extra_args
-        if params is None:
-            raise ValueError(
-                "LARS needs the parameters: call update(gradients, state, params)."
-            )
-        paths_and_gradients, treedef = jax.tree_util.tree_flatten_with_path(updates)
-        paths = [path for path, _ in paths_and_gradients]
-        g = [_widen(gradient) for _, gradient in paths_and_gradients]
-        w = [_widen(param) for param in treedef.flatten_up_to(params)]
-        is_adapted = _flat_mask(trust_ratio_mask, updates)
-        is_decayed = _flat_mask(weight_decay_mask, updates)
-
-        beta: Any = weight_decay
-        if callable(weight_decay):
-            beta = weight_decay(state.count)
-        if isinstance(beta, (int, float)) and beta == 0:
-            # Known beforehand, this spares the step a pass over the weights.
-            is_decayed = [False] * len(g)
-
-        # u = g + βw; then, layer by layer, u ← λu with λ = η‖w‖ / (‖g‖ + β‖w‖ + ε)
-        u = [
-            g_i + _as(beta, g_i) * w_i if decayed else g_i
-            for g_i, w_i, decayed in zip(g, w, is_decayed, strict=True)
-        ]
-        trust_ratio = [jnp.ones((), jnp.float32)] * len(u)
-        for members in _layers(paths, is_adapted, label_of):
-            w_norms = {i: scaled_l2_norm(w[i]) for i in members}
-            w_norm = joint_norm(w_norms.values())
-            g_norm = joint_norm(scaled_l2_norm(g[i]) for i in members)
-            decayed_norm = joint_norm(w_norms[i] for i in members if is_decayed[i])
-
-            dtype = w_norm.fraction.dtype
-            numerator = times(trust_coefficient, w_norm)
-            denominator = total(g_norm, times(beta, decayed_norm), scaled(eps, dtype))
-            # η‖w‖/0 has no value, and at ‖w‖ = 0 the ratio 0 would keep w there.
-            at_zero = {"trust_coefficient": trust_coefficient, "one": 1.0, "zero": 0.0}
-            is_zero = (w_norm.fraction == 0) | (denominator.fraction == 0)
-            numerator = where(is_zero, scaled(at_zero[zero_norm], dtype), numerator)
-            denominator = where(is_zero, scaled(1.0, dtype), denominator)
-
-            for i in members:
-                # Not λ times u: λ may leave float32's range where λu does not.
-                u[i] = multiply_by_ratio(u[i], numerator, denominator)
-                trust_ratio[i] = ratio(numerator, denominator).astype(jnp.float32)
-
-        return treedef.unflatten(u), ScaleByLarsState(
-            count=optax.safe_increment(state.count),
-            trust_ratio=treedef.unflatten(trust_ratio),
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(descent.init, update_fn)
 
 
 def lars(
@@ -205,7 +176,23 @@ def lars(
     nesterov: bool = False,
     *,
     layer: Layer = "parameter",
-    zero_norm: ZeroNorm = "trust_coefficient",
+    denominator: Denominator = "sum",
+    momentum_of: MomentumOf = "step",
+    weight_decay_kind: WeightDecayKind = "coupled",
+    dampening: jax.typing.ArrayLike = 0.0,
+    momentum_correction: bool = False,
+    clip: bool = False,
+    trust_ratio_bounds: tuple[float, float] = (0.0, math.inf),
+    direction_bound: jax.typing.ArrayLike | None = None,
+    zero_norm: ZeroRule = "trust_coefficient",
+    zero_gradient: ZeroRule | Literal["formula"] = "formula",
+    min_norm: jax.typing.ArrayLike = 0.0,
+    nonfinite: Nonfinite = "skip_layer",
+    geometry: Literal["frobenius", "spectral"] | Spectral = "frobenius",
+    learning_rates: Sequence[tuple[Selection, optax.ScalarOrSchedule]] = (),
+    excluded_momentum_of: MomentumOf | None = None,
+    stacked: Sequence[tuple[Selection, Axes]] = (),
+    partition_specs: Any = None,
     accumulator_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Layerwise adaptive rate scaling: Algorithm 1 of its paper.
@@ -228,8 +215,10 @@ def lars(
     The arguments of :func:`optax.lars` have its meaning here. What differs: the
     denominator (``optax.lars`` has :math:`\|g + \beta w\|`, which may cancel; the two
     are equal at :math:`\beta = 0`), the rule for zero norms (``optax.lars`` takes
-    :math:`\lambda = 1`, here ``zero_norm="one"``), and norms that neither overflow nor
-    underflow (:func:`lars.l2_norm`).
+    :math:`\lambda = 1`, here ``zero_norm="one"``), norms that neither overflow nor
+    underflow (:func:`lars.l2_norm`), and what is done where a gradient is not finite.
+    :mod:`lars.presets` has this and the other published variants by name;
+    :func:`lars.describe` shows what rules do to one's own parameters.
 
     Args:
         learning_rate: :math:`\gamma`, a number or a schedule of the step.
@@ -241,23 +230,75 @@ def lars(
         eps: :math:`\epsilon`, added to the denominator; 0 in the paper.
         trust_ratio_mask: which parameters are adapted, given likewise. Elsewhere
             :math:`\lambda` is 1, so that these step by the full learning rate.
-        momentum: :math:`m`. The learning rate and the ratio are inside the buffer
-            :math:`v`, as in the paper.
-        nesterov: whether to step by :math:`m v_{t+1} + \gamma\lambda(g + \beta w)`.
+        momentum: :math:`m`. The number 0 keeps no buffer.
+        nesterov: whether to step by :math:`m v_{t+1}` plus the increment of the buffer.
         layer: which arrays share one ratio, from their joint norms. ``"parameter"``:
             each array is a layer, as in the authors' code. ``"module"``: arrays whose
             paths differ in the last key only, such as a kernel and its bias (in a tree
             of one level, all of them). Or a function from the key path, as
             :func:`jax.tree_util.tree_map_with_path` gives it, to a hashable label:
-            equal labels share.
+            equal labels share. Or a sequence of selections (:func:`lars.select`): what
+            one selects shares, as tied weights should; the rest is each its own.
+        denominator: of :math:`\lambda`, to which :math:`\epsilon` is added. ``"sum"``:
+            :math:`\|g\| + \beta\|w\|`, the paper's. ``"decayed"``:
+            :math:`\|g + \beta w\|`, as in ``optax.lars``. ``"gradient"``:
+            :math:`\|g\|`. ``"update"``: :math:`\|u\|` of what the momentum made of
+            decayed gradients, as in LAMB; needs ``momentum_of="gradient"``.
+        momentum_of: what the buffer accumulates. ``"step"``: :math:`\gamma\lambda d`
+            with :math:`d = g + \beta w`, the paper's. ``"direction"``:
+            :math:`\lambda d`, and the buffer is multiplied by the present
+            :math:`\gamma`; the same while the rate is constant. ``"gradient"``:
+            :math:`d`, and the buffer is multiplied by the present
+            :math:`\gamma\lambda`.
+        weight_decay_kind: ``"coupled"``: :math:`\beta w` is part of the direction.
+            ``"outside"``: of the step but not of the buffer, which
+            :math:`\gamma\lambda\beta w` is added to. ``"decoupled"``:
+            :math:`\gamma\beta w` is added instead, and the ratio knows nothing of it.
+        dampening: :math:`\tau`; what goes into the buffer is multiplied by
+            :math:`1 - \tau`.
+        momentum_correction: whether the buffer is multiplied by
+            :math:`m\gamma_t/\gamma_{t-1}`, which makes ``momentum_of="step"`` equal to
+            ``"direction"`` under any schedule (Goyal et al. 2017, section 3).
+        clip: whether :math:`\lambda` is replaced by :math:`\min(\lambda/\gamma, 1)`, so
+            that the local rate :math:`\gamma\lambda` is at most :math:`\gamma`: LARC.
+        trust_ratio_bounds: the least and the largest :math:`\lambda`, before clipping.
+        direction_bound: elements of :math:`d` are clamped to plus and minus this, after
+            the norms are taken; None is no bound.
         zero_norm: :math:`\lambda` of a layer whose weights, or whose denominator, are
             exactly zero. ``"trust_coefficient"``: :math:`\eta`, as if the two norms
             were equal, so that a zero-initialised bias starts with a moderate step.
             ``"one"``: 1, as in ``optax.lars`` and in the authors' later code, which is
-            a full step of the learning rate along the gradient. ``"zero"``: 0, the
-            equation as it stands, under which zero weights stay zero for ever. A zero
-            gradient alone needs no rule if :math:`\beta > 0`: the ratio is then
-            :math:`\eta / \beta`.
+            a full step of the learning rate along the gradient. ``"plain"``: 1, and
+            neither bounded nor clipped. ``"zero"``: 0, the equation as it stands, under
+            which zero weights stay zero for ever.
+        zero_gradient: :math:`\lambda` of a layer whose weights are not zero but whose
+            gradient is (whatever the denominator has of it). ``"formula"``: the
+            equation as it stands, whose value is :math:`\eta/\beta`. Or one of the
+            rules of ``zero_norm``.
+        min_norm: norms up to this count as zero. At 0 none do: norms do not underflow.
+        nonfinite: where a gradient, or the weights, of a layer have an element that is
+            infinite or NaN. ``"skip_layer"``: it takes no step and keeps its momentum,
+            the others are not affected, and :func:`lars.skipped_steps` counts it.
+            ``"skip_step"``: no layer takes a step and the schedules stand still, as in
+            :func:`optax.apply_if_finite`. ``"propagate"``: nothing is looked at.
+        geometry: ``"frobenius"``: norms are Euclidean, as in the paper.
+            ``"spectral"``, or a :class:`lars.Spectral` with its options: weights are
+            measured by their largest singular value, and the direction
+            :math:`d = U\Sigma V^\top` is replaced by :math:`UV^\top`, whose norm is 1;
+            the denominator is then :math:`1 + \epsilon`. Kernels of convolutions are
+            matrices of their last axis against the rest, biases one column.
+        learning_rates: own learning rates: pairs of a selection (:func:`lars.select`)
+            and a number or a schedule. The first that selects a parameter holds, the
+            others have ``learning_rate``.
+        excluded_momentum_of: ``momentum_of`` for the parameters that
+            ``trust_ratio_mask`` excludes; None is as for the others.
+        stacked: pairs of a selection and the axis, or axes, that index layers, as
+            `flax.linen.scan`, stacks of experts and fused projections have them. Each
+            slice has a ratio of its own, as if it were a parameter of its own.
+        partition_specs: inside :func:`jax.shard_map`, where arrays are local parts: a
+            :class:`jax.sharding.PartitionSpec` for all parameters, or a tree of them
+            like the parameters. Norms are then summed over the devices. Under
+            :func:`jax.jit` global arrays need nothing.
         accumulator_dtype: dtype of :math:`v`; None is the parameters' own. Steps are
             computed in float32 or wider and rounded once whatever it is.
 
@@ -271,13 +312,19 @@ def lars(
         Name those that are none in its ``static_args``: ``layer``, the masks and
         ``accumulator_dtype``. A mask that is forgotten there may be false everywhere.
 
+        A jitted step that donates its arguments should return them in the order in
+        which it takes them, ``(params, state)``: otherwise XLA puts the parameters
+        where the momentum was and has to copy both.
+
     Raises:
         ValueError: for a negative, infinite or NaN hyperparameter, a momentum of 1 or
-            more, or an unknown name for ``layer`` or ``zero_norm``; in ``update``, if
-            ``params`` is missing.
-        TypeError: for a hyperparameter of the wrong kind; in ``update``, for gradients
-            or parameters that are not real floating point, or a mask that is not of
-            booleans.
+            more, an unknown name, or options that exclude each other; in ``init`` and
+            ``update``, for an empty tree, a rule that selects nothing, and masks, specs
+            or gradients that do not match the parameters; in ``update``, if ``params``
+            is missing.
+        TypeError: for a hyperparameter of the wrong kind; in ``init`` and ``update``,
+            for gradients or parameters that are not real floating point, or a mask
+            that is not of booleans.
 
     Example:
         Two layers at scales 16 decades apart, and one learning rate. Each step changes
@@ -299,13 +346,53 @@ def lars(
         You, Gitman and Ginsburg, `Large Batch Training of Convolutional Networks
         <https://arxiv.org/abs/1708.03888>`_, 2017. Its Algorithm 1 prints the ratio
         without :math:`\eta`; equation 6 has it.
+
+        Goyal et al., `Accurate, Large Minibatch SGD
+        <https://arxiv.org/abs/1706.02677>`_, 2017 (momentum correction)
     """
+    for name, number in (
+        ("weight_decay", weight_decay),
+        ("trust_coefficient", trust_coefficient),
+        ("eps", eps),
+        ("momentum", momentum),
+        ("dampening", dampening),
+        ("min_norm", min_norm),
+    ):
+        _check_number(name, number, schedule=name == "weight_decay")
     _check_number("learning_rate", learning_rate, schedule=True)
-    _check_number("momentum", momentum)
-    if isinstance(momentum, (int, float)) and momentum >= 1:
-        raise ValueError(f"momentum must be below 1, got {momentum!r}.")
-    if not isinstance(nesterov, (bool, np.bool_)):
-        raise TypeError(f"nesterov must be True or False, got {nesterov!r}.")
+    if direction_bound is not None:
+        _check_number("direction_bound", direction_bound)
+    for name, number in (("momentum", momentum), ("dampening", dampening)):
+        if isinstance(number, (int, float)) and number >= 1:
+            raise ValueError(f"{name} must be below 1, got {number!r}.")
+    for name, flag in (
+        ("nesterov", nesterov),
+        ("momentum_correction", momentum_correction),
+        ("clip", clip),
+    ):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False, got {flag!r}.")
+    for name, choice, choices in (
+        ("denominator", denominator, get_args(Denominator)),
+        ("momentum_of", momentum_of, get_args(MomentumOf)),
+        (
+            "excluded_momentum_of",
+            excluded_momentum_of,
+            (None, *get_args(MomentumOf)),
+        ),
+        ("weight_decay_kind", weight_decay_kind, get_args(WeightDecayKind)),
+        ("zero_norm", zero_norm, get_args(ZeroRule)),
+        ("zero_gradient", zero_gradient, ("formula", *get_args(ZeroRule))),
+        ("nonfinite", nonfinite, get_args(Nonfinite)),
+    ):
+        if choice not in choices:
+            names = ", ".join(map(repr, choices))
+            raise ValueError(f"{name} must be one of {names}, got {choice!r}.")
+    if not (geometry in ("frobenius", "spectral") or isinstance(geometry, Spectral)):
+        raise ValueError(
+            "geometry must be 'frobenius', 'spectral' or a lars.Spectral, "
+            f"got {geometry!r}."
+        )
     if accumulator_dtype is not None and not jnp.issubdtype(
         accumulator_dtype, jnp.floating
     ):
@@ -313,21 +400,435 @@ def lars(
             "accumulator_dtype must be a floating-point dtype or None, "
             f"got {accumulator_dtype!r}."
         )
-    return _widened(
-        optax.chain(
-            _scale_by_lars(
-                weight_decay,
-                weight_decay_mask,
-                trust_coefficient,
-                eps,
-                trust_ratio_mask,
-                layer,
-                zero_norm,
-            ),
-            optax.scale_by_learning_rate(learning_rate),
-            optax.trace(momentum, nesterov, accumulator_dtype),
+    _check_bounds(trust_ratio_bounds)
+    if denominator == "update" and momentum_of != "gradient":
+        raise ValueError(
+            "denominator='update' is the norm of what a buffer of gradients makes: it "
+            f"needs momentum_of='gradient', got {momentum_of!r}."
+        )
+    if momentum_correction and momentum_of != "step":
+        raise ValueError(
+            "momentum_correction is for a buffer that has the learning rate inside: it "
+            f"needs momentum_of='step', got {momentum_of!r}."
+        )
+    rules = Rules(
+        layer,
+        trust_ratio_mask,
+        weight_decay_mask,
+        tuple(learning_rates) if isinstance(learning_rates, list) else learning_rates,
+        tuple(stacked) if isinstance(stacked, list) else stacked,
+        partition_specs,
+    )
+    rules.check()
+    for rule, rate in rules.learning_rates:
+        _check_number(f"learning_rates: the rate of {rule!r}", rate, schedule=True)
+    return _transformation(
+        _Options(
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            trust_coefficient=trust_coefficient,
+            eps=eps,
+            momentum=momentum,
+            nesterov=bool(nesterov),
+            denominator=denominator,
+            momentum_of=momentum_of,
+            excluded_momentum_of=excluded_momentum_of or momentum_of,
+            weight_decay_kind=weight_decay_kind,
+            dampening=dampening,
+            momentum_correction=bool(momentum_correction),
+            clip=bool(clip),
+            trust_ratio_bounds=trust_ratio_bounds,
+            direction_bound=direction_bound,
+            zero_norm=zero_norm,
+            zero_gradient=zero_gradient,
+            min_norm=min_norm,
+            nonfinite=nonfinite,
+            spectral=Spectral()
+            if geometry == "spectral"
+            else geometry
+            if isinstance(geometry, Spectral)
+            else None,
+            accumulator_dtype=accumulator_dtype,
+            rules=rules,
         )
     )
+
+
+class _Options(NamedTuple):
+    """The arguments of `lars`, checked."""
+
+    learning_rate: optax.ScalarOrSchedule
+    weight_decay: optax.ScalarOrSchedule
+    trust_coefficient: jax.typing.ArrayLike
+    eps: jax.typing.ArrayLike
+    momentum: jax.typing.ArrayLike
+    nesterov: bool
+    denominator: Denominator
+    momentum_of: MomentumOf
+    excluded_momentum_of: MomentumOf
+    weight_decay_kind: WeightDecayKind
+    dampening: jax.typing.ArrayLike
+    momentum_correction: bool
+    clip: bool
+    trust_ratio_bounds: tuple[float, float]
+    direction_bound: jax.typing.ArrayLike | None
+    zero_norm: ZeroRule
+    zero_gradient: ZeroRule | Literal["formula"]
+    min_norm: jax.typing.ArrayLike
+    nonfinite: Nonfinite
+    spectral: Spectral | None
+    accumulator_dtype: Any
+    rules: Rules
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether there is a buffer: a zero known beforehand spares its memory."""
+        return not _is_known_zero(self.momentum)
+
+
+def _transformation(o: _Options) -> optax.GradientTransformationExtraArgs:
+    def init_fn(params: optax.Params) -> LarsState:
+        layout = o.rules.plan(params).layout
+        rates = 1 + len(o.rules.learning_rates)
+        return LarsState(
+            count=jnp.zeros((), jnp.int32),
+            trace=optax.tree.zeros_like(params, dtype=o.accumulator_dtype)
+            if o.has_momentum
+            else (),
+            telemetry=Telemetry(
+                trust_ratio=jnp.zeros(layout.total, jnp.float32),
+                skipped_steps=jnp.zeros(layout.total, jnp.int32),
+                layout=layout,
+            ),
+            last_learning_rates=jnp.zeros(rates, jnp.float32)
+            if o.momentum_correction
+            else (),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, LarsState]:
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "LARS needs the parameters: call update(gradients, state, params)."
+            )
+        plan = o.rules.plan(params)
+        _check_alike(updates, params, plan)
+        if not plan.paths:
+            return updates, state
+        return _update(o, plan, updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _update(
+    o: _Options,
+    plan: Plan,
+    updates: optax.Updates,
+    state: LarsState,
+    params: optax.Params,
+) -> tuple[optax.Updates, LarsState]:
+    """One step, equation by equation."""
+    old_updates, treedef = jax.tree.flatten(updates)
+    old_traces = jax.tree.leaves(state.trace) if o.has_momentum else []
+    g = [widen(x) for x in old_updates]
+    w = [widen(x) for x in jax.tree.leaves(params)]
+    v: list[Any] = [widen(x) for x in old_traces] or [None] * len(g)
+    dtype = jnp.result_type(*g, *w)
+
+    beta = _at(o.weight_decay, state.count)
+    schedules = (o.learning_rate, *(rate for _, rate in o.rules.learning_rates))
+    rates = [jnp.asarray(_at(rate, state.count), dtype) for rate in schedules]
+    gamma = [rates[k] for k in plan.rates]
+    momentum_of = [
+        o.momentum_of if adapted else o.excluded_momentum_of
+        for adapted in plan.is_adapted
+    ]
+    # Known beforehand, β = 0 spares the step a pass over the weights.
+    is_decayed = [x and not _is_known_zero(beta) for x in plan.is_decayed]
+
+    # The direction: d = g + βw
+    d = list(g)
+    for i, decayed in enumerate(is_decayed):
+        if decayed and o.weight_decay_kind == "coupled":
+            d[i] = g[i] + _as(beta, g[i]) * w[i]
+    bounded = [_bounded(x, o.direction_bound) for x in d]
+
+    # A buffer of gradients does not need the ratio, and the ratio may need it.
+    u, new_v = list(bounded), list(v)
+    for i, kind in enumerate(momentum_of):
+        if kind == "gradient":
+            u[i], new_v[i] = _momentum(o, o.momentum, v[i], bounded[i])
+
+    measured = {"sum": g, "gradient": g, "decayed": d, "update": u}[o.denominator]
+    layers = _trust_ratios(o, plan, measured, w, is_decayed, beta, rates)
+
+    if o.spectral:
+        u = [
+            _orthogonalized(o.spectral, x, plan, i) if plan.is_adapted[i] else x
+            for i, x in enumerate(u)
+        ]
+    one = jnp.ones((), dtype)
+    rate = layers.learning_rate
+    factor = {
+        kind: _for_parameters(plan, factors(times(extra, layers.ratio), layers.size))
+        for kind, extra in {"step": rate, "direction": one, "gradient": rate}.items()
+        if kind in momentum_of
+    }
+    outside = None
+    if o.weight_decay_kind == "outside" and any(is_decayed):
+        outside = _for_parameters(
+            plan,
+            factors(times(rate, times(beta, layers.ratio)), layers.param_norm),
+        )
+    is_kept: list[Any] = [None] * len(g)
+    if o.nonfinite != "propagate":
+        is_kept = plan.layout.pieces(layers.is_finite)
+
+    new_updates, new_traces = [], []
+    for i, kind in enumerate(momentum_of):
+        split = plan.splits[i]
+        step = _multiplied(u[i], factor[kind][i], split)
+        if kind == "direction":
+            step, new_v[i] = _momentum(o, o.momentum, v[i], step)
+            step = _as(gamma[i], step) * step
+        elif kind == "step":
+            m = _corrected_momentum(o, rates, state, plan.rates[i])
+            step, new_v[i] = _momentum(o, m, v[i], step)
+        if is_decayed[i] and outside is not None:
+            step = step + _multiplied(w[i], outside[i], split)
+        elif is_decayed[i] and o.weight_decay_kind == "decoupled":
+            step = step + _as(gamma[i], w[i]) * (_as(beta, w[i]) * w[i])
+
+        if is_kept[i] is not None:
+            kept = spread(is_kept[i], split, g[i].shape)
+            step = jnp.where(kept, step, 0)
+            if v[i] is not None:
+                new_v[i] = jnp.where(kept, new_v[i], v[i])
+        new_updates.append((-step).astype(jnp.result_type(old_updates[i])))
+        if v[i] is not None:
+            new_traces.append(new_v[i].astype(jnp.result_type(old_traces[i])))
+
+    old = state.telemetry
+    happened = jnp.bool(True)
+    if o.nonfinite == "skip_step":
+        happened = jnp.all(layers.is_finite)
+    trust_ratio = value(layers.ratio)
+    skipped = old.skipped_steps
+    if o.nonfinite != "propagate":
+        trust_ratio = jnp.where(layers.is_finite, trust_ratio, 0)
+        skipped = skipped + (~layers.was_finite).astype(jnp.int32)
+    return treedef.unflatten(new_updates), LarsState(
+        count=jnp.where(happened, optax.safe_increment(state.count), state.count),
+        trace=jax.tree.unflatten(jax.tree.structure(state.trace), new_traces)
+        if o.has_momentum
+        else (),
+        telemetry=Telemetry(trust_ratio.astype(jnp.float32), skipped, plan.layout),
+        last_learning_rates=jnp.where(
+            happened, jnp.stack(rates).astype(jnp.float32), state.last_learning_rates
+        )
+        if o.momentum_correction
+        else (),
+    )
+
+
+class _Layers(NamedTuple):
+    """What is known of every slice of every parameter: vectors of one length."""
+
+    ratio: Scaled
+    size: Scaled  # about the norm of what is multiplied by the ratio
+    param_norm: Scaled
+    learning_rate: jax.Array
+    is_finite: jax.Array  # whether it takes part in the step
+    was_finite: jax.Array  # whether its own numbers are finite
+
+
+def _trust_ratios(
+    o: _Options,
+    plan: Plan,
+    measured: Sequence[jax.Array],
+    w: Sequence[jax.Array],
+    is_decayed: Sequence[bool],
+    beta: Any,
+    rates: Sequence[jax.Array],
+) -> _Layers:
+    """λ = η‖w‖ / (‖g‖ + β‖w‖ + ε), with what holds where that has no good value."""
+    dtype = rates[0].dtype
+    layout = plan.layout
+    needed = [x or o.nonfinite != "propagate" for x in plan.is_adapted]
+    x_norm = _norms(measured, needed, plan, dtype)
+    size = x_norm
+    if o.spectral:
+        w_norm = _spectral_norms(w, plan, dtype)
+        # The orthogonal factor has norm 1, that of zero is zero.
+        is_finite = jnp.isfinite(x_norm.fraction)
+        size = scaled(jnp.where(is_finite, jnp.sign(x_norm.fraction), jnp.nan), dtype)
+    else:
+        w_norm = _norms(w, plan.is_adapted, plan, dtype)
+    is_adapted = jnp.asarray(layout.vector(plan.is_adapted))
+    adapted_size = where(is_adapted, size, x_norm)
+    w_norm, size = (_nonzero_above(o.min_norm, x) for x in (w_norm, size))
+
+    joint_w, joint_x = plan.joint(w_norm), plan.joint(size)
+    terms = [joint_x, scaled(o.eps, dtype)]
+    if o.denominator == "sum" and o.weight_decay_kind != "decoupled" and not o.spectral:
+        decays = jnp.asarray(layout.vector(is_decayed))
+        decayed_norm = Scaled(jnp.where(decays, w_norm.fraction, 0), w_norm.exponent)
+        terms.append(times(beta, plan.joint(decayed_norm)))
+    denominator = total(*terms)
+
+    # η‖w‖/0 has no value, and at ‖w‖ = 0 the ratio 0 would keep w there.
+    eta = jnp.asarray(o.trust_coefficient, dtype)
+    of_rule = {"trust_coefficient": eta, "one": 1.0, "plain": 1.0, "zero": 0.0}
+    w_is_zero = joint_w.fraction == 0
+    is_zero = w_is_zero | (denominator.fraction == 0)
+    denominator = where(is_zero, scaled(1.0, dtype), denominator)
+    formula = ratio(times(eta, joint_w), denominator)
+    ratio_ = where(is_zero, scaled(of_rule[o.zero_norm], dtype), formula)
+    is_plain = is_zero & (o.zero_norm == "plain")
+    if o.zero_gradient != "formula":
+        x_is_zero = (joint_x.fraction == 0) & ~w_is_zero
+        ratio_ = where(x_is_zero, scaled(of_rule[o.zero_gradient], dtype), ratio_)
+        is_plain = jnp.where(x_is_zero, o.zero_gradient == "plain", is_plain)
+    is_finite = jnp.isfinite(joint_x.fraction) & jnp.isfinite(joint_w.fraction)
+
+    ratio_ = Scaled(plan.slices(ratio_.fraction), plan.slices(ratio_.exponent))
+    is_plain, was_finite = plan.slices(is_plain), plan.slices(is_finite)
+    gamma = rates[0]
+    if len(rates) > 1:
+        gamma = jnp.stack(rates)[layout.vector(plan.rates)]
+    gamma = jnp.broadcast_to(gamma, ratio_.fraction.shape)
+    exempt = is_plain | ~is_adapted
+    ratio_ = where(exempt, ratio_, _clipped(o, ratio_, gamma))
+    ratio_ = where(is_adapted, ratio_, scaled(1.0, dtype))
+    is_finite = was_finite
+    if o.nonfinite == "skip_step":
+        is_finite = jnp.broadcast_to(jnp.all(was_finite), was_finite.shape)
+    return _Layers(ratio_, adapted_size, w_norm, gamma, is_finite, was_finite)
+
+
+def _clipped(o: _Options, x: Scaled, gamma: jax.Array) -> Scaled:
+    """The ratio within its bounds, and with γλ at most γ if it is to be clipped."""
+    low, high = o.trust_ratio_bounds
+    dtype = x.fraction.dtype
+    if low > 0:
+        x = where(value(x) < low, scaled(low, dtype), x)
+    if high < math.inf:
+        x = where(value(x) > high, scaled(high, dtype), x)
+    if o.clip:
+        # min(λ/γ, 1), as apex writes it: the local rate is min(λ, γ).
+        relative = ratio(x, scaled(jnp.where(gamma > 0, gamma, 1), dtype))
+        x = where(value(x) >= gamma, scaled(1.0, dtype), relative)
+    return x
+
+
+def _norms(
+    arrays: Sequence[jax.Array], needed: Sequence[bool], plan: Plan, dtype: Any
+) -> Scaled:
+    """The norms of all slices of the parameters that are needed; 1 for the others."""
+    norms = scaled_l2_norms(
+        [x for x, wanted in zip(arrays, needed, strict=True) if wanted],
+        [x for x, wanted in zip(plan.splits, needed, strict=True) if wanted],
+    )
+    return _filled(norms, needed, plan, dtype)
+
+
+def _filled(norms: Scaled, needed: Sequence[bool], plan: Plan, dtype: Any) -> Scaled:
+    norms = Scaled(norms.fraction.astype(dtype), norms.exponent)
+    if all(needed):
+        return norms
+    places = plan.layout.vector(needed)
+    order = np.where(places, np.cumsum(places) - 1, places.sum()).astype(np.int32)
+    return Scaled(
+        jnp.pad(norms.fraction, (0, 1), constant_values=1)[order],
+        jnp.pad(norms.exponent, (0, 1))[order],
+    )
+
+
+def _spectral_norms(w: Sequence[jax.Array], plan: Plan, dtype: Any) -> Scaled:
+    fractions, exponents = [jnp.zeros(0, dtype)], [jnp.zeros(0, jnp.int32)]
+    for x, split, adapted in zip(w, plan.splits, plan.is_adapted, strict=True):
+        if adapted:
+            norm = scaled_spectral_norm(as_matrices(split.whole(x), split.layer_axes))
+            fraction = of_all_layers(norm.fraction, split, x.shape)
+            # Above zero, which stands for the layers of other devices.
+            offset = 2**20
+            exponent = of_all_layers(norm.exponent + offset, split, x.shape) - offset
+            fractions.append(jnp.ravel(fraction).astype(dtype))
+            exponents.append(jnp.ravel(exponent))
+    norms = Scaled(jnp.concatenate(fractions), jnp.concatenate(exponents))
+    return _filled(norms, plan.is_adapted, plan, dtype)
+
+
+def _orthogonalized(spectral: Spectral, x: jax.Array, plan: Plan, i: int) -> jax.Array:
+    split = plan.splits[i]
+    whole = split.whole(x)
+    matrices = as_matrices(whole, split.layer_axes)
+    matrices = orthogonalize(matrices, spectral.steps, spectral.dtype)
+    return split.part(from_matrices(matrices, whole.shape, split.layer_axes), x)
+
+
+def _nonzero_above(min_norm: Any, x: Scaled) -> Scaled:
+    if _is_known_zero(min_norm):
+        return x
+    fraction = jnp.where(value(x) <= _as(min_norm, x.fraction), 0, x.fraction)
+    return Scaled(fraction, x.exponent)
+
+
+def _for_parameters(plan: Plan, by: Factors) -> list[Factors]:
+    """For every parameter, the factors of its slices."""
+    return [Factors(*pair) for pair in zip(*map(plan.layout.pieces, by), strict=True)]
+
+
+def _multiplied(x: jax.Array, by: Factors, split: Split) -> jax.Array:
+    # Not by the product of the two: that may leave the range where this does not.
+    for number in by:
+        x = x * spread(number, split, x.shape).astype(x.dtype)
+    return x
+
+
+def _momentum(
+    o: _Options, m: Any, v: jax.Array | None, x: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """Adds to the buffer. Returns what it makes, and the new buffer."""
+    x = x if _is_known_zero(o.dampening) else (1 - _as(o.dampening, x)) * x
+    if v is None:
+        return x, None
+    v = _as(m, x) * v.astype(x.dtype) + x
+    return (_as(m, x) * v + x if o.nesterov else v), v
+
+
+def _corrected_momentum(
+    o: _Options, rates: Sequence[jax.Array], state: LarsState, number: int
+) -> Any:
+    """m γ_t / γ_{t-1}, with which a buffer of γλd acts like γ times one of λd."""
+    if not o.momentum_correction:
+        return o.momentum
+    last = state.last_learning_rates[number].astype(rates[number].dtype)
+    # Nothing that a rate of zero brought into the buffer is there to be corrected.
+    relative = rates[number] / jnp.where(last > 0, last, 1)
+    return _as(o.momentum, relative) * jnp.where(last > 0, relative, 0)
+
+
+def _bounded(x: jax.Array, bound: Any) -> jax.Array:
+    return x if bound is None else jnp.clip(x, -_as(bound, x), _as(bound, x))
+
+
+def _at(number: Any, count: jax.typing.ArrayLike) -> Any:
+    """The value of a number or of a schedule."""
+    return number(count) if callable(number) else number
+
+
+def _is_known_zero(number: Any) -> bool:
+    return isinstance(number, (int, float)) and number == 0
+
+
+def _as(number: Any, like: jax.Array) -> jax.Array:
+    return jnp.asarray(number, like.dtype)
 
 
 def trust_ratios(opt_state: optax.OptState) -> optax.Params:
@@ -340,24 +841,46 @@ def trust_ratios(opt_state: optax.OptState) -> optax.Params:
 
     Returns:
         A tree like the parameters, with a float32 scalar for each: the ratio its layer
-        was scaled by, 1 where ``trust_ratio_mask`` excludes it, 0 before the first
-        step. A parameter that LARS does not own has `optax.MaskedNode()`.
+        was scaled by, 1 where ``trust_ratio_mask`` excludes it, 0 before the first step
+        and where a step was skipped. A stacked parameter has an array of them, in the
+        shape of its layer axes. A parameter that LARS does not own has
+        `optax.MaskedNode()`.
 
     Raises:
         ValueError: if there is no LARS in the state, or more than one for a parameter.
     """
+    return _telemetry_tree(opt_state, "trust_ratio")
 
+
+def skipped_steps(opt_state: optax.OptState) -> optax.Params:
+    """Returns how often each parameter was left out because something was not finite.
+
+    Args:
+        opt_state: as for :func:`lars.trust_ratios`.
+
+    Returns:
+        A tree like the parameters, with an int32 scalar for each (an array for a
+        stacked one): in how many steps the gradient or the parameters of its layer had
+        elements that were infinite or NaN. It does not count under
+        ``nonfinite="propagate"``.
+
+    Raises:
+        ValueError: as for :func:`lars.trust_ratios`.
+    """
+    return _telemetry_tree(opt_state, "skipped_steps")
+
+
+def _telemetry_tree(opt_state: optax.OptState, name: str) -> optax.Params:
     def is_node(x: Any) -> bool:
-        return isinstance(x, ScaleByLarsState)
+        return isinstance(x, Telemetry)
 
     leaves = jax.tree.leaves(opt_state, is_leaf=is_node)
-    found = [leaf.trust_ratio for leaf in leaves if is_node(leaf)]
+    found = [x.layout.tree(getattr(x, name)) for x in leaves if is_node(x)]
     if not found:
         raise ValueError(
-            "opt_state holds no ScaleByLarsState: trust_ratios needs the state of "
-            f"lars.lars or of an optimizer around it, got {type(opt_state).__name__}."
+            f"opt_state holds no LARS: {name} needs the state of lars.lars or of an "
+            f"optimizer around it, got {type(opt_state).__name__}."
         )
-
     return functools.reduce(_merge, found)
 
 
@@ -380,81 +903,40 @@ def _merge(one: Any, other: Any) -> Any:
     return treedef.unflatten(map(_merge, children, others))
 
 
-def _layers(
-    paths: Sequence[KeyPath],
-    is_adapted: Sequence[bool],
-    label_of: Callable[[KeyPath], Hashable],
-) -> list[list[int]]:
-    """Groups the positions of the adapted parameters by the layer they belong to."""
-    layers: dict[Hashable, list[int]] = {}
-    for i, path in enumerate(paths):
-        if is_adapted[i]:
-            layers.setdefault(label_of(path), []).append(i)
-    return list(layers.values())
+def _check_alike(updates: optax.Updates, params: optax.Params, plan: Plan) -> None:
+    """Refuses gradients that are not those of the parameters."""
+    if jax.tree.structure(updates) != plan.layout.treedef:
+        raise ValueError(
+            "the gradients are not a tree like the parameters: "
+            f"{jax.tree.structure(updates)} and {plan.layout.treedef}."
+        )
+    for path, gradient, param in zip(
+        plan.paths, jax.tree.leaves(updates), jax.tree.leaves(params), strict=True
+    ):
+        if np.shape(gradient) != np.shape(param):
+            raise ValueError(
+                f"the gradient of {path!r} has shape {np.shape(gradient)}, the "
+                f"parameter {np.shape(param)}."
+            )
+        dtype = jnp.result_type(gradient)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                "LARS needs real floating-point gradients and parameters, got "
+                f"{dtype} for the gradient of {path!r}."
+            )
 
 
-def _label_function(layer: Layer) -> Callable[[KeyPath], Hashable]:
-    if callable(layer):
-        return layer
-    if layer == "parameter":
-        return lambda path: path
-    if layer == "module":
-        return lambda path: path[:-1]
-    raise ValueError(
-        "layer must be 'parameter', 'module' or a function from a key path to a label, "
-        f"got {layer!r}."
-    )
-
-
-def _widen(x: jax.typing.ArrayLike) -> jax.Array:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+def _check_bounds(bounds: Any) -> None:
+    is_pair = isinstance(bounds, tuple) and len(bounds) == 2
+    if not is_pair or not all(isinstance(x, (int, float)) for x in bounds):
         raise TypeError(
-            f"LARS needs real floating-point gradients and parameters, got {x.dtype}."
+            f"trust_ratio_bounds must be a tuple of two numbers, got {bounds!r}."
         )
-    return x.astype(accumulation_dtype(x.dtype))
-
-
-def _as(number: jax.typing.ArrayLike, like: jax.Array) -> jax.Array:
-    return jnp.asarray(number, like.dtype)
-
-
-def _flat_mask(mask: Mask, tree: optax.Updates) -> list[bool]:
-    """The mask's value for every leaf of the tree."""
-    mask = mask(tree) if callable(mask) else mask
-    if mask is None:
-        mask = True
-    for leaf in jax.tree.leaves(mask):
-        if not isinstance(leaf, (bool, np.bool_)):
-            raise TypeError(f"a mask must hold True and False only, got {leaf!r}.")
-    return jax.tree.leaves(jax.tree.broadcast(mask, tree))
-
-
-def _widened(
-    inner: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-    """Computes in float32 or wider, and keeps the dtypes of the updates and the state.
-
-    Without this, low-precision leaves are rounded after every link of a chain, and a
-    hyperparameter given as a float32 array promotes a bfloat16 state, which then no
-    longer fits the carry of `jax.lax.scan`.
-    """
-
-    def widen(x: jax.Array) -> jax.Array:
-        return _widen(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    def update_fn(updates, state, params=None, **extra_args):
-        new_updates, new_state = inner.update(
-            updates, jax.tree.map(widen, state), params, **extra_args
+    if not 0 <= bounds[0] <= bounds[1]:
+        raise ValueError(
+            "trust_ratio_bounds must be a lower bound >= 0 and an upper one that is "
+            f"not below it, got {bounds!r}."
         )
-        new_updates, new_state = jax.tree.map(
-            lambda new, old: new.astype(jnp.asarray(old).dtype),
-            (new_updates, new_state),
-            (updates, state),
-        )
-        return new_updates, new_state
-
-    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
 def _check_number(name: str, value: Any, *, schedule: bool = False) -> None:

@@ -2,8 +2,7 @@
 
 A ratio of two norms, or a norm of large numbers, can be too large or too small for
 float32 where the step that is made of it is not. These few operations keep the exponent
-apart until the end. Where every exponent is 0, the ordinary case, they are the plain
-operations, bit for bit.
+apart until the end. All are elementwise, so that one operation serves all layers.
 """
 
 from typing import NamedTuple
@@ -13,15 +12,16 @@ import jax.numpy as jnp
 
 
 class Scaled(NamedTuple):
-    """The number ``fraction * 2**exponent``, not negative."""
+    """The numbers ``fraction * 2**exponent``, not negative."""
 
-    fraction: jax.Array  # shape=(), float32 or float64
-    exponent: jax.Array  # shape=(), int32
+    fraction: jax.Array  # any shape, float32 or float64
+    exponent: jax.Array  # the same shape, int32
 
 
 def scaled(number: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike) -> Scaled:
-    """A number of ordinary size."""
-    return Scaled(jnp.asarray(number, dtype), jnp.zeros((), jnp.int32))
+    """Numbers of ordinary size."""
+    fraction = jnp.asarray(number, dtype)
+    return Scaled(fraction, jnp.zeros(fraction.shape, jnp.int32))
 
 
 def times(number: jax.typing.ArrayLike, x: Scaled) -> Scaled:
@@ -29,30 +29,27 @@ def times(number: jax.typing.ArrayLike, x: Scaled) -> Scaled:
     return Scaled(jnp.asarray(number, x.fraction.dtype) * x.fraction, x.exponent)
 
 
-def align(*numbers: Scaled) -> tuple[list[jax.Array], jax.Array]:
-    """Fractions of all numbers for one exponent, the largest of those that are not 0.
-
-    Returns:
-        The fractions, in the widest dtype of the numbers, and the exponent.
-    """
-    dtype = max((x.fraction.dtype for x in numbers), key=lambda dtype: dtype.itemsize)
-    lowest = jnp.int32(-(2**20))
-    exponents = jnp.stack(
-        [jnp.where(x.fraction == 0, lowest, x.exponent) for x in numbers]
-    )
-    exponent = jnp.max(exponents)
-    exponent = jnp.where(exponent == lowest, 0, exponent)
+def total(*numbers: Scaled) -> Scaled:
+    """The sum, of numbers of one shape or scalars."""
+    largest = largest_exponent(*numbers)
     fractions = [
-        multiply_by_power_of_two(x.fraction.astype(dtype), x.exponent - exponent)
+        multiply_by_power_of_two(
+            x.fraction, jnp.broadcast_to(x.exponent, largest.shape) - largest
+        )
         for x in numbers
     ]
-    return fractions, exponent
+    return Scaled(sum(fractions[1:], start=fractions[0]), largest)
 
 
-def total(*numbers: Scaled) -> Scaled:
-    """The sum."""
-    fractions, exponent = align(*numbers)
-    return Scaled(sum(fractions[1:], start=fractions[0]), exponent)
+def largest_exponent(*numbers: Scaled) -> jax.Array:
+    """The largest exponent of those numbers that are not 0; 0 if all are."""
+    lowest = jnp.int32(-(2**20))
+    exponents = [jnp.where(x.fraction == 0, lowest, x.exponent) for x in numbers]
+    shape = jnp.broadcast_shapes(*(e.shape for e in exponents))
+    largest = jnp.broadcast_to(exponents[0], shape)
+    for exponent in exponents[1:]:
+        largest = jnp.maximum(largest, exponent)
+    return jnp.where(largest == lowest, 0, largest)
 
 
 def where(condition: jax.Array, x: Scaled, y: Scaled) -> Scaled:
@@ -63,32 +60,51 @@ def where(condition: jax.Array, x: Scaled, y: Scaled) -> Scaled:
     )
 
 
-def ratio(numerator: Scaled, denominator: Scaled) -> jax.Array:
-    """``numerator / denominator``, infinite or zero where the dtype cannot hold it."""
-    return multiply_by_power_of_two(
-        numerator.fraction / denominator.fraction,
-        numerator.exponent - denominator.exponent,
+def normalized(x: Scaled) -> Scaled:
+    """The same numbers with fractions from 1 to 2, or 0; not finite ones stay."""
+    exponent = _exponent(x.fraction)
+    return Scaled(
+        multiply_by_power_of_two(x.fraction, -exponent), x.exponent + exponent
     )
 
 
-def multiply_by_ratio(
-    x: jax.Array, numerator: Scaled, denominator: Scaled
-) -> jax.Array:
-    """``x * numerator / denominator``, where no result on the way leaves the range.
+def value(x: Scaled) -> jax.Array:
+    """The numbers themselves, infinite or zero where the dtype cannot hold them."""
+    return multiply_by_power_of_two(x.fraction, x.exponent)
+
+
+def ratio(numerator: Scaled, denominator: Scaled) -> Scaled:
+    """``numerator / denominator``, of which no denominator is zero."""
+    n, d = normalized(numerator), normalized(denominator)
+    return Scaled(n.fraction / d.fraction, n.exponent - d.exponent)
+
+
+class Factors(NamedTuple):
+    """Two numbers to multiply by, one after the other, in place of their product."""
+
+    first: jax.Array  # any shape, float32 or float64
+    second: jax.Array  # the same shape
+
+
+def factors(ratio: Scaled, size: Scaled) -> Factors:
+    """A ratio as two factors, for arrays whose norm is about the given size.
+
+    The ratio may leave the range of the dtype where a product with it does not. Here
+    the first factor, a power of two, brings elements to the geometric middle between 1
+    and the size of the result, and the second one on to the result: nothing on the way
+    leaves the range unless the result does.
 
     Args:
-        x: array of any shape, each element at most about as large as the denominator.
-        numerator: for all elements.
-        denominator: for all elements, not zero.
-
-    Returns:
-        Array like ``x``. Elements that are subnormal, here and in ``x``, are zero on
-        backends that flush them.
+        ratio: any finite numbers.
+        size: of what is multiplied, of the same shape; 0 counts as 1.
     """
-    x = multiply_by_power_of_two(x, -denominator.exponent)
-    x = x / denominator.fraction.astype(x.dtype)
-    x = x * numerator.fraction.astype(x.dtype)
-    return multiply_by_power_of_two(x, numerator.exponent)
+    dtype = ratio.fraction.dtype
+    r, s = normalized(ratio), normalized(size)
+    bound = jnp.finfo(dtype).maxexp - 2
+    middle = jnp.where(r.fraction == 0, 0, (r.exponent + s.exponent) >> 1)
+    first = jnp.clip(middle - s.exponent, -bound, bound)
+    second = multiply_by_power_of_two(r.fraction, r.exponent - first)
+    return Factors(power_of_two(first, dtype), second)
 
 
 def multiply_by_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -116,3 +132,13 @@ def power_of_two(exponent: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 def integer_of(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """The integers that hold the bits of float32 or float64."""
     return jnp.dtype(jnp.int32 if dtype == jnp.float32 else jnp.int64)
+
+
+def _exponent(x: jax.Array) -> jax.Array:
+    """The binary exponents of normal numbers that are not negative; 0 of others."""
+    info = jnp.finfo(x.dtype)
+    # No derivative goes through the exponent, which is locally constant.
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), integer_of(x.dtype))
+    biased = (bits >> info.nmant).astype(jnp.int32)
+    is_normal = (biased > 0) & (biased < 2 * info.maxexp - 1)
+    return jnp.where(is_normal, biased - (info.maxexp - 1), 0)

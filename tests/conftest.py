@@ -1,10 +1,10 @@
-"""Settings of all tests: strict arithmetic, short compilations, two devices."""
+"""Settings of all tests: strict arithmetic, short compilations, eight devices."""
 
 import os
 
-# Before JAX starts: two host devices, so that sharding over devices is tested anywhere.
+# Before JAX starts: eight host devices, so that sharding is tested anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
 import jax
 import matplotlib as mpl

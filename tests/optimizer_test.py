@@ -574,8 +574,8 @@ def test_tree_map_params_finds_the_trees_of_the_state():
         transform_non_params=lambda x: "not",
     )
     like_params = jax.tree.map(lambda _: "like a parameter", params)
-    assert optax.tree.get(marked, "trace") == like_params
-    assert lars.trust_ratios(marked) == like_params
+    assert marked.trace == like_params
+    assert marked.telemetry.trust_ratio == "not"
 
 
 def test_unknown_extra_arguments_are_accepted():

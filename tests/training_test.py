@@ -148,7 +148,7 @@ def test_a_sweep_equals_its_runs_and_uses_every_device(digits):
     single = jax.jit(parts.train)
     runs = [run_of([s] * 3, 5.0 + i, i) for i, s in enumerate((1e-3, 1, 1, 1e3))]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *runs)
-    devices = jax.devices()
+    devices = jax.devices()[:2]
     assert len(devices) == 2
     alone = [single(run, digits) for run in runs]
     for runs_per_vmap in (1, 2):
@@ -170,7 +170,7 @@ def test_a_sweep_is_compiled_once(digits):
         traces += 1
         return lars.lars(rate)
 
-    compute = sweep_over(training(counted, num_steps=2).train, jax.devices(), 1)
+    compute = sweep_over(training(counted, num_steps=2).train, jax.devices()[:2], 1)
     after = []
     for scale in (1.0, 1e-3):
         runs = jax.tree.map(lambda x: jnp.stack([x] * 2), run_of([scale] * 3))

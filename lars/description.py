@@ -1,0 +1,134 @@
+"""A table of what rules do to parameters, to be read before a run."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lars.layers import Axes, Layer, Rules
+from lars.norms import l2_norm
+from lars.rules import Mask, Selection
+
+
+class ParameterDescription(NamedTuple):
+    """What `lars` does to one parameter; a row of a `Description`."""
+
+    parameter: str  # its path
+    shape: tuple[int, ...]
+    dtype: str
+    shares: str  # the parameters that it has one ratio with
+    ratios: int  # how many of its own it has: 1, or the number of its slices
+    adapted: bool
+    decayed: bool
+    rate: str  # which rule gives it one, "common" without
+    norm: float | None  # of the whole parameter; None where there are no values
+
+
+class Description(tuple[ParameterDescription, ...]):
+    """A row for every parameter. Prints as a table."""
+
+    def __str__(self) -> str:
+        header = [*ParameterDescription._fields]
+        rows = [[_word(cell) for cell in row] for row in self]
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+            )
+            for row in [header, ["-" * width for width in widths], *rows]
+        ]
+        adapted = sum(row.adapted for row in self)
+        decayed = sum(row.decayed for row in self)
+        elements = sum(int(np.prod(row.shape)) for row in self)
+        lines.append(
+            f"{len(self)} parameters, {elements:,} elements: {adapted} adapted, "
+            f"{decayed} decayed."
+        )
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def describe(
+    params: optax.Params,
+    *,
+    layer: Layer = "parameter",
+    trust_ratio_mask: Mask = True,
+    weight_decay_mask: Mask = True,
+    learning_rates: Sequence[tuple[Selection, Any]] = (),
+    stacked: Sequence[tuple[Selection, Axes]] = (),
+) -> Description:
+    """Describes what :func:`lars.lars` would do to parameters under the same rules.
+
+    Args:
+        params: the parameters, or a tree of :class:`jax.ShapeDtypeStruct`.
+        layer: as for :func:`lars.lars`, like the others.
+        trust_ratio_mask: which parameters are adapted.
+        weight_decay_mask: which parameters are decayed.
+        learning_rates: own learning rates.
+        stacked: axes that index layers.
+
+    Returns:
+        A tuple of :class:`lars.ParameterDescription`, one for each parameter, that
+        prints as a table.
+
+    Raises:
+        ValueError: as ``init`` of :func:`lars.lars`, for rules that match nothing.
+        TypeError: likewise, for parameters that are not real floating point.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lars
+        >>> params = {"d": {"kernel": jnp.ones((3, 4)), "bias": jnp.zeros(4)}}
+        >>> kernels = lars.select(rank=2)
+        >>> print(lars.describe(params, layer="module", weight_decay_mask=kernels))
+        parameter  shape  dtype    shares    ratios  adapted  decayed  rate    norm
+        ---------  -----  -------  --------  ------  -------  -------  ------  ----
+        d/bias     4      float32  d/kernel  1       yes      no       common  0
+        d/kernel   3 × 4  float32  d/bias    1       yes      yes      common  3.46
+        2 parameters, 16 elements: 2 adapted, 1 decayed.
+    """
+    rules = Rules(
+        layer, trust_ratio_mask, weight_decay_mask, learning_rates, stacked, None
+    )
+    rules.check()
+    plan = rules.plan(params)
+    leaves = jax.tree.leaves(params)
+    starts, sizes = plan.layout.starts, plan.layout.sizes
+    parameter_of = plan.layout.vector(range(len(leaves)))
+    sources = ["common", *(repr(rule) for rule, _ in learning_rates)]
+    rows = []
+    for i, leaf in enumerate(leaves):
+        sharing = plan.members[plan.layer_of[starts[i]]] if sizes[i] else []
+        others = {int(parameter_of[k]) for k in sharing if k < plan.layout.total} - {i}
+        rows.append(
+            ParameterDescription(
+                parameter=plan.paths[i],
+                shape=np.shape(leaf),
+                dtype=str(jnp.result_type(leaf)),
+                shares=", ".join(plan.paths[k] for k in sorted(others)) or "none",
+                ratios=sizes[i],
+                adapted=plan.is_adapted[i],
+                decayed=plan.is_decayed[i],
+                rate=sources[plan.rates[i]],
+                norm=_norm(leaf),
+            )
+        )
+    return Description(rows)
+
+
+def _norm(leaf: Any) -> float | None:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return None
+    return float(l2_norm(leaf))
+
+
+def _word(cell: Any) -> str:
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, tuple):
+        return " × ".join(map(str, cell)) or "scalar"
+    if isinstance(cell, float):
+        return f"{cell:.3g}"
+    return "-" if cell is None else str(cell)

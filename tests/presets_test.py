@@ -1,0 +1,280 @@
+"""Every preset is its source: the same steps, defaults, exclusions and zero rules."""
+
+import functools
+import inspect
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import lars
+from lars import presets
+from tests import reference
+
+RATES = [3.0, 10.0, 7.0, 0.5, 4.0, 2.0]
+"""Learning rates above and below 1, where LARC's clipping differs."""
+
+REFERENCES = {
+    "paper": reference.PaperLars,
+    "optax": reference.Optax,
+    "simclr": reference.SimClr,
+    "simclr_popular": reference.SimClrPopular,
+    "barlow_twins": reference.BarlowTwins,
+    "moco_v3": reference.MocoV3,
+    "timm": reference.Timm,
+    "timm_larc": reference.TimmLarc,
+    "apex_larc": reference.ApexLarc,
+    "torchlars": reference.TorchLars,
+    "mlperf_tf": reference.MlperfTf,
+    "colossalai": reference.ColossalAi,
+    "oneflow": reference.OneFlow,
+    "caffe": reference.Caffe,
+}
+WITH_NESTEROV = [
+    *("optax", "simclr", "simclr_popular", "timm", "timm_larc", "apex_larc"),
+    *("torchlars", "mlperf_tf"),
+]
+
+BETAS = [0.3, 3e-4, 0.0]
+CASES = (
+    *("ordinary", "small gradient", "large gradient", "zero weights"),
+    *("zero gradient at times", "all zero"),
+)
+
+
+def example():
+    """The weights of each case, and six gradients of each."""
+    rng = np.random.default_rng(0)
+    w = {case: rng.standard_normal((2, 3)) for case in CASES}
+    gradients = {case: rng.standard_normal((len(RATES), 2, 3)) for case in CASES}
+    gradients["small gradient"][-1] *= 1e-6
+    gradients["large gradient"] *= 30
+    w["zero weights"] *= 0
+    w["all zero"] *= 0
+    gradients["zero gradient at times"][::3] *= 0
+    gradients["all zero"] *= 0
+    return w, gradients
+
+
+def schedule(count):
+    return jnp.asarray(RATES)[count]
+
+
+def trajectories(make_optimizer, betas):
+    """Weights after each step, and ratios, for each pair of a decay and a case."""
+    w, gradients = example()
+    pairs = list(itertools.product(betas, CASES))
+
+    def trajectory(beta, w, gradients):
+        optimizer = make_optimizer(beta)
+
+        def step(carry, g):
+            updates, state = optimizer.update(g, carry[1], carry[0])
+            params = optax.apply_updates(carry[0], updates)
+            return (params, state), (params, lars.trust_ratios(state))
+
+        return jax.lax.scan(step, (w, optimizer.init(w)), gradients)[1]
+
+    with jax.enable_x64(True):
+        result = jax.jit(jax.vmap(trajectory))(
+            jnp.array([beta for beta, _ in pairs]),
+            jnp.stack([w[case] for _, case in pairs]),
+            jnp.stack([gradients[case] for _, case in pairs]),
+        )
+    return zip(pairs, *map(np.asarray, result), strict=True)
+
+
+def assert_steps_as(layer_class, actual, **arguments):
+    w, gradients = example()
+    for (beta, case), weights, ratios in actual:
+        layer = layer_class(w[case], beta=beta, **arguments)
+        for t, (g, gamma) in enumerate(zip(gradients[case], RATES, strict=True)):
+            np.testing.assert_allclose(
+                weights[t],
+                layer.step(g, gamma),
+                rtol=1e-11,
+                atol=1e-13,
+                err_msg=f"{case}, decay {beta}, step {t}",
+            )
+            if "zero" not in case:
+                np.testing.assert_allclose(ratios[t], layer.ratio, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "nesterov"),
+    [(name, False) for name in REFERENCES] + [(name, True) for name in WITH_NESTEROV],
+)
+def test_steps_as_its_source(name, nesterov):
+    arguments = {"momentum": 0.8, "nesterov": nesterov}
+
+    def preset(beta):
+        function = getattr(presets, name)
+        return function(schedule, beta, trust_coefficient=0.02, **arguments)
+
+    # An array that is zero is not the number 0, at which timm adapts nothing.
+    betas = BETAS[:2] if name.startswith("timm") else BETAS
+    actual = trajectories(preset, betas)
+    assert_steps_as(REFERENCES[name], actual, eta=0.02, **arguments)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_has_the_defaults_of_its_source(name):
+    source = REFERENCES[name]
+    signature = inspect.signature(getattr(presets, name))
+    assert {key: p.default for key, p in signature.parameters.items()} == {
+        "learning_rate": inspect.Parameter.empty,
+        "weight_decay": source.beta,
+        "trust_coefficient": source.eta,
+        "momentum": source.momentum,
+        "nesterov": False,
+    }
+
+
+@pytest.mark.parametrize("name", ["timm", "timm_larc"])
+def test_timm_is_sgd_without_decay(name):
+    actual = trajectories(lambda _: getattr(presets, name)(schedule), [0.0])
+    assert_steps_as(REFERENCES[name], actual)
+
+
+@pytest.fixture
+def arguments_of(monkeypatch):
+    """A function that returns what a preset hands to `lars.lars`."""
+
+    def function(name, **given):
+        with monkeypatch.context() as patch:
+            patch.setattr(presets, "lars", inspect.signature(lars.lars).bind)
+            bound = getattr(presets, name)(2.0, **given)
+        bound.apply_defaults()
+        return bound.arguments
+
+    return function
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCES.keys() - set(WITH_NESTEROV)))
+def test_nesterov_is_the_textbooks_where_the_source_has_none(name, arguments_of):
+    assert arguments_of(name, nesterov=True)["nesterov"] is True
+
+
+NAMED = {"Dense_0/bias", "BatchNorm_0/scale", "block/batch_norm/scale", "bn1/scale"}
+RANKED = {"wide/bias": 2, "head_supervised/kernel": 2, "gain": 0, "unbiased/kernel": 2}
+OTHERS = {"Dense_0/kernel": 2, "subnet/kernel": 3, **RANKED}
+EXCLUDED = {
+    "simclr": {*NAMED, "wide/bias", "unbiased/kernel", "head_supervised/kernel"},
+    "simclr_popular": {
+        *NAMED,
+        "wide/bias",
+        "unbiased/kernel",
+        "head_supervised/kernel",
+    },
+    "barlow_twins": NAMED,
+    "moco_v3": {*NAMED, "gain"},
+    "timm": {*NAMED, "gain", "wide/bias"},
+    "timm_larc": {*NAMED, "gain", "wide/bias"},
+    "mlperf_tf": {*NAMED, "wide/bias", "unbiased/kernel", "subnet/kernel"},
+}
+"""What sources exclude of the parameters below; the other sources exclude nothing."""
+
+
+def parameters():
+    """By path: one key for a path, in which a rule sees the same string."""
+    ranks = dict.fromkeys(NAMED, 1) | OTHERS
+    return {path: np.full((2,) * rank, 3.0, np.float32) for path, rank in ranks.items()}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("mask", ["weight_decay_mask", "trust_ratio_mask"])
+def test_excludes_what_its_source_excludes(name, mask, arguments_of):
+    rule = arguments_of(name, weight_decay=0.1)[mask]
+    excluded = EXCLUDED.get(name, set())
+    if not excluded:
+        assert rule is True
+        return
+    chosen = {path for path, is_chosen in rule(parameters()).items() if is_chosen}
+    assert chosen == parameters().keys() - excluded
+    assert rule({"kernel": np.ones((2, 2))}) == {"kernel": True}
+
+
+def test_what_is_excluded_steps_by_the_plain_gradient():
+    params = parameters()
+    gradients = {path: w / 2 for path, w in params.items()}
+    optimizer = presets.simclr(2.0, 0.1, momentum=0.0)
+    updates, state = jax.jit(optimizer.update)(
+        gradients, optimizer.init(params), params
+    )
+    for path, ratio in lars.trust_ratios(state).items():
+        is_plain = np.array_equal(updates[path], -2.0 * gradients[path])
+        assert is_plain == (ratio == 1) == (path in EXCLUDED["simclr"]), path
+
+
+# ------------------------------------------------------------------- optax.lars
+
+
+@functools.cache
+def pair(beta, nesterov, is_scheduled):
+    """Two steps of optax.lars, and of the preset of its name."""
+    learning_rate = optax.linear_schedule(3.0, 0.5, 4) if is_scheduled else 2.0
+    arguments = {"weight_decay": beta, "nesterov": nesterov, "trust_coefficient": 0.02}
+    optimizers = (
+        optax.lars(learning_rate, **arguments),
+        presets.optax(learning_rate, **arguments),
+    )
+
+    def two_steps(optimizer, params, gradients):
+        state = optimizer.init(params)
+        for g in gradients:
+            updates, state = optimizer.update(g, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    return [jax.jit(functools.partial(two_steps, o)) for o in optimizers]
+
+
+@given(
+    seed=st.integers(0, 999),
+    scales=st.lists(st.sampled_from([0.0, 1e-3, 1.0, 1e4]), min_size=6, max_size=6),
+    setting=st.sampled_from(
+        [(0.0, False, False), (0.1, True, True), (0.1, False, True)]
+    ),
+)
+@settings(deadline=None, max_examples=60)
+def test_the_preset_of_optax_is_optax(seed, scales, setting):
+    rng = np.random.default_rng(seed)
+    trees = []
+    for i in range(3):  # the parameters, and two gradients
+        trees.append(
+            {
+                "kernel": rng.standard_normal((3, 2)).astype(np.float32) * scales[i],
+                "bias": rng.standard_normal(2).astype(np.float32) * scales[3 + i],
+            }
+        )
+    theirs, ours = (run(trees[0], trees[1:]) for run in pair(*setting))
+    for name, expected in theirs.items():
+        # Terms of either sign may cancel: to the rounding of the largest of them.
+        largest = 30 * max(np.abs(tree[name]).max() for tree in trees)
+        np.testing.assert_allclose(ours[name], expected, rtol=3e-6, atol=1e-7 * largest)
+
+
+# -------------------------------------------------------------------- the table
+
+
+def test_the_table_is_of_all_presets():
+    assert set(presets.VARIANTS) == set(REFERENCES)
+    for name, variant in presets.VARIANTS.items():
+        assert variant.function is getattr(presets, name)
+        doc = inspect.getdoc(variant.function)
+        assert doc.startswith(f"{variant.equation}.\n\nSource: "), name
+        assert f"<{variant.url}>" in doc
+        row = next(x for x in presets.__doc__.splitlines() if f"`{name}`" in x)
+        assert row.startswith((f"{variant.family} ", " "))
+
+
+def test_presets_name_their_hyperparameters_alike():
+    names = {
+        tuple(inspect.signature(variant.function).parameters)
+        for variant in presets.VARIANTS.values()
+    }
+    assert len(names) == 1

@@ -1,0 +1,337 @@
+"""Singular values, from products of matrices alone, are those of a decomposition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from lars.spectral import (
+    Spectral,
+    as_matrices,
+    from_matrices,
+    orthogonalize,
+    scaled_spectral_norm,
+    spectral_norm,
+)
+
+polar = jax.jit(orthogonalize, static_argnames=("steps", "dtype"))
+norm = jax.jit(spectral_norm, static_argnames="squarings")
+scaled_norm = jax.jit(scaled_spectral_norm)
+
+SHAPES = [(40, 8), (8, 40), (12, 12), (2, 2), (9, 1), (1, 9), (1, 1), (3, 5, 4)]
+EXPONENTS = [-126, -70, -10, 0, 10, 70, 127]
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def elements(*shape):
+    """Random matrices with elements from 1 to 2 in size, float32."""
+    rng = np.random.default_rng(sum(shape))
+    x = rng.uniform(1, 2, shape) * rng.choice([-1, 1], shape)
+    return x.astype(np.float32)
+
+
+def rotation(size):
+    rng = np.random.default_rng(size)
+    return np.linalg.qr(rng.normal(size=(size, size)))[0]
+
+
+def with_singular_values(rows, values):
+    columns = len(values)
+    return rotation(rows)[:, :columns] * np.asarray(values) @ rotation(columns).T
+
+
+def singular_values(x):
+    return np.linalg.svd(np.asarray(x, np.float64), compute_uv=False)
+
+
+def exact_polar(x):
+    u, _, vt = np.linalg.svd(np.asarray(x, np.float64), full_matrices=False)
+    return u @ vt
+
+
+def number(x):
+    return np.ldexp(np.float64(x.fraction), x.exponent)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_polar_factor_is_that_of_the_decomposition(shape):
+    x = elements(*shape)
+    assert polar(x).dtype == jnp.float32
+    np.testing.assert_allclose(polar(x), exact_polar(x), atol=3e-6)
+
+
+def test_eight_steps_do_for_singular_values_from_a_thousandth_of_the_norm_on():
+    x = with_singular_values(20, [1.0, 0.3, 0.03, 0.0011]).astype(np.float32)
+    np.testing.assert_allclose(singular_values(polar(x)), 1, rtol=1e-5)
+    # The singular vectors: the smallest ones are known to 1e-7 / 0.0011.
+    np.testing.assert_allclose(polar(x), exact_polar(x), atol=2e-4)
+
+
+def test_it_converges_to_the_polar_factor():
+    with jax.enable_x64(True):
+        x = with_singular_values(20, np.logspace(0, -4, 10))
+        errors = [
+            np.max(np.abs(polar(x, steps, jnp.float64) - exact_polar(x)))
+            for steps in (2, 5, 8, 20)
+        ]
+        assert polar(x, 20, jnp.float64).dtype == jnp.float64
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-10
+
+
+def test_seven_steps_are_the_best_quintics():
+    # Published: 0.001 is mapped to 0.0083, 0.034, 0.13 and 0.44 by the first four, and
+    # all in between close to 1 by seven; less here by the margin for rounding.
+    x = with_singular_values(6, [1.0, 0.001]).astype(np.float32)
+    for steps, expected in enumerate([0.0083, 0.034, 0.13, 0.44], start=1):
+        smallest = singular_values(polar(x, steps))[-1]
+        np.testing.assert_allclose(smallest, expected, rtol=0.08)
+    x = with_singular_values(90, np.geomspace(1, 0.005, 90)).astype(np.float32)
+    for steps, smallest, largest in ((5, 0.864, 1.124), (6, 0.9957, 1.0012), (7, 1, 1)):
+        values = singular_values(polar(x, steps))
+        np.testing.assert_allclose(values[-1], smallest, atol=2e-2 * 0.1 ** (steps - 5))
+        np.testing.assert_allclose(values[0], largest, atol=2e-2 * 0.1 ** (steps - 5))
+
+
+@pytest.mark.parametrize("shape", [(9, 1), (1, 9), (2, 5, 1)])
+def test_a_vector_is_divided_by_its_norm_whatever_the_options(shape):
+    x = elements(*shape)
+    unit = x / np.linalg.norm(x.astype(np.float64), axis=(-2, -1), keepdims=True)
+    np.testing.assert_allclose(polar(x, 1, jnp.bfloat16), unit, rtol=3e-7)
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (9, 1), (3, 5, 4)])
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_a_power_of_two_changes_no_bit_of_the_polar_factor(exponent, shape):
+    x = elements(*shape)
+    np.testing.assert_array_equal(polar(np.ldexp(x, exponent)), polar(x))
+
+
+def test_subnormal_elements_count():
+    x = np.float32([[1, 2], [3, -4], [5, 6]])
+    tiny = np.ldexp(x, -149)
+    np.testing.assert_allclose(polar(tiny), exact_polar(x), atol=1e-6)
+    np.testing.assert_allclose(
+        number(scaled_norm(tiny)), np.ldexp(singular_values(x)[0], -149), rtol=1e-6
+    )
+
+
+@given(st.lists(FLOATS, min_size=6, max_size=6))
+@settings(deadline=None, max_examples=100)
+def test_any_mixture_of_floats(values):
+    x = np.reshape(np.float32(values), (3, 2))
+    largest = singular_values(x)[0]
+    np.testing.assert_allclose(number(scaled_norm(x)), largest, rtol=1e-6)
+    # No singular value beyond one, and none turned around.
+    factor = np.float64(polar(x))
+    assert np.linalg.norm(factor, 2) < 1 + 1e-5
+    inner = np.sum(factor * x)
+    np.testing.assert_allclose(
+        inner, np.sum(singular_values(x)), rtol=2e-2, atol=2e-3 * largest
+    )
+
+
+def test_each_matrix_of_a_batch_has_its_own_scale():
+    batch = np.stack([np.ldexp(elements(6, 4), k) for k in (-120, 0, 100, 126)])
+    batch = batch[:, None] * np.float32([1, -1])[:, None, None]  # [4, 2, 6, 4]
+    one_by_one = [[polar(x) for x in row] for row in batch]
+    np.testing.assert_allclose(polar(batch), one_by_one, atol=2e-6)
+    np.testing.assert_allclose(jax.vmap(polar)(batch), one_by_one, atol=2e-6)
+    norms = scaled_norm(batch)
+    assert norms.fraction.shape == norms.exponent.shape == (4, 2)
+    expected = singular_values(batch)[..., 0]
+    np.testing.assert_allclose(number(norms), expected, rtol=1e-6)
+    np.testing.assert_allclose(number(jax.vmap(scaled_norm)(batch)), expected, 1e-6)
+
+
+def test_what_is_not_a_number_stays_in_its_matrix():
+    for shape in ((3, 6, 4), (3, 6, 1)):
+        x = elements(*shape)
+        broken = x.copy()
+        broken[1, 2, 0] = np.nan
+        factors = np.asarray(polar(broken))
+        assert np.isnan(factors[1]).all()
+        np.testing.assert_array_equal(factors[::2], polar(x)[::2])
+        norms = number(scaled_norm(broken))
+        assert np.isnan(norms[1])
+        np.testing.assert_array_equal(norms[::2], number(scaled_norm(x))[::2])
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (0, 4), (2, 3, 3)])
+def test_zero(shape):
+    x = np.zeros(shape, np.float32)
+    np.testing.assert_array_equal(polar(x), x)
+    np.testing.assert_array_equal(number(scaled_norm(x)), np.zeros(shape[:-2]))
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(polar(x)))(x)).all()
+    slope = jax.grad(lambda x: jnp.sum(norm(x)))(x)
+    np.testing.assert_array_equal(slope, x)
+
+
+def test_directions_without_a_singular_value_stay_so():
+    x = np.outer(elements(30), elements(7))
+    unit = x / np.linalg.norm(x)
+    np.testing.assert_allclose(polar(x), unit, atol=1e-3)
+    np.testing.assert_allclose(singular_values(polar(x))[1:], 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (8, 40)])
+def test_equivariance(shape):
+    x = elements(*shape)
+    rows, columns = (rotation(size).astype(np.float32) for size in shape)
+    np.testing.assert_allclose(polar(x.T), polar(x).T, atol=2e-6)
+    rotated = rows @ np.asarray(polar(x)) @ columns
+    np.testing.assert_allclose(polar(rows @ x @ columns), rotated, atol=5e-6)
+    np.testing.assert_allclose(norm(rows @ x @ columns), norm(x), rtol=1e-6)
+
+
+def largest_product(function, x):
+    """The elements of the largest matrix product's result in a function."""
+    hlo = jax.jit(function).lower(x).as_text()
+    lines = [line for line in hlo.split("\n") if "dot_general" in line]
+    types = [line.split("-> tensor<")[1].split(">")[0] for line in lines]
+    return max(int(np.prod([int(n) for n in t.split("x")[:-1]])) for t in types)
+
+
+@pytest.mark.parametrize("function", [orthogonalize, spectral_norm])
+@pytest.mark.parametrize("shape", [(40, 8), (8, 40)])
+def test_the_gram_matrix_is_the_smaller_one(shape, function):
+    assert largest_product(function, np.zeros(shape, np.float32)) <= 8 * 40
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (2, 2), (3, 3)])
+def test_bfloat16_leaves_singular_values_near_one(shape):
+    rng = np.random.default_rng(1)
+    orthogonal = exact_polar(rng.normal(size=(500, *shape))).astype(np.float32)
+    columns = rng.normal(size=(500, shape[0], 1)).astype(np.float32)
+    rank_one = columns * rng.normal(size=shape[-1:]).astype(np.float32)
+    for x, rank in ((orthogonal, min(shape)), (rank_one, 1)):
+        result = polar(x, dtype=jnp.bfloat16)
+        assert result.dtype == jnp.float32
+        np.testing.assert_allclose(singular_values(result)[:, :rank], 1, atol=0.02)
+
+
+def test_bfloat16_is_the_dtype_of_the_factors_and_float32_of_the_sums():
+    x = np.zeros((6, 4), np.float32)
+    hlo = jax.jit(lambda x: orthogonalize(x, dtype=jnp.bfloat16)).lower(x).as_text()
+    lines = [line for line in hlo.split("\n") if "dot_general" in line]
+    assert len(lines) == 3  # in one step
+    for line in lines:
+        factors, result = line.split(" : ")[1].split("->")
+        assert factors.count("bf16") == 2
+        assert "f32" in result
+
+
+@pytest.mark.parametrize("function", [orthogonalize, spectral_norm])
+def test_float32_products_are_not_left_to_the_hardware(function):
+    hlo = jax.jit(function).lower(np.zeros((6, 4), np.float32)).as_text()
+    lines = [line for line in hlo.split("\n") if "dot_general" in line]
+    assert lines
+    for line in lines:
+        assert "precision = [HIGHEST, HIGHEST]" in line
+
+
+def test_the_derivative_of_the_polar_factor():
+    with jax.enable_x64(True):
+        x, dx = (elements(6, 4).astype(np.float64) * [1, k, 1, -k] for k in (2, 3))
+        _, tangent = jax.jvp(lambda x: polar(x, 12, jnp.float64), (x,), (dx,))
+        gradient = jax.grad(lambda x: jnp.sum(polar(x, 12, jnp.float64) * dx))(x)
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    inner = u.T @ dx @ vt.T
+    rotating = u @ ((inner - inner.T) / (s[:, None] + s)) @ vt
+    outside = (dx - u @ u.T @ dx) @ vt.T / s @ vt
+    np.testing.assert_allclose(tangent, rotating + outside, atol=1e-10)
+    # The derivative is symmetric: the polar factor is the gradient of the sum of the
+    # singular values.
+    np.testing.assert_allclose(gradient, tangent, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_norm_is_the_largest_singular_value(shape):
+    x = elements(*shape)
+    assert norm(x).dtype == jnp.float32
+    np.testing.assert_allclose(norm(x), singular_values(x)[..., 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_a_power_of_two_changes_no_bit_of_the_norm(exponent):
+    x = elements(12, 5)
+    expected = np.ldexp(np.float64(norm(x)), exponent)
+    np.testing.assert_array_equal(number(scaled_norm(np.ldexp(x, exponent))), expected)
+
+
+@pytest.mark.parametrize("gap", [0, 1e-6, 1e-5, 1e-4, 5e-4, 1e-3, 1e-2])
+def test_the_norm_where_all_singular_values_are_close(gap):
+    for values in (np.linspace(1, 1 - gap, 30), [1, *29 * [1 - gap]]):
+        x = with_singular_values(50, values)
+        np.testing.assert_allclose(norm(x.astype(np.float32)), 1, rtol=5e-6)
+
+
+def test_the_norm_where_another_column_is_longer_at_first():
+    # The largest singular vector has a little of every column, the next is a column.
+    gap, size = 2e-3, 65
+    spread = np.append(np.full(size - 1, (size - 1) ** -0.5), 0)
+    x = np.outer(spread, spread)
+    x[-1, -1] = 1 - gap
+    x = x.astype(np.float32)
+    np.testing.assert_allclose(norm(x), 1, rtol=1e-6)
+    # Too few squarings take the other one; the promised bound holds.
+    few = float(norm(x, squarings=4))
+    np.testing.assert_allclose(few, 1 - gap, rtol=1e-4)
+    assert 1 - few < np.log(size) / 2**6
+
+
+def test_the_derivative_of_the_norm():
+    x = elements(6, 4)
+    u, _, vt = np.linalg.svd(x)
+    gradient = jax.jit(jax.grad(norm))(x)
+    np.testing.assert_allclose(gradient, np.outer(u[:, 0], vt[0]), atol=1e-6)
+
+
+def test_float64_keeps_its_precision():
+    with jax.enable_x64(True):
+        x = elements(12, 5).astype(np.float64) + 1e-9 * elements(12, 5)[::-1]
+        result = scaled_norm(x * 1e300)
+        assert result.fraction.dtype == jnp.float64
+        exact = singular_values(x)[0] * 1e300
+        np.testing.assert_allclose(number(result), exact, rtol=1e-13)
+
+
+def test_kernels_become_matrices_of_inputs_and_outputs():
+    kernel = elements(3, 2, 5, 4)  # HWIO
+    np.testing.assert_array_equal(as_matrices(kernel), kernel.reshape(30, 4))
+    np.testing.assert_array_equal(as_matrices(kernel[0, 0]), kernel[0, 0])
+    np.testing.assert_array_equal(
+        as_matrices(kernel[0, 0, 0]), kernel[0, 0, 0, :, None]
+    )
+    assert as_matrices(kernel[0, 0, 0, 0]).shape == (1, 1)
+    layers = as_matrices(kernel, (3, 0))
+    assert layers.shape == (4, 3, 2, 5)
+    np.testing.assert_array_equal(layers[1, 2], kernel[2, :, :, 1])
+    vectors = as_matrices(kernel, (-1, 1, 0))
+    np.testing.assert_array_equal(vectors[3, 1, 2, :, 0], kernel[2, 1, :, 3])
+    assert as_matrices(kernel[0, 0], (0, 1)).shape == (5, 4, 1, 1)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=100)
+def test_the_way_back_from_matrices(data):
+    shape = data.draw(st.lists(st.integers(0, 4), max_size=5))
+    axes = data.draw(st.permutations(range(len(shape))))
+    axes = axes[: data.draw(st.integers(0, len(shape)))]
+    x = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    matrices = as_matrices(x, axes)
+    assert matrices.ndim == len(axes) + 2
+    np.testing.assert_array_equal(from_matrices(matrices, shape, axes), x)
+
+
+def test_a_stack_of_kernels_goes_through_jit():
+    @jax.jit
+    def step(x):
+        matrices = orthogonalize(as_matrices(x, (2,)), *Spectral())
+        return from_matrices(matrices, x.shape, (2,))
+
+    x = elements(3, 3, 2, 5, 4)
+    for i in range(2):
+        expected = exact_polar(x[:, :, i].reshape(45, 4)).reshape(3, 3, 5, 4)
+        np.testing.assert_allclose(step(x)[:, :, i], expected, atol=3e-6)
