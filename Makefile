@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: rescue figures test lint types pytest mutants clean
+.PHONY: rescue figures benchmark test lint types pytest mutants clean
 
 ## The rescue map on the embedded digits: results/rescue/, and the table
 rescue: .venv/runtime
@@ -15,6 +15,10 @@ figures: rescue
 	$(BIN)/python -m experiments.rescue --config=configs/rescue.py:search \
 	  --workdir=results/search
 	$(BIN)/python -m experiments.publish
+
+## What a step of each optimizer costs in time and memory: results/benchmark/
+benchmark: .venv/runtime
+	$(BIN)/python -m experiments.benchmark --workdir=results/benchmark
 
 ## Lint, types and all tests
 test: lint types pytest

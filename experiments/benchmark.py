@@ -1,0 +1,102 @@
+"""The benchmark: what a step of each optimizer costs, on four trees of parameters.
+
+    python -m experiments.benchmark --workdir=results/benchmark
+
+Writes ``benchmark.csv``, ``config.json`` and ``provenance.json`` to the workdir, in
+place of those of an earlier run, and prints the table. ``--trees=resnet50,vmap``
+measures some of the trees, ``--quick`` small ones, ``--rounds`` less or more often.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import pandas as pd
+from absl import app, flags, logging
+from tqdm import tqdm
+
+from experiments import command
+from experiments.setup import check_count
+from lars import benchmark, results
+
+TREES = flags.DEFINE_list("trees", None, "Which trees, such as resnet50,vmap.")
+ROUNDS = flags.DEFINE_integer("rounds", 30, "How often each optimizer is timed.")
+SECONDS = flags.DEFINE_float(
+    "seconds", 30.0, "About how long timing one optimizer on one tree may take."
+)
+QUICK = flags.DEFINE_bool("quick", False, "Small trees, to try the command.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures the chosen trees, then prints the table."""
+    cases = benchmark.cases(QUICK.value)
+    with command.reported_errors():
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}")
+        check_count("rounds", ROUNDS.value)
+        if not SECONDS.value > 0:
+            raise ValueError(f"seconds must be above 0, got {SECONDS.value}.")
+        names = TREES.value or list(cases)
+        for name in names:
+            if name not in cases:
+                raise ValueError(f"trees are {', '.join(cases)}, got {name!r}.")
+        settings = {"trees": names, "quick": QUICK.value, "rounds": ROUNDS.value}
+        settings["seconds"] = SECONDS.value
+        folder = results.claim(str(command.WORKDIR.value), settings)
+
+    # What is compiled is to be timed, not to be found from an earlier run.
+    jax.config.update("jax_enable_compilation_cache", False)
+    file = folder / "benchmark.csv"
+    for earlier in (file, folder / "provenance.json"):
+        earlier.unlink(missing_ok=True)
+    session = results.Session(folder)
+    started = time.monotonic()
+    tables = []
+    parts = sum(benchmark.num_parts(cases[name], ROUNDS.value) for name in names)
+    try:
+        with tqdm(
+            total=parts,
+            unit="part",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10,
+        ) as bar:
+
+            @contextlib.contextmanager
+            def doing(what: str) -> Iterator[None]:
+                if not bar.desc.startswith(what):
+                    bar.set_description(what)
+                yield
+                bar.update()
+
+            for name in names:
+                case = cases[name]
+                tables.append(
+                    benchmark.measure(name, case, ROUNDS.value, SECONDS.value, doing)
+                )
+                results.write_table(file, pd.concat(tables))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        session.record(seconds=round(time.monotonic() - started, 1))
+    print(benchmark.markdown(pd.concat(tables)))
+    print(f"\nAll columns: {file}")
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    with command.reported_errors():
+        try:
+            rest = flags.FLAGS(argv)
+            if command.CONFIG.present:
+                raise ValueError("this command has no --config")
+            return rest
+        except flags.Error as error:
+            raise ValueError(str(error)) from error
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)  # JAX narrates at INFO
+    flags.mark_flag_as_required("workdir")
+    app.run(main, flags_parser=_parse)

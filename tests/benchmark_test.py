@@ -1,0 +1,226 @@
+"""The benchmark: the trees are what they are called, and what is timed are steps."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from lars import benchmark, results
+
+CASES = benchmark.cases()
+TINY = benchmark.transformer(1, 4)
+
+
+def test_the_trees_are_of_the_sizes_that_their_models_have():
+    sizes = {
+        name: (len(jax.tree.leaves(case.tree)), benchmark.num_parameters(case))
+        for name, case in CASES.items()
+    }
+    assert sizes["resnet50"] == (161, 25_557_032)
+    assert sizes["transformer"] == (12 * 12, 85_054_464)
+    assert sizes["leaves"] == (5000, 5_000_000)
+    arrays, parameters = sizes["vmap"]
+    # The head's bias and its 1,000 columns do not get narrower, the kernels do twice.
+    assert arrays == 161
+    assert parameters / 4 == pytest.approx(25_557_032 / 16, rel=0.3)
+
+
+def test_every_tree_has_every_optimizer_that_can_step_it():
+    for name in ("resnet50", "leaves"):
+        assert CASES[name].arms == benchmark.ARMS
+    assert CASES["transformer"].arms == (*benchmark.ARMS, benchmark.MUON)
+    assert CASES["vmap"].arms == ("optax.lars", "lars")
+    assert set(CASES["transformer"].arms) == set(benchmark.optimizers())
+
+
+@pytest.fixture(scope="module")
+def tiny_table():
+    parts = []
+
+    class Doing:
+        def __init__(self, what):
+            parts.append(what)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+    case = benchmark.Case("tiny", TINY, (*benchmark.ARMS, benchmark.MUON))
+    with jax.numpy_dtype_promotion("standard"):  # what Optax's own need
+        table = benchmark.measure("tiny", case, rounds=6, seconds=5.0, doing=Doing)
+    assert len(parts) == benchmark.num_parts(case, 6)
+    assert parts[0] == "tiny: compiling optax.sgd"
+    return table
+
+
+def test_each_optimizer_has_a_row_of_positive_measurements(tiny_table):
+    assert list(tiny_table.columns) == benchmark.COLUMNS
+    assert list(tiny_table.optimizer) == [*benchmark.ARMS, benchmark.MUON]
+    assert set(tiny_table.parameters) == {4 * 4 * 12 + 4 * 13}
+    numbers = tiny_table.drop(columns=["case", "tree", "optimizer", "temporary_mib"])
+    assert (numbers > 0).all(axis=None)
+    assert (tiny_table.temporary_mib >= 0).all()
+    assert (tiny_table.rounds >= benchmark.MIN_ROUNDS).all()
+    assert (tiny_table.ms_q1 <= tiny_table.ms).all()
+    assert (tiny_table.ms <= tiny_table.ms_q3).all()
+    rows = tiny_table.set_index("optimizer")
+    assert rows.per_optax_lars["optax.lars"] == 1
+    assert rows.per_muon[benchmark.MUON] == 1
+
+
+@pytest.mark.parametrize("arm", ["optax.lars", "lars"])
+def test_copies_are_stepped_under_vmap(arm):
+    case = benchmark.Case("tiny", {"w": TINY["layer_00"]["qkv"]}, (arm,), copies=3)
+    with jax.numpy_dtype_promotion("standard"):
+        table = benchmark.measure("tiny", case, rounds=5, seconds=5.0)
+    assert list(table.parameters) == [3 * (4 * 12 + 12)]
+    assert table.per_optax_lars.isna()[0] == (arm != "optax.lars")
+    assert math.isnan(table.per_muon[0])
+
+
+def test_the_step_that_is_timed_is_the_step_of_the_optimizer():
+    params = {"w": jnp.array([3.0, 4.0])}
+    grads = {"w": jnp.array([0.0, 10.0])}
+    with jax.numpy_dtype_promotion("standard"):
+        run = benchmark.Stepper(benchmark.optimizers()["lars"](), params, grads)
+        run()
+        run.wait()
+    ratio = 0.001 * 5 / (10 + 1e-4 * 5)
+    expected = np.array([3.0, 4.0]) - 0.1 * ratio * np.array([3e-4, 10 + 4e-4])
+    np.testing.assert_allclose(run._params["w"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(params["w"], [3.0, 4.0])
+
+
+@pytest.mark.parametrize("gradient", [0.0, np.inf])
+def test_steps_that_go_nowhere_are_not_a_measurement(gradient):
+    params, grads = {"w": jnp.ones(2)}, {"w": jnp.full(2, gradient)}
+    with jax.numpy_dtype_promotion("standard"):
+        run = benchmark.Stepper(benchmark.optimizers()["optax.sgd"](), params, grads)
+        run()
+    with pytest.raises(RuntimeError, match=r"the steps left .*w"):
+        run.check(params)
+
+
+def test_ratios_are_medians_of_the_ratios_in_a_round():
+    case = benchmark.Case("tiny", {"w": jax.ShapeDtypeStruct((10,), jnp.float32)}, ())
+    nan = math.nan
+    times = pd.DataFrame(
+        {"optax.lars": [1.0, 2.0, 8.0, 4.0], "lars": [3.0, 1.0, 8.0, nan]}
+    )
+    runs = types.SimpleNamespace(compile_seconds=5.0, temporary_bytes=2**21)
+    table = benchmark.summary(
+        "tiny",
+        case,
+        times,
+        pd.Series([3.0, 3.0, 6.0, 3.0]),
+        {"optax.lars": runs, "lars": runs},
+    ).set_index("optimizer")
+    assert list(table.rounds) == [4, 3]
+    assert list(table.ms) == [3000, 3000]
+    assert (table.ms_q1["lars"], table.ms_q3["lars"]) == (2000, 5500)
+    assert list(table.per_optax_lars) == [1, 1]  # of 3, 1/2 and 1
+    np.testing.assert_allclose(table.per_floor["lars"], 3 / 7)  # of 3/7, 1/7 and 4/7
+    np.testing.assert_allclose(table.floor_ms, 7000)
+    np.testing.assert_allclose(table.gb_per_s, 3 * 40 / 3 / 1e9)
+    assert list(table.temporary_mib) == [2, 2]
+
+
+@pytest.fixture
+def kept(tmp_path, tiny_table):
+    results.write_table(tmp_path / "benchmark.csv", tiny_table)
+
+    def keep(**changes):
+        session = {
+            "started": "2026-01-01",
+            "seconds": 10.0,
+            "commit": "0123456789abcdef",
+            "uncommitted_changes": False,
+            "device": {"platform": "cpu", "kind": "a processor", "count": 1},
+            "versions": {"jax": "1"},
+        } | changes
+        (tmp_path / "provenance.json").write_text(json.dumps([session]))
+        return tmp_path
+
+    return keep
+
+
+def test_the_page_gets_the_table_that_was_kept(kept, tiny_table):
+    blocks = benchmark.benchmark_blocks(kept())
+    assert blocks["benchmark"] == benchmark.markdown(tiny_table)
+    for arm in (*benchmark.ARMS, benchmark.MUON):
+        assert f"| `{arm}` " in blocks["benchmark"]
+    assert "floor: 7 passes at" in blocks["benchmark"]
+    assert "times as long as `optax.contrib.muon`" in blocks["benchmark"]
+    assert blocks["benchmark-provenance"] == (
+        "One run of 10 seconds on 1 cpu device(s), a processor; jax 1; "
+        "commit 0123456789."
+    )
+
+
+@pytest.mark.parametrize("change", [{"commit": None}, {"uncommitted_changes": True}])
+def test_measurements_of_unknown_code_are_not_published(kept, change):
+    with pytest.raises(ValueError, match="in no commit"):
+        benchmark.benchmark_blocks(kept(**change))
+
+
+def call(*flags):
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmark", *flags],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_writes_and_prints_the_table(tmp_path):
+    command = ("--quick", "--trees=leaves", "--rounds=5", f"--workdir={tmp_path}/run")
+    for _ in range(2):  # the second in place of the first
+        code, out, err = call(*command)
+        assert code == 0, err
+        table = results.read_table(tmp_path / "run" / "benchmark.csv")
+        assert list(table.optimizer) == list(benchmark.ARMS)
+        assert benchmark.markdown(table) in out
+        assert "leaves: compiling lars" in err
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["trees"], config["rounds"]) == (["leaves"], 5)
+    (session,) = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert session["command"].startswith("python -m experiments.benchmark --quick")
+    assert session["seconds"] > 0
+    code, _, err = call(*command, "--rounds=6")
+    assert code == 2
+    assert "config.rounds: there 5, asked for 6" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--trees=resnet"], "vmap, got 'resnet'"),
+        (["--rounds=0"], "rounds must be a whole number of at least 1, got 0"),
+        (["--rounds=many"], "--rounds=many"),
+        (["--seconds=0"], "seconds must be above 0, got 0.0"),
+        (["--config=configs/rescue.py"], "has no --config"),
+        (["--workdir=/proc/run"], "'/proc/run' cannot be written"),
+        (["--wrkdir=x"], "wrkdir"),
+        (["extra"], "unexpected argument 'extra'"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(tmp_path, flags, message):
+    code, out, err = call(f"--workdir={tmp_path}/run", *flags)
+    assert (code, out) == (2, ""), err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert message in err
+    assert not (tmp_path / "run").exists()
