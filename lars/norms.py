@@ -305,7 +305,7 @@ def _groups(arrays: Sequence[jax.Array], splits: Sequence[Split]) -> list[_Group
 
 def _in_order(norms: Sequence[Scaled], groups: Sequence[_Group]) -> Scaled:
     """One vector of the norms of all groups, in the order of the arrays."""
-    dtype = jnp.result_type(*(norm.fraction for norm in norms))
+    dtype = max((x.fraction.dtype for x in norms), key=lambda dtype: dtype.itemsize)
     fraction = jnp.concatenate([jnp.ravel(x.fraction).astype(dtype) for x in norms])
     exponent = jnp.concatenate([jnp.ravel(x.exponent) for x in norms])
     lengths = {

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from lars.layers import Axes, Layer, Layout, Plan, Rules, widen
-from lars.norms import Split, of_all_layers, scaled_l2_norms, spread
+from lars.norms import Split, accumulation_dtype, of_all_layers, scaled_l2_norms, spread
 from lars.rules import Mask, Selection
 from lars.scaled import (
     Factors,
@@ -77,7 +77,7 @@ class LarsState(NamedTuple):
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     trace: optax.Params  # the momentum buffer, like the parameters; () without one
     telemetry: Telemetry
-    # shape=(learning rates,), float32: of the last step; () where nothing needs them
+    # shape=(learning rates,), of the last step; () where nothing needs them
     last_learning_rates: Any
 
 
@@ -500,7 +500,7 @@ def _transformation(o: _Options) -> optax.GradientTransformationExtraArgs:
                 skipped_steps=jnp.zeros(layout.total, jnp.int32),
                 layout=layout,
             ),
-            last_learning_rates=jnp.zeros(rates, jnp.float32)
+            last_learning_rates=jnp.zeros(rates, _widest(params))
             if o.momentum_correction
             else (),
         )
@@ -538,7 +538,7 @@ def _update(
     g = [widen(x) for x in old_updates]
     w = [widen(x) for x in jax.tree.leaves(params)]
     v: list[Any] = [widen(x) for x in old_traces] or [None] * len(g)
-    dtype = jnp.result_type(*g, *w)
+    dtype = _widest((g, w))
 
     beta = _at(o.weight_decay, state.count)
     schedules = (o.learning_rate, *(rate for _, rate in o.rules.learning_rates))
@@ -562,7 +562,8 @@ def _update(
     u, new_v = list(bounded), list(v)
     for i, kind in enumerate(momentum_of):
         if kind == "gradient":
-            u[i], new_v[i] = _momentum(o, o.momentum, v[i], bounded[i])
+            # Kept or not is not known yet.
+            u[i], new_v[i] = _momentum(o, o.momentum, v[i], bounded[i], None)
 
     measured = {"sum": g, "gradient": g, "decayed": d, "update": u}[o.denominator]
     layers = _trust_ratios(o, plan, measured, w, is_decayed, beta, rates)
@@ -587,28 +588,32 @@ def _update(
         )
     is_kept: list[Any] = [None] * len(g)
     if o.nonfinite != "propagate":
-        is_kept = plan.layout.pieces(layers.is_finite)
+        is_kept = [
+            spread(kept, split, x.shape)
+            for kept, split, x in zip(
+                plan.layout.pieces(~layers.is_finite), plan.splits, g, strict=True
+            )
+        ]
 
     new_updates, new_traces = [], []
     for i, kind in enumerate(momentum_of):
-        split = plan.splits[i]
+        split, kept = plan.splits[i], is_kept[i]
         step = _multiplied(u[i], factor[kind][i], split)
         if kind == "direction":
-            step, new_v[i] = _momentum(o, o.momentum, v[i], step)
+            step, new_v[i] = _momentum(o, o.momentum, v[i], step, kept)
             step = _as(gamma[i], step) * step
         elif kind == "step":
             m = _corrected_momentum(o, rates, state, plan.rates[i])
-            step, new_v[i] = _momentum(o, m, v[i], step)
+            step, new_v[i] = _momentum(o, m, v[i], step, kept)
+        elif v[i] is not None and kept is not None:
+            new_v[i] = jnp.where(kept, v[i], new_v[i])
         if is_decayed[i] and outside is not None:
             step = step + _multiplied(w[i], outside[i], split)
         elif is_decayed[i] and o.weight_decay_kind == "decoupled":
             step = step + _as(gamma[i], w[i]) * (_as(beta, w[i]) * w[i])
 
-        if is_kept[i] is not None:
-            kept = spread(is_kept[i], split, g[i].shape)
-            step = jnp.where(kept, step, 0)
-            if v[i] is not None:
-                new_v[i] = jnp.where(kept, new_v[i], v[i])
+        if kept is not None:
+            step = jnp.where(kept, 0, step)
         new_updates.append((-step).astype(jnp.result_type(old_updates[i])))
         if v[i] is not None:
             new_traces.append(new_v[i].astype(jnp.result_type(old_traces[i])))
@@ -629,7 +634,7 @@ def _update(
         else (),
         telemetry=Telemetry(trust_ratio.astype(jnp.float32), skipped, plan.layout),
         last_learning_rates=jnp.where(
-            happened, jnp.stack(rates).astype(jnp.float32), state.last_learning_rates
+            happened, jnp.stack(rates), state.last_learning_rates
         )
         if o.momentum_correction
         else (),
@@ -792,14 +797,21 @@ def _multiplied(x: jax.Array, by: Factors, split: Split) -> jax.Array:
 
 
 def _momentum(
-    o: _Options, m: Any, v: jax.Array | None, x: jax.Array
+    o: _Options, m: Any, v: jax.Array | None, x: jax.Array, kept: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Adds to the buffer. Returns what it makes, and the new buffer."""
+    """Adds to the buffer, where it is not kept. Returns what it makes, and the buffer.
+
+    What it makes is computed from the new buffer: from the old one, XLA could not write
+    the new one in its place.
+    """
     x = x if _is_known_zero(o.dampening) else (1 - _as(o.dampening, x)) * x
     if v is None:
         return x, None
-    v = _as(m, x) * v.astype(x.dtype) + x
-    return (_as(m, x) * v + x if o.nesterov else v), v
+    new_v = _as(m, x) * v.astype(x.dtype) + x
+    if kept is not None:
+        new_v = jnp.where(kept, v.astype(x.dtype), new_v)
+    # The new buffer is of the present rate: the lookahead needs no correction.
+    return (_as(o.momentum, x) * new_v + x if o.nesterov else new_v), new_v
 
 
 def _corrected_momentum(
@@ -816,6 +828,11 @@ def _corrected_momentum(
 
 def _bounded(x: jax.Array, bound: Any) -> jax.Array:
     return x if bound is None else jnp.clip(x, -_as(bound, x), _as(bound, x))
+
+
+def _widest(params: optax.Params) -> Any:
+    dtypes = [accumulation_dtype(jnp.result_type(x)) for x in jax.tree.leaves(params)]
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.float32)
 
 
 def _at(number: Any, count: jax.typing.ArrayLike) -> Any:
