@@ -2,9 +2,10 @@
 
     python -m experiments.publish
 
-Takes ``results/rescue`` and ``results/search``, keeps their tables, configurations,
-provenance and picture under ``docs/rescue/``, and writes the tables into the pages.
-What is in docs/ is therefore what the pages say, and a test compares the two.
+Takes what there is of ``results/rescue``, ``results/search`` and ``results/benchmark``,
+keeps their tables, configurations, provenance and picture under ``docs/``, and writes
+the tables into the pages, beside the table of variants, which is the code's. What is
+in docs/ is therefore what the pages say, and a test compares the two.
 """
 
 import json
@@ -16,14 +17,19 @@ from typing import Any
 import pandas as pd
 from absl import app
 
-from lars import pages, rescue, results, sweep
+from lars import benchmark, pages, presets, rescue, results, sweep
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", DOCS / "rescue.md")
-KEPT = {
-    "rescue": ("config.json", "results.csv", "provenance.json", "rescue.png"),
-    "search": ("config.json", "results.csv", "provenance.json"),
+RESCUES = ("rescue", "search")
+KEPT = {  # of results/NAME, in docs/FOLDER
+    "rescue": (
+        "rescue/rescue",
+        ("config.json", "results.csv", "provenance.json", "rescue.png"),
+    ),
+    "search": ("rescue/search", ("config.json", "results.csv", "provenance.json")),
+    "benchmark": ("benchmark", ("benchmark.csv", "provenance.json")),
 }
 
 
@@ -31,21 +37,45 @@ def main(argv: list[str]) -> None:
     """Copies the results, then fills the pages from the copies."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    for name, files in KEPT.items():
-        target = DOCS / "rescue" / name
-        target.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            shutil.copy(ROOT / "results" / name / file, target / file)
-    blocks = rescue_blocks()
+    for name, (folder, files) in KEPT.items():
+        source, target = ROOT / "results" / name, DOCS / folder
+        if source.exists():
+            target.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                shutil.copy(source / file, target / file)
+    blocks = all_blocks()
     for page in PAGES:
         results.write_whole(page, pages.fill(page.read_text(), blocks))
         print(f"wrote {page.relative_to(ROOT)}")
 
 
+def all_blocks() -> dict[str, str]:
+    """What the pages mark places for."""
+    folder = DOCS / "benchmark"
+    return {
+        **rescue_blocks(),
+        **(benchmark.benchmark_blocks(folder) if folder.exists() else {}),
+        "variants": rescue.markdown(variants_table()),
+    }
+
+
+def variants_table() -> pd.DataFrame:
+    """The published variants: what each computes, and where it is from."""
+    return pd.DataFrame(
+        {
+            "preset": f"`lars.presets.{name}`",
+            "family": variant.family,
+            "equation": variant.equation.replace("|", "\\|"),
+            "source": f"[{variant.source}]({variant.url})",
+        }
+        for name, variant in presets.VARIANTS.items()
+    )
+
+
 def rescue_blocks() -> dict[str, str]:
     """The tables of the pages, from the results kept in docs/."""
     blocks = {}
-    for name in KEPT:
+    for name in RESCUES:
         folder = DOCS / "rescue" / name
         config = json.loads((folder / "config.json").read_text())
         table = results.read_table(folder / "results.csv", sweep.DTYPES)

@@ -21,11 +21,11 @@ def test_a_mark_without_text_is_an_error():
 
 @pytest.mark.parametrize("page", publish.PAGES, ids=lambda page: page.name)
 def test_the_pages_agree_with_the_results_that_are_kept(page):
-    made = publish.rescue_blocks()
+    made = publish.all_blocks()
     found = pages.blocks_of(page.read_text())
     assert found
     for name, text in found.items():
-        assert text == made[name], f"{page.name}: run `make figures`"
+        assert text == made[name], f"{page.name}: run `python -m experiments.publish`"
 
 
 SESSION = {
