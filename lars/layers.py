@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from lars.norms import Split, accumulation_dtype
-from lars.rules import Mask, Selection, flat_mask, path_string
+from lars.rules import Mask, Selection, flat_mask, flatten_with_path, path_string
 from lars.scaled import Scaled, normalized, power_of_two
 
 KeyPath = tuple[Any, ...]
@@ -42,6 +42,18 @@ class Layout:
 
     def __hash__(self) -> int:
         return hash(Layout)
+
+    # A tree definition may hold objects that equal nothing but themselves (Equinox's
+    # does): a copy is the layout itself, and a pickle remembers a tree of its form.
+    def __copy__(self) -> "Layout":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Layout":
+        return self
+
+    def __reduce__(self) -> Any:
+        tree = self.treedef.unflatten(range(self.treedef.num_leaves))
+        return _restored, (tree, self.shapes)
 
     @property
     def sizes(self) -> list[int]:
@@ -77,6 +89,10 @@ class Layout:
     def vector(self, values: Sequence[Any]) -> np.ndarray:
         """A static value for every parameter, repeated for each of its slices."""
         return np.repeat(np.asarray(values), self.sizes)
+
+
+def _restored(tree: Any, shapes: tuple[tuple[int, ...], ...]) -> Layout:
+    return Layout(jax.tree.structure(tree), shapes)
 
 
 class Plan(NamedTuple):
@@ -165,7 +181,7 @@ class Rules(NamedTuple):
                 does not fit the parameters.
             TypeError: for parameters that are not real floating point.
         """
-        named, treedef = jax.tree_util.tree_flatten_with_path(params)
+        named, treedef = flatten_with_path(params)
         key_paths = [path for path, _ in named]
         leaves = [leaf for _, leaf in named]
         paths = [path_string(path) for path in key_paths]

@@ -12,10 +12,11 @@ the decay enters, and in bounds of λ. These are the options of `lars`; `lars.pr
 has the combinations that are in use.
 """
 
+import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -57,7 +58,7 @@ Nonfinite = Literal["skip_layer", "skip_step", "propagate"]
     data_fields=("trust_ratio", "skipped_steps"),
     meta_fields=("layout",),
 )
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Telemetry:
     """What the last step did in every layer, as two vectors.
 
@@ -68,6 +69,32 @@ class Telemetry:
     trust_ratio: jax.Array  # shape=(layers,), float32
     skipped_steps: jax.Array  # shape=(layers,), int32
     layout: Layout
+
+
+def _tell_flax() -> None:
+    """Lets `flax.serialization`, where somebody uses it, save and restore the state."""
+    serialization: Any = sys.modules.get("flax.serialization")
+    if serialization is None:
+        return
+    names = ("trust_ratio", "skipped_steps")
+
+    def to_dict(x: Telemetry) -> dict[str, Any]:
+        return {name: getattr(x, name) for name in names}
+
+    def from_dict(x: Telemetry, saved: dict[str, Any]) -> Telemetry:
+        return dataclasses.replace(
+            x,
+            **{
+                name: serialization.from_state_dict(
+                    getattr(x, name), saved[name], name=name
+                )
+                for name in names
+            },
+        )
+
+    serialization.register_serialization_state(
+        Telemetry, to_dict, from_dict, override=True
+    )
 
 
 class LarsState(NamedTuple):
@@ -488,6 +515,7 @@ class _Options(NamedTuple):
 
 def _transformation(o: _Options) -> optax.GradientTransformationExtraArgs:
     def init_fn(params: optax.Params) -> LarsState:
+        _tell_flax()
         layout = o.rules.plan(params).layout
         rates = 1 + len(o.rules.learning_rates)
         return LarsState(
@@ -516,6 +544,7 @@ def _transformation(o: _Options) -> optax.GradientTransformationExtraArgs:
             raise ValueError(
                 "LARS needs the parameters: call update(gradients, state, params)."
             )
+        _tell_flax()
         plan = o.rules.plan(params)
         _check_alike(updates, params, plan)
         if not plan.paths:
@@ -675,16 +704,16 @@ def _trust_ratios(
     else:
         w_norm = _norms(w, plan.is_adapted, plan, dtype)
     is_adapted = jnp.asarray(layout.vector(plan.is_adapted))
-    adapted_size = where(is_adapted, size, x_norm)
     w_norm, size = (_nonzero_above(o.min_norm, x) for x in (w_norm, size))
 
     joint_w, joint_x = plan.joint(w_norm), plan.joint(size)
-    terms = [joint_x, scaled(o.eps, dtype)]
-    if o.denominator == "sum" and o.weight_decay_kind != "decoupled" and not o.spectral:
+    direction_norm = joint_x
+    if any(is_decayed) and o.weight_decay_kind != "decoupled" and not o.spectral:
         decays = jnp.asarray(layout.vector(is_decayed))
         decayed_norm = Scaled(jnp.where(decays, w_norm.fraction, 0), w_norm.exponent)
-        terms.append(times(beta, plan.joint(decayed_norm)))
-    denominator = total(*terms)
+        direction_norm = total(joint_x, times(beta, plan.joint(decayed_norm)))
+    in_ratio = direction_norm if o.denominator == "sum" else joint_x
+    denominator = total(in_ratio, scaled(o.eps, dtype))
 
     # η‖w‖/0 has no value, and at ‖w‖ = 0 the ratio 0 would keep w there.
     eta = jnp.asarray(o.trust_coefficient, dtype)
@@ -713,7 +742,11 @@ def _trust_ratios(
     is_finite = was_finite
     if o.nonfinite == "skip_step":
         is_finite = jnp.broadcast_to(jnp.all(was_finite), was_finite.shape)
-    return _Layers(ratio_, adapted_size, w_norm, gamma, is_finite, was_finite)
+    size = Scaled(
+        plan.slices(direction_norm.fraction), plan.slices(direction_norm.exponent)
+    )
+    size = where(is_adapted, size, scaled(1.0, dtype))
+    return _Layers(ratio_, size, w_norm, gamma, is_finite, was_finite)
 
 
 def _clipped(o: _Options, x: Scaled, gamma: jax.Array) -> Scaled:

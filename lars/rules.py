@@ -1,5 +1,6 @@
 """Rules that say which parameters are meant: by path, by rank, or by any test."""
 
+import collections
 import re
 from collections.abc import Callable, Collection
 from typing import Any
@@ -122,7 +123,7 @@ def select(
     description = f"lars.select({', '.join(words)})"
 
     def mask(params: optax.Params) -> Any:
-        named, treedef = jax.tree_util.tree_flatten_with_path(params)
+        named, treedef = flatten_with_path(params)
         chosen = [
             all(holds(path_string(key_path), leaf) for holds in conditions)
             for key_path, leaf in named
@@ -137,6 +138,26 @@ def select(
         return treedef.unflatten(chosen)
 
     return Selection(mask, description)
+
+
+def flatten_with_path(
+    params: optax.Params,
+) -> tuple[list[tuple[tuple[Any, ...], Any]], Any]:
+    """As `jax.tree_util.tree_flatten_with_path`, through the boxes of frameworks.
+
+    `flax.nnx` and partitioned Flax parameters keep each array in a box, as its only
+    attribute ``value``, and hand over the arrays now with and now without their boxes.
+    The path of an array is that of its box.
+    """
+    named, treedef = jax.tree_util.tree_flatten_with_path(params)
+    parents = collections.Counter(path[:-1] for path, _ in named)
+    box = jax.tree_util.GetAttrKey("value")
+
+    def outside(path: tuple[Any, ...]) -> tuple[Any, ...]:
+        is_boxed = path and path[-1] == box and parents[path[:-1]] == 1
+        return path[:-1] if is_boxed else path
+
+    return [(outside(path), leaf) for path, leaf in named], treedef
 
 
 def path_string(key_path: tuple[Any, ...]) -> str:

@@ -263,12 +263,6 @@ def test_a_network_trains_to_the_same_weights_in_every_framework(name):
     assert ratios["first"]["kernel"] == ratios["first"]["bias"]
 
 
-BOXED = pytest.mark.xfail(
-    reason="the path of an array in a box ends in the box's attribute, 'value'",
-    strict=True,
-)
-
-
 def trees_of_parameters():
     """What each framework hands to the optimizer."""
     plain = jax.tree.map(jnp.asarray, weights())
@@ -299,10 +293,7 @@ def names_of_parameters():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=BOXED if name in ("linen, partitioned", "nnx") else ())
-        for name in names_of_parameters()
-    ],
+    list(names_of_parameters()),
 )
 def test_parameters_are_called_what_their_framework_calls_them(name):
     biases = lars.select(path=r"/b(ias)?$")
@@ -317,7 +308,6 @@ def test_parameters_are_called_what_their_framework_calls_them(name):
         assert row.decayed == (part in ("kernel", "weight", "w"))
 
 
-@BOXED
 def test_the_rule_that_the_manual_shows_holds_in_an_nnx_optimizer():
     model = NnxNetwork()
     excluded = lars.select(path=r"(bias|scale)$")
@@ -406,16 +396,6 @@ WAYS = [
 ]
 
 
-FLAX = pytest.mark.xfail(
-    reason="Flax does not know Telemetry: can not serialize 'Telemetry' object",
-    strict=True,
-)
-TREEDEF = pytest.mark.xfail(
-    reason="the tree definition of an Equinox module is not equal to its own copy",
-    strict=True,
-)
-
-
 def cases():
     for name in ("linen: rules", "linen: chain", "nnx", "equinox"):
         for way in WAYS:
@@ -427,10 +407,7 @@ def cases():
                 continue
             if way is with_orbax_pytree and name != "linen: rules":
                 continue  # slow, and much like the other
-            marks = [FLAX] if way is with_flax else []
-            if name == "equinox" and way in (with_pickle, with_deepcopy):
-                marks = [TREEDEF]
-            yield pytest.param(name, way, marks=marks)
+            yield name, way
 
 
 @pytest.mark.parametrize(("name", "way"), list(cases()))
@@ -444,7 +421,6 @@ def test_the_state_survives(name, way, tmp_path):
     assert_same(steps(restored), steps(state))
 
 
-@FLAX
 def test_a_whole_train_state_survives_flax():
     params = trees_of_parameters()["linen"]
     empty = TrainState.create(apply_fn=None, params=params, tx=lars.lars(1.0))

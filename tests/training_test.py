@@ -269,7 +269,7 @@ def test_a_normalized_convolutional_network_learns(digits):
 
     end, losses = train(run, digits)
     assert losses[-5:].mean() < 0.5 * losses[0]
-    assert optax.tree.get(end.opt_state, "trust_ratio")["norm_0"]["scale"] > 0
+    assert lars.trust_ratios(end.opt_state)["norm_0"]["scale"] > 0
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
