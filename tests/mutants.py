@@ -4,7 +4,7 @@
 
 Each mutant is a copy of the package in which one line is wrong, most of them a term of
 the rule; the tests of that module run on it. A mutant that no test notices ends the
-command with an error: a test is missing. About an hour on two cores.
+command with an error: a test is missing. About two hours on two cores.
 """
 
 import re
@@ -32,6 +32,8 @@ TESTS = {
     "lars/rules.py": ("tests/layers_test.py", "tests/ecosystem_test.py"),
     "lars/norms.py": SHARDED,
     "lars/scaled.py": OPTIMIZER,
+    "lars/spectral.py": ("tests/spectral_test.py",),
+    "lars/presets.py": ("tests/presets_test.py",),
     "lars/training.py": ("tests/training_test.py",),
     "lars/rescue.py": ("tests/rescue_test.py",),
     "lars/optimizers.py": ("tests/optimizers_test.py",),
@@ -450,6 +452,171 @@ TABLE = {
             "x.fraction < 0, lowest",
         ),
     ),
+    "lars/spectral.py": (
+        ("steps without the cubic term", "b * gram + c *", "c *"),
+        ("steps without the quintic term", " + c * product(gram, gram)", ""),
+        ("steps without the linear term", "a * x + product", "product"),
+        (
+            "one quintic left out",
+            "    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),\n",
+            "",
+        ),
+        ("a coefficient off by 2 %", "(2.300652019954817,", "(2.25,"),
+        (
+            "no exact last step",
+            "_LAST_QUINTIC = (1.875, -1.25, 0.375)",
+            "_LAST_QUINTIC = _QUINTICS[2]",
+        ),
+        ("no margin for rounding", "_STRETCH = 1.02", "_STRETCH = 1.0"),
+        (
+            "margin in σ alone",
+            "_STRETCH ** np.array([1, 3, 5])",
+            "_STRETCH ** np.array([1, 1, 1])",
+        ),
+        ("steps ignored", "stretched[:steps], last", "stretched, last"),
+        ("seven steps at most", "max(0, steps - len(_QUINTICS))", "min(1, steps // 8)"),
+        ("not divided by the norm", "x = _unit(x, (-2, -1))", "x = x / 2"),
+        (
+            "a norm for the batch",
+            "x = _unit(x, (-2, -1))",
+            "x = _unit(x, tuple(range(x.ndim)))",
+        ),
+        ("no rescaling of the gradient", "    x, _ = _rescale_each(x)\n", ""),
+        (
+            "no rescaling of the norm",
+            "    x, exponent = _rescale_each(x)\n",
+            "    exponent = jnp.zeros(x.shape[:-2], jnp.int32)\n",
+        ),
+        (
+            "a scale for the batch",
+            "_magnitude(x), axis=(-2, -1), keepdims=True, initial=0)",
+            "_magnitude(x), keepdims=True, initial=0)"
+            " + jnp.zeros_like(_magnitude(x)[..., :1, :1])",
+        ),
+        (
+            "exponent not kept in range",
+            "    exponent = jnp.clip(exponent, -_bound(x.dtype), _bound(x.dtype))\n",
+            "",
+        ),
+        ("vectors take the steps too", "if min(x.shape[-2:]) <= 1:", "if x.size == 0:"),
+        (
+            "the larger Gram matrix, polar factor",
+            "is_wide = x.shape[-2] < x.shape[-1]",
+            "is_wide = x.shape[-2] > x.shape[-1]",
+        ),
+        ("not transposed back", "return x.mT if is_wide else x", "return x"),
+        (
+            "the larger Gram matrix, norm",
+            "x = x.mT if x.shape[-2] < x.shape[-1] else x",
+            "x = x.mT if x.shape[-2] > x.shape[-1] else x",
+        ),
+        (
+            "dtype ignored",
+            "_product(x.astype(dtype), y.astype(dtype))",
+            "_product(x, y)",
+        ),
+        (
+            "sums in bfloat16",
+            "preferred_element_type=accumulation_dtype(x.dtype)",
+            "preferred_element_type=x.dtype",
+        ),
+        (
+            "TF32",
+            "precision=jax.lax.Precision.HIGHEST",
+            "precision=jax.lax.Precision.DEFAULT",
+        ),
+        ("too few squarings", "squarings: int = 18", "squarings: int = 9"),
+        ("squarings ignored", "length=squarings)", "length=18)"),
+        (
+            "power not normalised",
+            "power = power / jnp.where(trace == 0, 1, trace)",
+            "power = power",
+        ),
+        (
+            "zero matrix divided by its trace",
+            "jnp.where(trace == 0, 1, trace)",
+            "trace",
+        ),
+        (
+            "first column",
+            "jnp.argmax(_length(power, -2), axis=-1, keepdims=True)",
+            "jnp.zeros_like(jnp.argmax(_length(power, -2), axis=-1, keepdims=True))",
+        ),
+        ("shortest column", "jnp.argmax(_length", "jnp.argmin(_length"),
+        (
+            "start of the quotient not normalised",
+            "v = _unit(jnp.take_along_axis(power, longest, axis=-1), -2)",
+            "v = jnp.take_along_axis(power, longest, axis=-1)",
+        ),
+        (
+            "row for column",
+            "_length(power, -2), axis=-1, keepdims=True)",
+            "_length(power[..., :1, :], -2), axis=-1, keepdims=True)",
+        ),
+        (
+            "trace of the power for its norm",
+            "return _length(_product(x, v), (-2, -1))[..., 0, 0]",
+            "return _length(x, (-2, -1))[..., 0, 0]",
+        ),
+        (
+            "no derivative of the norm",
+            "return _length(_product(x, v), (-2, -1))",
+            "return _length(_product(jax.lax.stop_gradient(x), v), (-2, -1))",
+        ),
+        ("unit of zero", "jnp.where(length == 0, 1, length)", "length"),
+        (
+            "derivative at zero",
+            "jnp.sqrt(jnp.where(is_zero, 1, squares))",
+            "jnp.sqrt(squares)",
+        ),
+        (
+            "rows and columns exchanged",
+            "math.prod(rows), math.prod(columns))",
+            "math.prod(columns), math.prod(rows))",
+        ),
+        (
+            "vectors as rows",
+            "_split(layer, max(1, len(layer) - 1))",
+            "_split(layer, len(layer) - 1 if layer else 0)",
+        ),
+        (
+            "inputs as rows alone",
+            "_split(layer, max(1, len(layer) - 1))",
+            "_split(layer, 1)",
+        ),
+        ("batch axes not moved", "x.transpose(order).reshape(", "x.reshape("),
+        (
+            "batch axes not moved back",
+            "x.transpose(np.argsort(order))",
+            "x.reshape(shape)",
+        ),
+        (
+            "order for its inverse",
+            "x.transpose(np.argsort(order))",
+            "x.transpose(order)",
+        ),
+        (
+            "batch axes sorted",
+            "axis % ndim for axis in batch_axes]",
+            "axis % ndim for axis in sorted(batch_axes)]",
+        ),
+        (
+            "negative batch axes",
+            "[axis % ndim for axis in batch_axes]",
+            "list(batch_axes)",
+        ),
+        ("fewer steps by default", 'steps: int = 8\n    "', 'steps: int = 4\n    "'),
+        (
+            "fewer steps by default, function",
+            "steps: int = 8, dtype",
+            "steps: int = 6, dtype",
+        ),
+        (
+            "bfloat16 by default",
+            '    dtype: jax.typing.DTypeLike = jnp.float32\n    "',
+            '    dtype: jax.typing.DTypeLike = jnp.bfloat16\n    "',
+        ),
+    ),
     "lars/training.py": (
         (
             "test accuracy of the validation set",
@@ -506,8 +673,111 @@ TABLE = {
         ("optimizers exchanged", '"lamb": optax.lamb', '"lamb": optax.adam'),
     ),
 }
+# The preset, what is right in it, and what is wrong.
+PRESET_VALUES = (
+    ("paper", "= 5e-4", "= 1e-4"),
+    ("paper", '"zero"', '"one"'),
+    ("optax", '"decayed"', '"gradient"'),
+    ("optax", '"one"', '"zero"'),
+    ("optax", "weight_decay: ScalarOrSchedule = 0.0", "weight_decay: float = 1e-4"),
+    ("simclr", "_BATCH_NORM, ", ""),
+    ("simclr", '"bias", ', ""),
+    ("simclr", ', "head_supervised"', ""),
+    ("simclr", "~_named", "_named"),
+    ("simclr_popular", "_BATCH_NORM, ", ""),
+    ("simclr_popular", '"bias", ', ""),
+    ("simclr_popular", ', "head_supervised"', ""),
+    ("simclr_popular", 'denominator="update"', 'denominator="decayed"'),
+    ("barlow_twins", "rank=1", "rank=(0, 1)"),
+    ("barlow_twins", "required=False", "required=True"),
+    ("barlow_twins", '"direction"', '"gradient"'),
+    ("moco_v3", "rank=(0, 1)", "rank=1"),
+    ("moco_v3", "required=False", "required=True"),
+    ("timm", "clip=False", "clip=True"),
+    ("timm_larc", "clip=True", "clip=False"),
+    ("timm", "momentum: ArrayLike = 0.0", "momentum: ArrayLike = 0.9"),
+    ("_timm", "rank=(0, 1)", "rank=1"),
+    ("_timm", ' | _named("(^|/)bias$")', ""),
+    ("_timm", "(^|/)bias$", "bias"),
+    ("_timm", "and weight_decay == 0", "and False"),
+    ("_timm", "eps=1e-8", "eps=1e-7"),
+    ("apex_larc", "= 0.02", "= 0.001"),
+    ("apex_larc", '"plain"', '"one"'),
+    ("apex_larc", '"zero"', '"one"'),
+    ("apex_larc", "eps=1e-8", "eps=1e-7"),
+    ("torchlars", "eps=1e-8", "eps=1e-7"),
+    ("mlperf_tf", "eps=1e-7", "eps=1e-8"),
+    ("mlperf_tf", "= 1e-4", "= 0.0"),
+    ("mlperf_tf", ', "bn"', ""),
+    ("mlperf_tf", '"bias", ', ""),
+    ("mlperf_tf", "_BATCH_NORM, ", ""),
+    ("colossalai", "50.0", "49.0"),
+    ("colossalai", "direction_bound=10.0", "direction_bound=11.0"),
+    ("colossalai", '"gradient"', '"direction"'),
+    ("oneflow", "ArrayLike = 1e-4", "ArrayLike = 1e-3"),
+    ("oneflow", "eps=1e-9", "eps=1e-8"),
+    ("oneflow", '"outside"', '"coupled"'),
+    ("caffe", " * (1 - momentum)", ""),
+    (
+        "caffe",
+        "        momentum=momentum,\n",
+        "        momentum=momentum, dampening=momentum,\n",
+    ),
+    ("caffe", '"gradient"', '"sum"'),
+)
+
+
+def preset_mutants() -> Iterator[tuple[str, str, str]]:
+    """Every option of every preset left out once, and the values above.
+
+    Functions share their lines: what is replaced is the whole function.
+    """
+    source = (ROOT / "lars/presets.py").read_text()
+    code = {}
+    for match in re.finditer(r"^def (\w+)\(.*?(?=^def |^_BATCH)", source, re.M | re.S):
+        function, text = match[1], match[0]
+        if "return lars(" in text or function.startswith("timm"):
+            code[function] = text
+    for function, text in code.items():
+        if "return lars(" not in text:
+            continue
+        call = text[text.index("return lars(") :]
+        for option in re.findall(r"^        \w+=.*,\n", call, re.M):
+            yield f"{function} without {option.strip()}", text, _cut(text, option, "")
+        no_decay = _cut(text, "        weight_decay,\n", "        0.0,\n")
+        yield f"{function} without weight decay", text, no_decay
+    for function, right, wrong in PRESET_VALUES:
+        text = code[function]
+        yield (
+            f"{function} with {wrong or 'no ' + right}",
+            text,
+            _cut(text, right, wrong),
+        )
+    for pattern in ("[Bb]atch_?[Nn]orm|", "|(^|/)bn"):
+        yield f"batch normalization without {pattern}", pattern, ""
+    yield "names required", '"|".join(patterns), required=False', '"|".join(patterns)'
+    yield '"|".join', '"|".join', '"".join'
+
+
+def _cut(text: str, right: str, wrong: str) -> str:
+    """The function with its last such place changed, past the docstring or in none."""
+    head = (
+        text.index('"""')
+        if text.count('"""') and right.startswith(("=", "ArrayL"))
+        else None
+    )
+    if head:
+        assert text[:head].count(right) == 1, right
+        return text.replace(right, wrong, 1)
+    start, found, end = text.rpartition(right)
+    assert found, (right, text)
+    return start + wrong + end
+
+
 MUTANTS = [
-    Mutant(row[0], file, *row[1:]) for file, rows in TABLE.items() for row in rows
+    Mutant(name, file, right, wrong)
+    for file, rows in {**TABLE, "lars/presets.py": tuple(preset_mutants())}.items()
+    for name, right, wrong in rows
 ]
 
 
