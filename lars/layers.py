@@ -126,12 +126,6 @@ class Plan(NamedTuple):
             jnp.where(square == 0, 0, root), jnp.where(largest == lowest, 0, largest)
         )
 
-    def any_member(self, flags: jax.Array) -> jax.Array:
-        """For layers, whether a flag is set for any of their slices."""
-        if self.members.shape[1] == 1:
-            return flags
-        return jnp.any(jnp.pad(flags, (0, 1))[self.members], axis=1)
-
     def slices(self, of_layers: jax.Array) -> jax.Array:
         """For slices, the values of the layers that they belong to."""
         return of_layers if self.members.shape[1] == 1 else of_layers[self.layer_of]
