@@ -604,23 +604,25 @@ def _update(
         ]
     one = jnp.ones((), dtype)
     rate = layers.learning_rate
-    factor = {
-        kind: _for_parameters(plan, factors(times(extra, layers.ratio), layers.size))
+    of_kind = {
+        kind: factors(times(extra, layers.ratio), layers.size)
         for kind, extra in {"step": rate, "direction": one, "gradient": rate}.items()
         if kind in momentum_of
     }
-    outside = None
+    of_decay = {}
     if o.weight_decay_kind == "outside" and any(is_decayed):
-        outside = _for_parameters(
-            plan,
-            factors(times(rate, times(beta, layers.ratio)), layers.param_norm),
-        )
+        relative = times(rate, times(beta, layers.ratio))
+        of_decay = {"outside": factors(relative, layers.param_norm)}
+    are_kept = () if o.nonfinite == "propagate" else (~layers.is_finite,)
+    by, are_kept = _computed_first(state.count, ({**of_kind, **of_decay}, are_kept))
+    factor = {kind: _for_parameters(plan, pair) for kind, pair in by.items()}
+    outside = factor.get("outside")
     is_kept: list[Any] = [None] * len(g)
-    if o.nonfinite != "propagate":
+    for vector in are_kept:
         is_kept = [
             spread(kept, split, x.shape)
             for kept, split, x in zip(
-                plan.layout.pieces(~layers.is_finite), plan.splits, g, strict=True
+                plan.layout.pieces(vector), plan.splits, g, strict=True
             )
         ]
 
@@ -694,15 +696,15 @@ def _trust_ratios(
     dtype = rates[0].dtype
     layout = plan.layout
     needed = [x or o.nonfinite != "propagate" for x in plan.is_adapted]
-    x_norm = _norms(measured, needed, plan, dtype)
-    size = x_norm
     if o.spectral:
+        (x_norm,) = _norms([(measured, needed)], plan, dtype)
         w_norm = _spectral_norms(w, plan, dtype)
         # The orthogonal factor has norm 1, that of zero is zero.
         is_finite = jnp.isfinite(x_norm.fraction)
         size = scaled(jnp.where(is_finite, jnp.sign(x_norm.fraction), jnp.nan), dtype)
     else:
-        w_norm = _norms(w, plan.is_adapted, plan, dtype)
+        both = [(measured, needed), (w, plan.is_adapted)]
+        size, w_norm = _norms(both, plan, dtype)
     is_adapted = jnp.asarray(layout.vector(plan.is_adapted))
     w_norm, size = (_nonzero_above(o.min_norm, x) for x in (w_norm, size))
 
@@ -765,14 +767,27 @@ def _clipped(o: _Options, x: Scaled, gamma: jax.Array) -> Scaled:
 
 
 def _norms(
-    arrays: Sequence[jax.Array], needed: Sequence[bool], plan: Plan, dtype: Any
-) -> Scaled:
-    """The norms of all slices of the parameters that are needed; 1 for the others."""
-    norms = scaled_l2_norms(
-        [x for x, wanted in zip(arrays, needed, strict=True) if wanted],
-        [x for x, wanted in zip(plan.splits, needed, strict=True) if wanted],
-    )
-    return _filled(norms, needed, plan, dtype)
+    of: Sequence[tuple[Sequence[jax.Array], Sequence[bool]]], plan: Plan, dtype: Any
+) -> list[Scaled]:
+    """The norms of all slices of the arrays that are needed; 1 for the others.
+
+    Of several sets of arrays like the parameters together, which asks only once whether
+    the ordinary sums of squares will do.
+    """
+    chosen = [
+        (x, split)
+        for arrays, needed in of
+        for x, split, wanted in zip(arrays, plan.splits, needed, strict=True)
+        if wanted
+    ]
+    norms = scaled_l2_norms([x for x, _ in chosen], [split for _, split in chosen])
+    found, start = [], 0
+    for _, needed in of:
+        end = start + int(plan.layout.vector(needed).sum())
+        part = Scaled(norms.fraction[start:end], norms.exponent[start:end])
+        found.append(_filled(part, needed, plan, dtype))
+        start = end
+    return found
 
 
 def _filled(norms: Scaled, needed: Sequence[bool], plan: Plan, dtype: Any) -> Scaled:
@@ -815,6 +830,32 @@ def _nonzero_above(min_norm: Any, x: Scaled) -> Scaled:
         return x
     fraction = jnp.where(value(x) <= _as(min_norm, x.fraction), 0, x.fraction)
     return Scaled(fraction, x.exponent)
+
+
+@jax.custom_jvp
+def _computed_first(count: jax.Array, vectors: Any) -> Any:
+    """The vectors as they are, computed once, before what takes single elements.
+
+    Otherwise XLA computes them for all layers in the kernel of every parameter, which
+    with thousands of parameters takes minutes to compile. It drops
+    `jax.lax.optimization_barrier` before it fuses, but it does not look through a loop,
+    not even through this one, which makes no turn: no count is negative.
+    """
+
+    def other(x: jax.Array) -> jax.Array:
+        return ~x if x.dtype == jnp.bool else -x
+
+    _, vectors = jax.lax.while_loop(
+        lambda carry: carry[0] < 0,
+        lambda carry: (carry[0] + 1, jax.tree.map(other, carry[1])),
+        (jnp.asarray(count), vectors),
+    )
+    return vectors
+
+
+@_computed_first.defjvp
+def _computed_first_jvp(primals, tangents):
+    return _computed_first(*primals), tangents[1]
 
 
 def _for_parameters(plan: Plan, by: Factors) -> list[Factors]:
