@@ -22,7 +22,7 @@ from lars.scaled import (
     power_of_two,
 )
 
-SMALL = 2**14
+SMALL = 2**10
 """Arrays of at most so many elements are stacked with others of their shape before they
 are reduced: starting a computation on one costs more than copying it."""
 
@@ -191,11 +191,12 @@ def _scaled_l2_norms(splits: tuple[Split, ...], arrays: tuple[jax.Array, ...]):
         [Scaled(jnp.sqrt(s), jnp.zeros_like(s, jnp.int32)) for s in sums], groups
     )
 
-    def rescue(_):
+    def rescue(carry):
+        done, _ = carry
         exponents = _over_devices(
             jax.lax.pmax,
             [
-                _unless_all(safe, _largest_exponent, x, group, local)
+                _unless_all(safe, done, _largest_exponent, x, group, local)
                 for x, group, local, safe in zip(
                     stacks, groups, local_sums, is_safe, strict=True
                 )
@@ -209,7 +210,7 @@ def _scaled_l2_norms(splits: tuple[Split, ...], arrays: tuple[jax.Array, ...]):
         squares = _over_devices(
             jax.lax.psum,
             [
-                _unless_all(safe, _rescaled_sum_of_squares, x, group, local, e)
+                _unless_all(safe, done, _rescaled_sum_of_squares, x, group, local, e)
                 for x, group, local, safe, e in zip(
                     stacks, groups, local_sums, is_safe, local_exponents, strict=True
                 )
@@ -348,6 +349,7 @@ def _is_safe(sum_of_squares: jax.Array, group: _Group) -> jax.Array:
 
 def _unless_all(
     is_safe: jax.Array,
+    done: jax.Array,
     operation: Any,
     x: jax.Array,
     group: _Group,
@@ -356,7 +358,11 @@ def _unless_all(
 ) -> jax.Array:
     """The operation's result, or zeros where no member of the group needs it.
 
-    Like it, the zeros differ between devices where the local sums of squares do: for
+    XLA would move out of the loop, and compute always, what depends on nothing that
+    changes in it: under `jax.vmap`, where no conditional holds it, all of this. It is
+    therefore made to depend on ``done``, which is false in the loop.
+
+    Like the result, the zeros differ between devices where the local sums of squares do: for
     `jax.shard_map` that is part of their type.
     """
     dtype = jax.eval_shape(lambda x: operation(x, group, *exponent), x).dtype
@@ -365,9 +371,10 @@ def _unless_all(
         like = functools.reduce(jnp.logical_or, [y != y for y in (local, *exponent)])
         return jnp.where(like, jnp.zeros((), dtype), jnp.zeros((), dtype))
 
-    return jax.lax.cond(
-        jnp.all(is_safe), zeros, lambda x: operation(x, group, *exponent), x
-    )
+    def result(x: jax.Array) -> jax.Array:
+        return operation(jnp.where(done, 0, x), group, *exponent)
+
+    return jax.lax.cond(jnp.all(is_safe), zeros, result, x)
 
 
 def _largest_exponent(x: jax.Array, group: _Group) -> jax.Array:
