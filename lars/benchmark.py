@@ -83,7 +83,8 @@ def cases(quick: bool = False) -> dict[str, Case]:
         "leaves": Case(
             f"{leaves:,} arrays of 1,000",
             {f"leaf_{i:04d}": _array(1000) for i in range(leaves)},
-            ARMS,
+            # A vector has one singular value: the spectral geometry is the other one.
+            tuple(arm for arm in ARMS if arm != _SPECTRAL),
         ),
         "vmap": Case(
             f"ResNet-50 of width {narrow}, 4 under vmap",
