@@ -276,7 +276,7 @@ def measure(
     timed_in = {}
     for arm, run in {**runs, "": addition}.items():
         with doing(f"{name}: first steps of {arm or 'the floor'}"):
-            spent = _time(run, 1)
+            spent = steps * _time(run, 1)
             if MIN_ROUNDS * spent < seconds:  # else it is too slow to be run once more
                 spent = steps * _time(run, steps)
         count = min(rounds, max(MIN_ROUNDS, int(seconds / spent)))

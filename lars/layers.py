@@ -71,12 +71,15 @@ class Layout:
         return sum(self.sizes)
 
     def pieces(self, vector: jax.Array) -> list[jax.Array]:
-        """The values of every parameter, in the shape of its layer axes."""
+        """The values of every parameter, in the shape of its layer axes.
+
+        Axes in front of the vector's, as `jax.vmap` adds them, stay in front.
+        """
         return [
             # A slice, where a vector of positions would be a gather.
-            vector[start]
+            vector[..., start]
             if shape == ()
-            else vector[start : start + size].reshape(shape)
+            else vector[..., start : start + size].reshape(*vector.shape[:-1], *shape)
             for start, size, shape in zip(
                 self.starts, self.sizes, self.shapes, strict=True
             )
@@ -224,10 +227,13 @@ class Rules(NamedTuple):
             return list(key_paths)
         if self.layer == "module":
             return [path[:-1] for path in key_paths]
-        if callable(self.layer):
-            return [self.layer(path) for path in key_paths]
+        rules = self.layer
+        if isinstance(rules, Selection):
+            rules = (rules,)
+        if callable(rules):
+            return [_label(rules, path) for path in key_paths]
         labels: list[Hashable] = list(key_paths)
-        for number, rule in reversed(list(enumerate(self.layer))):
+        for number, rule in reversed(list(enumerate(rules))):
             for i, chosen in enumerate(flat_mask("layer", rule, params)):
                 labels[i] = number if chosen else labels[i]
         return labels
@@ -328,6 +334,18 @@ def _members(
     for i, slices in enumerate(layers):
         members[i, : len(slices)] = slices
     return members, layer_of
+
+
+def _label(label_of: Callable[[KeyPath], Hashable], path: KeyPath) -> Hashable:
+    label = label_of(path)
+    try:
+        hash(label)
+    except TypeError as error:
+        raise TypeError(
+            f"layer: the label of {path_string(path)!r} must be hashable, such as a "
+            f"string or a tuple, got {label!r}."
+        ) from error
+    return label
 
 
 def _is_sequence_of(x: Any, holds: Callable[[Any], bool]) -> bool:

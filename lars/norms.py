@@ -362,8 +362,8 @@ def _unless_all(
     changes in it: under `jax.vmap`, where no conditional holds it, all of this. It is
     therefore made to depend on ``done``, which is false in the loop.
 
-    Like the result, the zeros differ between devices where the local sums of squares do: for
-    `jax.shard_map` that is part of their type.
+    Like the result, the zeros differ between devices where the local sums of squares
+    do: for `jax.shard_map` that is part of their type.
     """
     dtype = jax.eval_shape(lambda x: operation(x, group, *exponent), x).dtype
 

@@ -15,6 +15,7 @@ has the combinations that are in use.
 import dataclasses
 import functools
 import math
+import numbers
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from lars.layers import Axes, Layer, Layout, Plan, Rules, widen
 from lars.norms import Split, accumulation_dtype, of_all_layers, scaled_l2_norms, spread
@@ -114,7 +116,19 @@ def scale_by_lars(
     trust_coefficient: jax.typing.ArrayLike = 0.001,
     eps: jax.typing.ArrayLike = 0.0,
     trust_ratio_mask: Mask = True,
-    **options: Any,
+    *,
+    layer: Layer = "parameter",
+    denominator: Denominator = "sum",
+    weight_decay_kind: WeightDecayKind = "coupled",
+    trust_ratio_bounds: tuple[float, float] = (0.0, math.inf),
+    direction_bound: jax.typing.ArrayLike | None = None,
+    zero_norm: ZeroRule = "trust_coefficient",
+    zero_gradient: ZeroRule | Literal["formula"] = "formula",
+    min_norm: jax.typing.ArrayLike = 0.0,
+    nonfinite: Nonfinite = "skip_layer",
+    geometry: Literal["frobenius", "spectral"] | Spectral = "frobenius",
+    stacked: Sequence[tuple[Selection, Axes]] = (),
+    partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale each layer's decayed gradient by its trust ratio.
 
@@ -131,17 +145,28 @@ def scale_by_lars(
         trust_coefficient: :math:`\eta`.
         eps: :math:`\epsilon`.
         trust_ratio_mask: which parameters are adapted; see :func:`lars.lars`.
-        **options: the other options of :func:`lars.lars` that concern neither learning
-            rates nor momentum.
+        layer: what is a layer; see :func:`lars.lars`, here and below.
+        denominator: of the ratio. ``"update"`` is not for here: it needs the momentum.
+        weight_decay_kind: as ``"decoupled"``, :math:`u = \lambda g + \beta w`.
+        trust_ratio_bounds: the least and the largest :math:`\lambda`.
+        direction_bound: what elements of :math:`g + \beta w` are clamped to, or None.
+        zero_norm: :math:`\lambda` where a norm is zero.
+        zero_gradient: :math:`\lambda` where only the gradient's is.
+        min_norm: norms up to this count as zero.
+        nonfinite: what is done where a gradient or a parameter is not finite. A layer
+            is skipped by an update of zero, which momentum that follows is not told.
+        geometry: what a norm is.
+        stacked: which axes index layers.
+        partition_specs: of the parameters, inside :func:`jax.shard_map`.
 
     Returns:
         An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` needs
-        ``params``. Updates have the gradients' dtypes, after computations in float32 or
-        wider.
+        ``params``. Updates have the wider dtype of gradient and parameter, after
+        computations in float32 or wider.
 
     Raises:
         ValueError: as :func:`lars.lars`.
-        TypeError: as :func:`lars.lars`, and for an option that has no place here.
+        TypeError: as :func:`lars.lars`.
 
     Example:
         Momentum with the learning rate outside the buffer, as apex and others have it:
@@ -164,15 +189,10 @@ def scale_by_lars(
         You, Gitman and Ginsburg, `Large Batch Training of Convolutional Networks
         <https://arxiv.org/abs/1708.03888>`_, 2017
     """
-    refused = {
-        *("learning_rate", "learning_rates", "momentum", "nesterov", "momentum_of"),
-        *("excluded_momentum_of", "dampening", "momentum_correction", "clip"),
-        "accumulator_dtype",
-    } & options.keys()
-    if refused:
-        raise TypeError(
-            f"scale_by_lars has neither learning rate nor momentum, and therefore no "
-            f"{', '.join(sorted(refused))}: use lars.lars."
+    if denominator == "update":
+        raise ValueError(
+            "denominator='update' is the norm of what a momentum makes, and "
+            "scale_by_lars has none: use lars.lars."
         )
     descent = lars(
         1.0,
@@ -182,7 +202,18 @@ def scale_by_lars(
         eps,
         trust_ratio_mask,
         momentum=0.0,
-        **options,
+        layer=layer,
+        denominator=denominator,
+        weight_decay_kind=weight_decay_kind,
+        trust_ratio_bounds=trust_ratio_bounds,
+        direction_bound=direction_bound,
+        zero_norm=zero_norm,
+        zero_gradient=zero_gradient,
+        min_norm=min_norm,
+        nonfinite=nonfinite,
+        geometry=geometry,
+        stacked=stacked,
+        partition_specs=partition_specs,
     )
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -285,7 +316,8 @@ def lars(
             :math:`1 - \tau`.
         momentum_correction: whether the buffer is multiplied by
             :math:`m\gamma_t/\gamma_{t-1}`, which makes ``momentum_of="step"`` equal to
-            ``"direction"`` under any schedule (Goyal et al. 2017, section 3).
+            ``"direction"`` under any schedule of positive rates (Goyal et al. 2017,
+            section 3). A rate of zero empties the buffer.
         clip: whether :math:`\lambda` is replaced by :math:`\min(\lambda/\gamma, 1)`, so
             that the local rate :math:`\gamma\lambda` is at most :math:`\gamma`: LARC.
         trust_ratio_bounds: the least and the largest :math:`\lambda`, before clipping.
@@ -298,22 +330,28 @@ def lars(
             a full step of the learning rate along the gradient. ``"plain"``: 1, and
             neither bounded nor clipped. ``"zero"``: 0, the equation as it stands, under
             which zero weights stay zero for ever.
-        zero_gradient: :math:`\lambda` of a layer whose weights are not zero but whose
-            gradient is (whatever the denominator has of it). ``"formula"``: the
-            equation as it stands, whose value is :math:`\eta/\beta`. Or one of the
+        zero_gradient: :math:`\lambda` of a layer whose weights are not zero, but whose
+            norm that the denominator takes beside decay and :math:`\epsilon` is:
+            :math:`\|g\|`, or whichever ``denominator`` names. ``"formula"``: the
+            equation as it stands; for the paper's, :math:`\eta/\beta`. Or one of the
             rules of ``zero_norm``.
-        min_norm: norms up to this count as zero. At 0 none do: norms do not underflow.
+        min_norm: norms of layers up to this count as zero. At 0 none do: norms do not
+            underflow.
         nonfinite: where a gradient, or the weights, of a layer have an element that is
             infinite or NaN. ``"skip_layer"``: it takes no step and keeps its momentum,
             the others are not affected, and :func:`lars.skipped_steps` counts it.
             ``"skip_step"``: no layer takes a step and the schedules stand still, as in
             :func:`optax.apply_if_finite`. ``"propagate"``: nothing is looked at.
+            A derivative through a step in which something was skipped is not finite.
         geometry: ``"frobenius"``: norms are Euclidean, as in the paper.
             ``"spectral"``, or a :class:`lars.Spectral` with its options: weights are
             measured by their largest singular value, and the direction
             :math:`d = U\Sigma V^\top` is replaced by :math:`UV^\top`, whose norm is 1;
-            the denominator is then :math:`1 + \epsilon`. Kernels of convolutions are
-            matrices of their last axis against the rest, biases one column.
+            the denominator is then :math:`1 + \epsilon` (:math:`\sqrt n + \epsilon` for
+            a ratio that n arrays share). Kernels of convolutions are matrices of their
+            last axis against the rest, biases one column. With
+            ``momentum_of="gradient"`` it is the momentum that is orthogonalised, as in
+            Muon.
         learning_rates: own learning rates: pairs of a selection (:func:`lars.select`)
             and a number or a schedule. The first that selects a parameter holds, the
             others have ``learning_rate``.
@@ -327,17 +365,19 @@ def lars(
             like the parameters. Norms are then summed over the devices. Under
             :func:`jax.jit` global arrays need nothing.
         accumulator_dtype: dtype of :math:`v`; None is the parameters' own. Steps are
-            computed in float32 or wider and rounded once whatever it is.
+            computed in float32 or wider and rounded once whatever it is. Elements that
+            it cannot hold become the largest number that it can.
 
     Returns:
         An :class:`optax.GradientTransformationExtraArgs`. ``update`` needs ``params``.
-        Updates have the gradients' dtypes. :func:`lars.trust_ratios` reads the ratios
-        of the last step from the state.
+        Updates have the wider dtype of gradient and parameter.
+        :func:`lars.trust_ratios` reads the ratios of the last step from the state.
 
     Note:
         :func:`optax.inject_hyperparams` takes every function and type for a schedule.
-        Name those that are none in its ``static_args``: ``layer``, the masks and
-        ``accumulator_dtype``. A mask that is forgotten there may be false everywhere.
+        List those that are no schedules in its ``static_args``: ``layer``, the masks
+        and ``accumulator_dtype``. A mask that is forgotten there fails without an
+        error: it may be false everywhere.
 
         A jitted step that donates its arguments should return them in the order in
         which it takes them, ``(params, state)``: otherwise XLA puts the parameters
@@ -385,13 +425,12 @@ def lars(
         ("dampening", dampening),
         ("min_norm", min_norm),
     ):
-        _check_number(name, number, schedule=name == "weight_decay")
-    _check_number("learning_rate", learning_rate, schedule=True)
+        check_number(name, number, schedule=name == "weight_decay")
+    check_number("learning_rate", learning_rate, schedule=True)
     if direction_bound is not None:
-        _check_number("direction_bound", direction_bound)
+        check_number("direction_bound", direction_bound)
     for name, number in (("momentum", momentum), ("dampening", dampening)):
-        if isinstance(number, (int, float)) and number >= 1:
-            raise ValueError(f"{name} must be below 1, got {number!r}.")
+        check_below_one(name, number)
     for name, flag in (
         ("nesterov", nesterov),
         ("momentum_correction", momentum_correction),
@@ -448,7 +487,7 @@ def lars(
     )
     rules.check()
     for rule, rate in rules.learning_rates:
-        _check_number(f"learning_rates: the rate of {rule!r}", rate, schedule=True)
+        check_number(f"learning_rates: the rate of {rule!r}", rate, schedule=True)
     return _transformation(
         _Options(
             learning_rate=learning_rate,
@@ -547,6 +586,7 @@ def _transformation(o: _Options) -> optax.GradientTransformationExtraArgs:
         _tell_flax()
         plan = o.rules.plan(params)
         _check_alike(updates, params, plan)
+        _check_state(o, state, params, plan)
         if not plan.paths:
             return updates, state
         return _update(o, plan, updates, state, params)
@@ -568,6 +608,12 @@ def _update(
     w = [widen(x) for x in jax.tree.leaves(params)]
     v: list[Any] = [widen(x) for x in old_traces] or [None] * len(g)
     dtype = _widest((g, w))
+    # A float16 gradient of a float32 parameter says nothing about the step's size.
+    with jax.numpy_dtype_promotion("standard"):
+        dtypes = [
+            jnp.promote_types(jnp.result_type(x), jnp.result_type(y))
+            for x, y in zip(old_updates, jax.tree.leaves(params), strict=True)
+        ]
 
     beta = _at(o.weight_decay, state.count)
     schedules = (o.learning_rate, *(rate for _, rate in o.rules.learning_rates))
@@ -592,9 +638,11 @@ def _update(
     for i, kind in enumerate(momentum_of):
         if kind == "gradient":
             # Kept or not is not known yet.
-            u[i], new_v[i] = _momentum(o, o.momentum, v[i], bounded[i], None)
+            u[i], new_v[i] = _momentum(o, v[i], v[i], bounded[i], None)
 
     measured = {"sum": g, "gradient": g, "decayed": d, "update": u}[o.denominator]
+    if o.spectral:
+        measured = u
     layers = _trust_ratios(o, plan, measured, w, is_decayed, beta, rates)
 
     if o.spectral:
@@ -631,11 +679,13 @@ def _update(
         split, kept = plan.splits[i], is_kept[i]
         step = _multiplied(u[i], factor[kind][i], split)
         if kind == "direction":
-            step, new_v[i] = _momentum(o, o.momentum, v[i], step, kept)
+            step, new_v[i] = _momentum(o, v[i], v[i], step, kept)
             step = _as(gamma[i], step) * step
         elif kind == "step":
-            m = _corrected_momentum(o, rates, state, plan.rates[i])
-            step, new_v[i] = _momentum(o, m, v[i], step, kept)
+            old = _corrected(o, v[i], rates, state, plan.rates[i])
+            # Where the whole step is left out, the last rate stands still as well.
+            keep = v[i] if o.nonfinite == "skip_step" else old
+            step, new_v[i] = _momentum(o, old, keep, step, kept)
         elif v[i] is not None and kept is not None:
             new_v[i] = jnp.where(kept, v[i], new_v[i])
         if is_decayed[i] and outside is not None:
@@ -645,9 +695,9 @@ def _update(
 
         if kept is not None:
             step = jnp.where(kept, 0, step)
-        new_updates.append((-step).astype(jnp.result_type(old_updates[i])))
+        new_updates.append((-step).astype(dtypes[i]))
         if v[i] is not None:
-            new_traces.append(new_v[i].astype(jnp.result_type(old_traces[i])))
+            new_traces.append(_saturated(new_v[i], jnp.result_type(old_traces[i])))
 
     old = state.telemetry
     happened = jnp.bool(True)
@@ -696,19 +746,17 @@ def _trust_ratios(
     dtype = rates[0].dtype
     layout = plan.layout
     needed = [x or o.nonfinite != "propagate" for x in plan.is_adapted]
+    x_norm, w_norm = _norms([(measured, needed), (w, needed)], plan, dtype)
+    joint_x, joint_w = plan.joint(x_norm), plan.joint(w_norm)
+    is_finite = jnp.isfinite(joint_x.fraction) & jnp.isfinite(joint_w.fraction)
+    joint_x = _nonzero_above(o.min_norm, joint_x)
     if o.spectral:
-        (x_norm,) = _norms([(measured, needed)], plan, dtype)
         w_norm = _spectral_norms(w, plan, dtype)
         # The orthogonal factor has norm 1, that of zero is zero.
-        is_finite = jnp.isfinite(x_norm.fraction)
-        size = scaled(jnp.where(is_finite, jnp.sign(x_norm.fraction), jnp.nan), dtype)
-    else:
-        both = [(measured, needed), (w, plan.is_adapted)]
-        size, w_norm = _norms(both, plan, dtype)
+        factor_norm = plan.joint(scaled(jnp.sign(x_norm.fraction), dtype))
+        joint_x = where(joint_x.fraction == 0, joint_x, factor_norm)
     is_adapted = jnp.asarray(layout.vector(plan.is_adapted))
-    w_norm, size = (_nonzero_above(o.min_norm, x) for x in (w_norm, size))
-
-    joint_w, joint_x = plan.joint(w_norm), plan.joint(size)
+    joint_w = _nonzero_above(o.min_norm, plan.joint(w_norm))
     direction_norm = joint_x
     if any(is_decayed) and o.weight_decay_kind != "decoupled" and not o.spectral:
         decays = jnp.asarray(layout.vector(is_decayed))
@@ -730,7 +778,6 @@ def _trust_ratios(
         x_is_zero = (joint_x.fraction == 0) & ~w_is_zero
         ratio_ = where(x_is_zero, scaled(of_rule[o.zero_gradient], dtype), ratio_)
         is_plain = jnp.where(x_is_zero, o.zero_gradient == "plain", is_plain)
-    is_finite = jnp.isfinite(joint_x.fraction) & jnp.isfinite(joint_w.fraction)
 
     ratio_ = Scaled(plan.slices(ratio_.fraction), plan.slices(ratio_.exponent))
     is_plain, was_finite = plan.slices(is_plain), plan.slices(is_finite)
@@ -839,7 +886,7 @@ def _computed_first(count: jax.Array, vectors: Any) -> Any:
     Otherwise XLA computes them for all layers in the kernel of every parameter, which
     with thousands of parameters takes minutes to compile. It drops
     `jax.lax.optimization_barrier` before it fuses, but it does not look through a loop,
-    not even through this one, which makes no turn: no count is negative.
+    not even through this one, which never iterates: no count is negative.
     """
 
     def other(x: jax.Array) -> jax.Array:
@@ -871,9 +918,13 @@ def _multiplied(x: jax.Array, by: Factors, split: Split) -> jax.Array:
 
 
 def _momentum(
-    o: _Options, m: Any, v: jax.Array | None, x: jax.Array, kept: jax.Array | None
+    o: _Options,
+    v: jax.Array | None,
+    keep: jax.Array | None,
+    x: jax.Array,
+    kept: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Adds to the buffer, where it is not kept. Returns what it makes, and the buffer.
+    """Adds to the buffer, or keeps it. Returns what it makes, and the buffer.
 
     What it makes is computed from the new buffer: from the old one, XLA could not write
     the new one in its place.
@@ -881,23 +932,36 @@ def _momentum(
     x = x if _is_known_zero(o.dampening) else (1 - _as(o.dampening, x)) * x
     if v is None:
         return x, None
-    new_v = _as(m, x) * v.astype(x.dtype) + x
-    if kept is not None:
-        new_v = jnp.where(kept, v.astype(x.dtype), new_v)
+    new_v = _as(o.momentum, x) * v.astype(x.dtype) + x
+    if kept is not None and keep is not None:
+        new_v = jnp.where(kept, keep.astype(x.dtype), new_v)
     # The new buffer is of the present rate: the lookahead needs no correction.
     return (_as(o.momentum, x) * new_v + x if o.nesterov else new_v), new_v
 
 
-def _corrected_momentum(
-    o: _Options, rates: Sequence[jax.Array], state: LarsState, number: int
-) -> Any:
-    """m γ_t / γ_{t-1}, with which a buffer of γλd acts like γ times one of λd."""
-    if not o.momentum_correction:
-        return o.momentum
+def _corrected(
+    o: _Options,
+    v: jax.Array | None,
+    rates: Sequence[jax.Array],
+    state: LarsState,
+    number: int,
+) -> jax.Array | None:
+    """v γ_t / γ_{t-1}, with which a buffer of γλd acts like γ times one of λd."""
+    if v is None or not o.momentum_correction:
+        return v
     last = state.last_learning_rates[number].astype(rates[number].dtype)
     # Nothing that a rate of zero brought into the buffer is there to be corrected.
     relative = rates[number] / jnp.where(last > 0, last, 1)
-    return _as(o.momentum, relative) * jnp.where(last > 0, relative, 0)
+    return _as(jnp.where(last > 0, relative, 0), v) * v
+
+
+def _saturated(x: jax.Array, dtype: Any) -> jax.Array:
+    """Rounded to the dtype; what it cannot hold becomes the largest number it can.
+
+    A momentum that is infinite would stay so for ever.
+    """
+    largest = _as(jnp.finfo(dtype).max, x)
+    return jnp.clip(x, -largest, largest).astype(dtype)
 
 
 def _bounded(x: jax.Array, bound: Any) -> jax.Array:
@@ -915,7 +979,7 @@ def _at(number: Any, count: jax.typing.ArrayLike) -> Any:
 
 
 def _is_known_zero(number: Any) -> bool:
-    return isinstance(number, (int, float)) and number == 0
+    return isinstance(number, (int, float, np.number)) and number == 0
 
 
 def _as(number: Any, like: jax.Array) -> jax.Array:
@@ -1017,9 +1081,23 @@ def _check_alike(updates: optax.Updates, params: optax.Params, plan: Plan) -> No
             )
 
 
+def _check_state(o: _Options, state: Any, params: optax.Params, plan: Plan) -> None:
+    """Refuses a state that is of other parameters, such as an old checkpoint's."""
+    shapes = [np.shape(x) for x in jax.tree.leaves(params)]
+    buffers = [np.shape(x) for x in jax.tree.leaves(state.trace)]
+    expected = shapes if o.has_momentum else []
+    layers, expected_layers = state.telemetry.layout.shapes, plan.layout.shapes
+    if buffers != expected or layers != expected_layers:
+        raise ValueError(
+            "the state is of other parameters, momentum or stacking: it has momentum "
+            f"of the shapes {buffers} and layer axes {layers}, here they are "
+            f"{expected} and {expected_layers}. Make a new one with init(params)."
+        )
+
+
 def _check_bounds(bounds: Any) -> None:
     is_pair = isinstance(bounds, tuple) and len(bounds) == 2
-    if not is_pair or not all(isinstance(x, (int, float)) for x in bounds):
+    if not is_pair or not all(isinstance(x, numbers.Real) for x in bounds):
         raise TypeError(
             f"trust_ratio_bounds must be a tuple of two numbers, got {bounds!r}."
         )
@@ -1030,18 +1108,22 @@ def _check_bounds(bounds: Any) -> None:
         )
 
 
-def _check_number(name: str, value: Any, *, schedule: bool = False) -> None:
-    """Refuses what cannot be a hyperparameter.
-
-    JAX arrays may be traced, and are not looked into.
-    """
-    if (schedule and callable(value)) or isinstance(value, jax.Array):
+def check_number(name: str, value: Any, *, schedule: bool = False) -> None:
+    """Refuses what cannot be a hyperparameter, as far as it is known: traced or not."""
+    if schedule and callable(value):
         return
-    number = np.asarray(value)
+    is_traced = isinstance(value, Tracer)
+    number = value if is_traced else np.asarray(value)
     if not jnp.issubdtype(number.dtype, np.floating) and not jnp.issubdtype(
         number.dtype, np.integer
     ):
         kind = "a number or a schedule" if schedule else "a number"
         raise TypeError(f"{name} must be {kind}, got {value!r}.")
-    if number.ndim or not (math.isfinite(number) and number >= 0):
+    if number.ndim or not (is_traced or (math.isfinite(number) and number >= 0)):
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
+
+
+def check_below_one(name: str, number: Any) -> None:
+    """Refuses a momentum with which a buffer would grow for ever."""
+    if not isinstance(number, Tracer) and number >= 1:
+        raise ValueError(f"{name} must be below 1, got {number!r}.")

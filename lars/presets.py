@@ -34,7 +34,7 @@ from typing import NamedTuple
 from jax.typing import ArrayLike
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from lars.optimizer import lars
+from lars.optimizer import check_below_one, check_number, lars
 from lars.rules import Selection, select
 
 
@@ -480,6 +480,12 @@ def caffe(
         `src/caffe/solvers/sgd_solver.cpp of NVIDIA/caffe
         <https://github.com/NVIDIA/caffe/blob/v0.17.4/src/caffe/solvers/sgd_solver.cpp>`_
     """
+    for name, number in (
+        ("trust_coefficient", trust_coefficient),
+        ("momentum", momentum),
+    ):
+        check_number(name, number)
+    check_below_one("momentum", momentum)
     return lars(
         learning_rate,
         weight_decay,

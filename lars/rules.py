@@ -177,7 +177,9 @@ def flat_mask(name: str, mask: Mask, tree: optax.Params) -> list[bool]:
         TypeError: if the mask holds something else than True and False.
         ValueError: if it does not match the tree.
     """
-    mask = mask(tree) if callable(mask) else mask
+    # A tree of booleans may be callable itself: an Equinox module is.
+    if callable(mask) and all(map(callable, jax.tree.leaves(mask))):
+        mask = mask(tree)
     if mask is None:
         mask = True
     for leaf in jax.tree.leaves(mask):

@@ -507,3 +507,13 @@ def test_the_momentum_has_the_dtype_that_is_named():
         optimizer = lars.lars(1.0, accumulator_dtype=dtype)
         state = jax.eval_shape(optimizer.init, jnp.zeros(3))
         assert optax.tree.get(state, "trace").dtype == (dtype or jnp.float32)
+
+
+def test_the_smallest_norm_is_that_of_a_layer():
+    # Four arrays of norm 1 have the norm 2 together.
+    params = {name: jnp.array([1.0]) for name in "abcd"}
+    options = {"momentum": 0.0, "trust_coefficient": 0.5, "zero_norm": "zero"}
+    for layer, step in {"module": 0.5, "parameter": 0.0}.items():
+        optimizer = lars.lars(1.0, layer=layer, min_norm=1.5, **options)
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        np.testing.assert_allclose([*updates.values()], -step * np.ones((4, 1)))

@@ -299,3 +299,94 @@ def test_gradients_of_other_parameters_are_refused():
 def test_scale_by_lars_has_no_place_for_rates_and_momentum(option):
     with pytest.raises(TypeError, match=option):
         lars.scale_by_lars(**{option: 0.5})
+
+
+@pytest.mark.parametrize("nonfinite", ["skip_layer", "skip_step"])
+def test_a_skipped_step_leaves_the_corrected_momentum_right(nonfinite):
+    # The buffer of "direction" has no rate in it that a skipped step could spoil.
+    rates = [10.0, 1.0, 5.0, 2.0]
+    gradients = [jnp.array([3.0, 4.0])] * 4
+    gradients[1] = jnp.array([jnp.nan, 1.0])
+    trajectories = []
+    for options in ({"momentum_correction": True}, {"momentum_of": "direction"}):
+        optimizer = lars.lars(
+            lambda count: jnp.asarray(rates)[count], nonfinite=nonfinite, **options
+        )
+        w, trajectory = jnp.array([3.0, 4.0]), []
+        state = optimizer.init(w)
+        for g in gradients:
+            updates, state = optimizer.update(g, state, w)
+            w = w + updates
+            trajectory.append(w)
+        trajectories.append(jnp.stack(trajectory))
+    np.testing.assert_allclose(*trajectories, rtol=1e-6)
+
+
+@pytest.mark.parametrize("denominator", ["sum", "update"])
+def test_a_momentum_that_its_dtype_cannot_hold_stays_finite(denominator):
+    params = jnp.ones(4, jnp.float16)
+    optimizer = lars.lars(1.0, momentum_of="gradient", denominator=denominator)
+    state = optimizer.init(params)
+    for _ in range(8):  # to 20000 / (1 - 0.9), where float16 ends at 65504
+        g = jnp.full(4, 2e4, jnp.float16)
+        updates, state = optimizer.update(g, state, params)
+        assert np.isfinite(updates).all()
+    np.testing.assert_array_equal(state.trace, np.float16(65504))
+    _, state = optimizer.update(jnp.zeros(4, jnp.float16), state, params)
+    np.testing.assert_allclose(state.trace, 0.9 * 65504, rtol=1e-3)
+    assert lars.skipped_steps(state) == 0
+
+
+def test_weights_that_are_not_finite_are_seen_in_excluded_parameters_too():
+    params = {"w": jnp.array([jnp.inf, 1.0]), "x": jnp.ones(2)}
+    g = {"w": jnp.ones(2), "x": jnp.ones(2)}
+    optimizer = lars.lars(1.0, 0.1, trust_ratio_mask=False)
+    updates, state = optimizer.update(g, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["w"], 0)
+    np.testing.assert_allclose(updates["x"], -1.1, rtol=1e-6)
+    assert lars.skipped_steps(state) == {"w": 1, "x": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": jnp.ones(2)}, "learning_rate must be a finite number"),
+        ({"eps": jnp.float32(-1.0)}, "eps must be a finite number >= 0"),
+        ({"momentum": np.float32(1.5)}, "momentum must be below 1"),
+        ({"momentum": jnp.float32(1.0)}, "momentum must be below 1"),
+    ],
+)
+def test_arrays_are_checked_as_numbers_are(options, message):
+    with pytest.raises(ValueError, match=message):
+        lars.lars(**{"learning_rate": 1.0, **options})
+    with pytest.raises(ValueError, match="momentum must be below 1"):
+        lars.presets.caffe(1.0, momentum=1.5)
+
+
+def test_a_rate_with_an_axis_is_refused_under_jit():
+    def build(rate):
+        optimizer = lars.lars(rate)
+        return optimizer.init(jnp.ones(3)).count
+
+    jax.jit(build)(2.0)
+    with pytest.raises(ValueError, match="learning_rate must be a finite number"):
+        jax.jit(build)(np.ones(2, np.float32))
+
+
+def test_a_state_of_other_parameters_is_refused():
+    params = {"a": jnp.ones((5, 4)), "b": jnp.ones(4)}
+    message = r"state is of other parameters.*\(4,\).*init\(params\)"
+    for other in ({"a": jnp.ones(4), "b": jnp.ones(4)}, {"a": jnp.ones(4)}):
+        optimizer = lars.lars(1.0)
+        with pytest.raises(ValueError, match=message):
+            optimizer.update(params, optimizer.init(other), params)
+    without = lars.lars(1.0, momentum=0.0)
+    with pytest.raises(ValueError, match="state is of other parameters"):
+        without.update(params, without.init({"a": jnp.ones(4)}), params)
+    with pytest.raises(ValueError, match="state is of other parameters"):
+        lars.lars(1.0).update(params, without.init(params), params)
+
+
+def test_labels_that_cannot_be_compared_are_refused():
+    with pytest.raises(TypeError, match=r"label of 'first/bias' must be hashable"):
+        lars.lars(1.0, layer=list).init(tree(0))

@@ -23,7 +23,15 @@ ROOT = Path(__file__).parent.parent
 PYTEST = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider")
 OPTIMIZER = tuple(
     f"tests/{name}_test.py"
-    for name in ("optimizer", "families", "faults", "layers", "presets", "norms")
+    for name in (
+        "optimizer",
+        "families",
+        "faults",
+        "layers",
+        "presets",
+        "norms",
+        "spectral",
+    )
 )
 SHARDED = (*OPTIMIZER, "tests/sharding_test.py")
 TESTS = {
@@ -136,7 +144,11 @@ TABLE = {
             "step = _as(gamma[i], step) * step",
             "pass",
         ),
-        ("no momentum", "new_v = _as(m, x) * v.astype(x.dtype) + x", "new_v = x"),
+        (
+            "no momentum",
+            "new_v = _as(o.momentum, x) * v.astype(x.dtype) + x",
+            "new_v = x",
+        ),
         ("Nesterov ignored", "if o.nesterov else new_v)", "if False else new_v)"),
         ("Nesterov always", "if o.nesterov else new_v)", "if True else new_v)"),
         (
@@ -152,8 +164,8 @@ TABLE = {
         ("dampening inverted", "(1 - _as(o.dampening, x))", "_as(o.dampening, x)"),
         (
             "correction ignored",
-            "if not o.momentum_correction:\n        return",
-            "if True:\n        return",
+            "if v is None or not o.momentum_correction:",
+            "if True:",
         ),
         (
             "correction inverted",
@@ -161,9 +173,9 @@ TABLE = {
             "relative = jnp.where(last > 0, last, 1) / rates[number]",
         ),
         (
-            "lookahead corrected",
+            "lookahead from the old buffer",
             "(_as(o.momentum, x) * new_v + x if",
-            "(_as(m, x) * new_v + x if",
+            "(_as(o.momentum, x) * v.astype(x.dtype) + x if",
         ),
         ("ascent", "new_updates.append((-step)", "new_updates.append((step)"),
         ("bound of the direction ignored", "x if bound is None else", "x if True else"),
@@ -260,7 +272,7 @@ TABLE = {
         ("layers that are not finite step", "step = jnp.where(kept, 0, step)", "pass"),
         (
             "their momentum not kept",
-            "new_v = jnp.where(kept, v.astype(x.dtype), new_v)",
+            "new_v = jnp.where(kept, keep.astype(x.dtype), new_v)",
             "pass",
         ),
         (
@@ -312,13 +324,69 @@ TABLE = {
         ),
         (
             "dtypes of updates not kept",
-            "(-step).astype(jnp.result_type(old_updates[i]))",
+            "(-step).astype(dtypes[i])",
             "-step",
         ),
         (
             "dtypes of the buffer not kept",
-            "new_v[i].astype(jnp.result_type(old_traces[i]))",
+            "_saturated(new_v[i], jnp.result_type(old_traces[i]))",
             "new_v[i]",
+        ),
+        ("momentum overflows", "jnp.clip(x, -largest, largest).astype", "x.astype"),
+        (
+            "dtype of the gradients",
+            "jnp.promote_types(jnp.result_type(x), jnp.result_type(y))",
+            "jnp.result_type(x)",
+        ),
+        (
+            "a kept momentum of an old rate",
+            'keep = v[i] if o.nonfinite == "skip_step" else old',
+            "keep = v[i]",
+        ),
+        (
+            "a kept momentum of a rate that never was",
+            'keep = v[i] if o.nonfinite == "skip_step" else old',
+            "keep = old",
+        ),
+        (
+            "weights of excluded parameters not looked at",
+            "(w, needed)], plan",
+            "(w, plan.is_adapted)], plan",
+        ),
+        (
+            "smallest norm of weights ignored",
+            "joint_w = _nonzero_above(o.min_norm, plan.joint(w_norm))",
+            "joint_w = plan.joint(w_norm)",
+        ),
+        (
+            "smallest norm of gradients ignored",
+            "joint_x = _nonzero_above(o.min_norm, joint_x)",
+            "pass",
+        ),
+        (
+            "smallest norm of arrays",
+            "joint_w = _nonzero_above(o.min_norm, plan.joint(w_norm))",
+            "joint_w = plan.joint(_nonzero_above(o.min_norm, w_norm))",
+        ),
+        (
+            "the gradient decides for the decay",
+            "        measured = u\n",
+            "        pass\n",
+        ),
+        (
+            "factors not computed first",
+            "lambda carry: carry[0] < 0",
+            "lambda carry: carry[0] < 1",
+        ),
+        (
+            "shape of the momentum not looked at",
+            "if buffers != expected or layers",
+            "if layers",
+        ),
+        (
+            "layout of the state not looked at",
+            "or layers != expected_layers:",
+            ":",
         ),
     ),
     "lars/layers.py": (
@@ -812,14 +880,18 @@ def first_failure(mutant: Mutant) -> str | None:
 
 
 def main() -> None:
-    """Prints which test notices each mutant; exits with 1 if one survives."""
+    """Prints which test notices each mutant; exits with 1 if one survives.
+
+    ``python -m tests.mutants lars/norms.py lars/scaled.py``: those of some files.
+    """
+    chosen = [m for m in MUTANTS if m.file in (sys.argv[1:] or TESTS)]
     with ThreadPoolExecutor(2) as pool:
-        failures: Iterator[str | None] = pool.map(first_failure, MUTANTS)
+        failures: Iterator[str | None] = pool.map(first_failure, chosen)
         survivors = 0
-        for mutant, failure in zip(tqdm(MUTANTS, unit="mutant"), failures, strict=True):
+        for mutant, failure in zip(tqdm(chosen, unit="mutant"), failures, strict=True):
             survivors += failure is None
             tqdm.write(f"{mutant.name:40} {failure or 'SURVIVED'}")
-    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} mutants noticed.")
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants noticed.")
     sys.exit(survivors > 0)
 
 

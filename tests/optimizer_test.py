@@ -100,6 +100,46 @@ def test_a_worked_example():
     np.testing.assert_allclose(lars.trust_ratios(state), 0.04, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"layer": "module"},
+        {"denominator": "decayed"},
+        {"weight_decay_kind": "decoupled"},
+        {"trust_ratio_bounds": (0.3, 0.4)},
+        {"direction_bound": 0.5},
+        {"zero_norm": "one"},
+        {"zero_gradient": "zero"},
+        {"min_norm": 3.0},
+        {"nonfinite": "propagate"},
+        {"geometry": "spectral"},
+        {"stacked": ((lars.select(path="second"), 0),)},
+        {"weight_decay_mask": lars.select(rank=1)},
+        {"trust_ratio_mask": lars.select(rank=2)},
+        {"eps": 2.0},
+    ],
+    ids=lambda option: "".join(option),
+)
+def test_scale_by_lars_is_lars_without_rate_and_sign(option):
+    params, g = tree(0), tree(1)
+    params["first"]["bias"] *= 0
+    g["third"]["kernel"] *= 0
+    g["third"]["bias"][0] = np.nan
+    common = {"weight_decay": 0.5, "trust_coefficient": 0.2}
+
+    def updates(optimizer):
+        return optimizer.update(g, optimizer.init(params), params)[0]
+
+    expected = updates(lars.lars(1.0, momentum=0.0, **{**common, **option}))
+    actual = updates(lars.scale_by_lars(**{**common, **option}))
+    assert_trees_close(actual, jax.tree.map(jnp.negative, expected), rtol=0)
+    without = updates(lars.scale_by_lars(**common))
+    same = jax.tree.map(
+        lambda x, y: np.array_equal(x, y, equal_nan=True), actual, without
+    )
+    assert not all(jax.tree.leaves(same)), "the option does nothing here"
+
+
 def test_eps_is_added_to_the_denominator():
     params, g = jnp.array([3.0, 4.0]), jnp.array([0.0, 10.0])
     optimizer = lars.scale_by_lars(
@@ -466,12 +506,14 @@ def test_the_sign_free_piece_keeps_the_contract_in_a_chain_of_ones_own(dtype):
 
 @pytest.mark.parametrize("parameters", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("gradients", [jnp.float32, jnp.bfloat16])
-def test_updates_have_the_dtype_of_the_gradients(gradients, parameters):
+def test_updates_have_the_wider_dtype(gradients, parameters):
     params = jax.tree.map(lambda x: jnp.asarray(x, parameters), tree(0))
     g = jax.tree.map(lambda x: jnp.asarray(x, gradients), tree(1))
     optimizer = lars.lars(2.0, 1e-4)
     updates, _ = optimizer.update(g, optimizer.init(params), params)
-    assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(gradients)}
+    with jax.numpy_dtype_promotion("standard"):
+        expected = jnp.promote_types(gradients, parameters)
+    assert {u.dtype for u in jax.tree.leaves(updates)} == {expected}
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
@@ -694,3 +736,61 @@ def test_trust_ratios_of_something_else_are_refused():
     twice = optax.chain(lars.lars(1.0), lars.lars(1.0))
     with pytest.raises(ValueError, match="Two LARS transformations own the same"):
         lars.trust_ratios(twice.init(tree(0)))
+
+
+def test_the_ratios_of_copies_under_vmap_are_those_of_each():
+    optimizer = lars.lars(1.0, stacked=[(lars.select(path="second"), 0)])
+    copies = [tree(seed) for seed in range(2)]
+    gradients = [tree(seed + 5) for seed in range(2)]
+
+    def ratios(params, g):
+        return lars.trust_ratios(optimizer.update(g, optimizer.init(params), params)[1])
+
+    def states(params, g):
+        return optimizer.update(g, optimizer.init(params), params)[1]
+
+    together = jax.tree.map(lambda *xs: np.stack(xs), *copies)
+    g = jax.tree.map(lambda *xs: np.stack(xs), *gradients)
+    actual = lars.trust_ratios(jax.vmap(states)(together, g))
+    each = [ratios(w, g) for w, g in zip(copies, gradients, strict=True)]
+    expected = jax.tree.map(lambda *xs: jnp.stack(xs), *each)
+    assert_trees_close(actual, expected, rtol=1e-6)
+
+
+def test_float16_gradients_do_not_limit_the_step_of_float32_parameters():
+    params, g = jnp.full(4, 1e-6), jnp.ones(4, jnp.float16)
+    optimizer = lars.lars(10.0, momentum=0.0)
+    updates, _ = optimizer.update(g, optimizer.init(params), params)
+    np.testing.assert_allclose(updates, -1e-8, rtol=1e-6)
+
+
+def test_rules_of_layer_may_be_one_selection():
+    params, g = tree(0), tree(1)
+    rule = lars.select(path="bias")
+
+    def updates(layer):
+        optimizer = lars.lars(1.0, layer=layer)
+        return optimizer.update(g, optimizer.init(params), params)[0]
+
+    assert_trees_close(updates(rule), updates([rule]), rtol=0)
+
+
+def test_a_tree_of_booleans_that_can_be_called_is_a_mask():
+    @jax.tree_util.register_pytree_node_class
+    class Module:
+        def __init__(self, kernel, bias):
+            self.kernel, self.bias = kernel, bias
+
+        def __call__(self, x):
+            raise AssertionError("a mask is not run")
+
+        def tree_flatten(self):
+            return (self.kernel, self.bias), None
+
+        @classmethod
+        def tree_unflatten(cls, _, children):
+            return cls(*children)
+
+    params = Module(jnp.ones((2, 2)), jnp.ones(2))
+    rows = lars.describe(params, trust_ratio_mask=Module(True, False))
+    assert [row.adapted for row in rows] == [True, False]

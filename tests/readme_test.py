@@ -1,5 +1,7 @@
-"""What the README shows is what happens."""
+"""What the README and the guide show is what happens."""
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -7,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -17,13 +20,28 @@ COMMANDS = [
 ]
 
 
+EXAMPLE = re.compile(r"```python\n(.*?)```.*?```text\n(.*?)```", re.DOTALL)
+GUIDE = EXAMPLE.findall((ROOT / "docs/optimizer.md").read_text())
+
+
 def test_the_example_prints_what_the_readme_shows():
-    program = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    shown = re.search(r"```text\n(.*?)```", README, re.DOTALL)[1]
+    ((program, shown),) = EXAMPLE.findall(README)
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert result.stdout == shown
+
+
+def test_the_guide_has_examples():
+    assert len(GUIDE) == 5
+
+
+@pytest.mark.parametrize(("program", "shown"), GUIDE)
+def test_the_examples_of_the_guide_print_what_it_shows(program, shown):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), jax.numpy_dtype_promotion("standard"):
+        exec(program, {})
+    assert out.getvalue() == shown
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -41,7 +59,15 @@ def test_the_commands_of_the_readme_run(command, tmp_path):
 
 def test_the_readme_has_commands_and_every_file_it_names():
     assert len(COMMANDS) == 3
-    for link in re.findall(r"\]\(([^)]+)\)", README):
-        assert link.startswith("http") or (ROOT / link).exists(), link
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = page.read_text()
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            file, _, heading = link.partition("#")
+            target = page.parent / file
+            assert link.startswith("http") or target.exists(), link
+            if heading and not link.startswith("http"):
+                words = heading.replace("-", " ")
+                titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                assert words in map(str.lower, titles), link
     for target in re.findall(r"^    make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

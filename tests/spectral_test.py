@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+import lars
 from lars.spectral import (
     Spectral,
     as_matrices,
@@ -335,3 +336,12 @@ def test_a_stack_of_kernels_goes_through_jit():
     for i in range(2):
         expected = exact_polar(x[:, :, i].reshape(45, 4)).reshape(3, 3, 5, 4)
         np.testing.assert_allclose(step(x)[:, :, i], expected, atol=3e-6)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+def test_where_only_the_decay_moves_a_layer_its_step_is_bounded(eps):
+    # d = βw = 10β I, whose orthogonal factor is I: λ = η‖w‖/(1 + ε) with ‖w‖ = 10.
+    w = 10 * jnp.eye(2)
+    optimizer = lars.lars(1.0, 0.1, eps=eps, momentum=0.0, geometry="spectral")
+    updates, _ = optimizer.update(jnp.zeros((2, 2)), optimizer.init(w), w)
+    np.testing.assert_allclose(updates, -0.01 * np.eye(2), rtol=1e-4, atol=1e-8)
