@@ -50,7 +50,7 @@ COMPARED: dict[str, Arm] = {
         "name": "lars",
         "settings": {"weight_decay": 5e-4},
         "learning_rate": 20.0,
-        "learning_rates": (0.05, 0.5, 5.0, 20.0, 160.0),
+        "learning_rates": (0.1, 0.5, 20.0, 160.0, 320.0),
     },
     # No decay, whose term in the ratio stops a layer with a small gradient; and one
     # ratio for a kernel and its bias, whose own would start from a norm of zero.
@@ -59,6 +59,6 @@ COMPARED: dict[str, Arm] = {
         "name": "lars",
         "settings": {"layer": "module"},
         "learning_rate": 5.0,
-        "learning_rates": (0.05, 5.0, 10.0, 20.0, 40.0),
+        "learning_rates": (0.05, 0.5, 5.0, 20.0, 40.0),
     },
 }
