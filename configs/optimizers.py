@@ -58,7 +58,7 @@ COMPARED: dict[str, Arm] = {
         "label": "LARS (recommended, lars.lars)",
         "name": "lars",
         "settings": {"layer": "module"},
-        "learning_rate": 5.0,
+        "learning_rate": 0.5,
         "learning_rates": (0.05, 0.5, 5.0, 20.0, 40.0),
     },
 }
