@@ -785,8 +785,7 @@ def _trust_ratios(
     if len(rates) > 1:
         gamma = jnp.stack(rates)[layout.vector(plan.rates)]
     gamma = jnp.broadcast_to(gamma, ratio_.fraction.shape)
-    exempt = is_plain | ~is_adapted
-    ratio_ = where(exempt, ratio_, _clipped(o, ratio_, gamma))
+    ratio_ = where(is_plain, ratio_, _clipped(o, ratio_, gamma))
     ratio_ = where(is_adapted, ratio_, scaled(1.0, dtype))
     is_finite = was_finite
     if o.nonfinite == "skip_step":

@@ -449,6 +449,20 @@ def test_parameters_can_have_learning_rates_of_their_own(correction):
     assert_same(actual["kernel"], expected)
 
 
+@pytest.mark.parametrize("decay", ["coupled", "outside", "decoupled"])
+@pytest.mark.parametrize("momentum_of", ["step", "direction", "gradient"])
+def test_an_own_learning_rate_is_as_if_it_were_that_of_all(momentum_of, decay):
+    own = [0.1, 0.7, 0.2, 0.9, 0.3]
+    options = {"momentum_of": momentum_of, "weight_decay_kind": decay}
+    schedule = (BIAS, lambda count: jnp.asarray(own)[count])
+    together, _ = trajectory(TREE, TREE_GRADIENTS, learning_rates=[schedule], **options)
+    alone, _ = trajectory(TREE, TREE_GRADIENTS, rates=own, **options)
+    assert_same(together["bias"], alone["bias"])
+    others, _ = trajectory(TREE, TREE_GRADIENTS, **options)
+    assert_same(together["kernel"], others["kernel"])
+    assert not np.allclose(alone["bias"], others["bias"], rtol=0.01)
+
+
 def test_clipping_is_at_the_rate_of_the_parameter():
     _, ratios = trajectory(
         TREE,

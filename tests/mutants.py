@@ -229,13 +229,8 @@ TABLE = {
         ),
         (
             "plain steps clipped",
-            "exempt = is_plain | ~is_adapted",
-            "exempt = ~is_adapted",
-        ),
-        (
-            "excluded parameters clipped",
-            "exempt = is_plain | ~is_adapted",
-            "exempt = is_plain",
+            "where(is_plain, ratio_, _clipped(o, ratio_, gamma))",
+            "_clipped(o, ratio_, gamma)",
         ),
         ("smallest norm ignored", "if _is_known_zero(min_norm):", "if True:"),
         (
