@@ -2,7 +2,7 @@
 
 import collections
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,8 @@ class Selection:
     """The parameters that a rule selects; made by :func:`select`.
 
     A function from the parameters to a tree of booleans, and therefore a mask wherever
-    Optax takes one. Selections compose: ``~a``, ``a & b``, ``a | b``.
+    Optax takes one. Selections compose: ``~a``, ``a & b``, ``a | b``; not with ``not``,
+    ``and`` and ``or``, which raise TypeError.
     """
 
     def __init__(self, mask: Callable[[Any], Any], description: str):
@@ -37,6 +38,7 @@ class Selection:
         )
 
     def __and__(self, other: "Selection") -> "Selection":
+        _check_operand("&", other)
         return Selection(
             lambda params: jax.tree.map(
                 lambda a, b: a and b, self(params), other(params)
@@ -45,6 +47,7 @@ class Selection:
         )
 
     def __or__(self, other: "Selection") -> "Selection":
+        _check_operand("|", other)
         return Selection(
             lambda params: jax.tree.map(
                 lambda a, b: a or b, self(params), other(params)
@@ -52,8 +55,22 @@ class Selection:
             f"({self!r} | {other!r})",
         )
 
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"{self!r} is neither true nor false: compose selections with ~a, a & b "
+            "and a | b, not with not, and, or; ask for None with `is None`."
+        )
+
     def __repr__(self) -> str:
         return self._description
+
+
+def _check_operand(operator: str, other: Any) -> None:
+    if not isinstance(other, Selection):
+        raise TypeError(
+            f"a selection composes with {operator} and another selection (see "
+            f"lars.select), got {other!r}."
+        )
 
 
 def select(
@@ -129,11 +146,17 @@ def select(
             for key_path, leaf in named
         ]
         if required and named and not any(chosen):
+            if [key_path for key_path, _ in named] == [()]:
+                raise ValueError(
+                    f"{description} does not select what it was given: a single array "
+                    "without a path, not a tree of parameters. Inside "
+                    "optax.inject_hyperparams, functions and rules must be among its "
+                    "static_args; elsewhere mend the rule, or give required=False."
+                )
             names = [path_string(key_path) for key_path, _ in named]
-            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise ValueError(
-                f"{description} selects none of the {len(names)} parameters: {shown}. "
-                "Mend the rule, or give required=False."
+                f"{description} selects none of the {len(names)} parameters: "
+                f"{listed(names)}. Mend the rule, or give required=False."
             )
         return treedef.unflatten(chosen)
 
@@ -163,6 +186,11 @@ def flatten_with_path(
 def path_string(key_path: tuple[Any, ...]) -> str:
     """The path of a parameter as rules see it: its keys, joined by slashes."""
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of the names, for messages."""
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def flat_mask(name: str, mask: Mask, tree: optax.Params) -> list[bool]:
