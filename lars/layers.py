@@ -11,7 +11,14 @@ import numpy as np
 import optax
 
 from lars.norms import Split, accumulation_dtype
-from lars.rules import Mask, Selection, flat_mask, flatten_with_path, path_string
+from lars.rules import (
+    Mask,
+    Selection,
+    flat_mask,
+    flatten_with_path,
+    listed,
+    path_string,
+)
 from lars.scaled import Scaled, normalized, power_of_two
 
 KeyPath = tuple[Any, ...]
@@ -174,8 +181,9 @@ class Rules(NamedTuple):
         """Applies the rules to parameters: arrays, or anything with shape and dtype.
 
         Raises:
-            ValueError: for an empty tree, a rule that matches nothing, and whatever
-                does not fit the parameters.
+            ValueError: for an empty tree, a rule that matches nothing, layers at the
+                top of the tree that ``layer="module"`` would join, and whatever does
+                not fit the parameters.
             TypeError: for parameters that are not real floating point.
         """
         named, treedef = flatten_with_path(params)
@@ -211,6 +219,12 @@ class Rules(NamedTuple):
             )
         ]
         members, layer_of = _members(labels, layout, paths)
+        if self.layer == "module":
+            ranks = [
+                len(shape) - len(split.layer_axes)
+                for shape, split in zip(shapes, splits, strict=True)
+            ]
+            _check_modules(key_paths, ranks, is_adapted)
         return Plan(
             layout,
             paths,
@@ -334,6 +348,24 @@ def _members(
     for i, slices in enumerate(layers):
         members[i, : len(slices)] = slices
     return members, layer_of
+
+
+def _check_modules(
+    key_paths: Sequence[KeyPath], ranks: Sequence[int], is_adapted: Sequence[bool]
+) -> None:
+    """Refuses to take the kernels of a tree that is not nested for one module."""
+    joined = [
+        repr(path_string(path))
+        for path, rank, adapted in zip(key_paths, ranks, is_adapted, strict=True)
+        if adapted and len(path) == 1 and rank > 1
+    ]
+    if len(joined) > 1:
+        raise ValueError(
+            f"layer='module' would give one ratio to {listed(joined)}, which lie at "
+            "the top of the tree as if they were one module. Nest the parameters by "
+            "module, as in {'first': {'kernel': ..., 'bias': ...}, ...}, or give "
+            "layer='parameter', or a sequence of selections of what shares a ratio."
+        )
 
 
 def _label(label_of: Callable[[KeyPath], Hashable], path: KeyPath) -> Hashable:

@@ -1,8 +1,12 @@
 """Rules say which parameters are meant, and slices are layers of their own."""
 
+import operator
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -94,6 +98,49 @@ def test_sharing_needs_the_same_layer_axes():
         optimizer.init(params)
 
 
+def kernels_at_the_top():
+    return {"first": normal(0, 2, 3), "last": normal(1, 3, 4), "bias": normal(2, 4)}
+
+
+def test_modules_need_a_tree_that_is_nested_by_module():
+    optimizer = lars.lars(1.0, layer="module")
+    message = "one ratio to 'first', 'last', which .* Nest the parameters by module"
+    for params in (kernels_at_the_top(), {**kernels_at_the_top(), "other": tree(0)}):
+        with pytest.raises(ValueError, match=message):
+            optimizer.init(params)
+        with pytest.raises(ValueError, match=message):
+            lars.describe(params, layer="module")
+    with pytest.raises(ValueError, match="one ratio to '0', '1'"):
+        optimizer.init([normal(0, 2, 3), normal(1, 3, 4)])
+    optimizer.init({name: {"kernel": x} for name, x in kernels_at_the_top().items()})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layer": "parameter"},
+        {"layer": lambda path: path[:-1]},  # said in words, it is meant
+        {"layer": [lars.select(rank=2)]},
+        {"trust_ratio_mask": ~lars.select(path="last")},  # has no ratio to share
+    ],
+)
+def test_kernels_at_the_top_are_fine_where_they_are_not_one_by_accident(options):
+    lars.lars(1.0, **{"layer": "module", **options}).init(kernels_at_the_top())
+
+
+@pytest.mark.parametrize("stacked", [(), [(lars.select(path=""), 0)]])
+def test_one_module_may_be_the_whole_tree(stacked):
+    # A stack of three biases has two axes, and is no kernel for that.
+    shapes = {"kernel": (3, 4, 5), "bias": (3, 5) if stacked else (5,), "scale": (3,)}
+    params = {name: normal(0, *shape) for name, shape in shapes.items()}
+    rows = lars.describe(params, layer="module", stacked=stacked)
+    assert {row.shares for row in rows} == {
+        "bias, kernel",
+        "bias, scale",
+        "kernel, scale",
+    }
+
+
 @given(seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=10)
 def test_the_ratio_does_not_see_the_arrangement_of_the_elements(seed):
@@ -144,6 +191,38 @@ def test_a_rule_that_selects_nothing_is_an_error_that_shows_the_paths():
     lars.lars(1.0, weight_decay_mask=~lars.select(path="biass", required=False)).init(
         tree(0)
     )
+
+
+def test_a_rule_that_is_given_one_number_points_to_inject_hyperparams():
+    forgotten = optax.inject_hyperparams(lars.lars)(
+        1.0, weight_decay_mask=~lars.select(path="bias")
+    )
+    with pytest.raises(ValueError, match=r"'bias'.*inject_hyperparams.*static_args"):
+        forgotten.init(tree(0))
+
+
+def test_selections_are_not_composed_by_not_and_or():
+    a, b = lars.select(rank=1), lars.select(path="first")
+    for misuse in (lambda: not a, lambda: a and b, lambda: a or b, lambda: bool(~a)):
+        with pytest.raises(TypeError, match=r"rank=1\).* with ~a, a & b and a \| b"):
+            misuse()
+
+
+@pytest.mark.parametrize("operand", [True, None, "bias", {"first": True}])
+def test_selections_compose_with_selections_only(operand):
+    for compose, name in ((operator.and_, "&"), (operator.or_, r"\|")):
+        message = f"composes with {name} .* got {re.escape(repr(operand))}"
+        with pytest.raises(TypeError, match=message):
+            compose(lars.select(rank=1), operand)
+        with pytest.raises(TypeError, match="unsupported operand"):
+            compose(operand, lars.select(rank=1))
+
+
+def test_a_rate_behind_an_earlier_one_is_no_error():
+    bias = lars.select(path="bias")
+    rates = [(bias, 0.5), (bias & lars.select(path="first"), 0.25)]
+    rows = lars.describe(tree(0), learning_rates=rates)
+    assert {row.rate for row in rows} == {"common", repr(bias)}
 
 
 @pytest.mark.parametrize(

@@ -429,6 +429,18 @@ TABLE = {
             "square = jnp.sum(fraction * fraction, axis=1)",
             "square = fraction[:, 0] ** 2",
         ),
+        ("kernels at the top are one module", "if len(joined) > 1:", "if False:"),
+        ("biases at the top are kernels", "and rank > 1", "and rank > 0"),
+        (
+            "stacks at the top are kernels",
+            "len(shape) - len(split.layer_axes)",
+            "len(shape)",
+        ),
+        (
+            "excluded kernels at the top are joined",
+            "if adapted and len(path) == 1",
+            "if len(path) == 1",
+        ),
         (
             "values of layers not given to their slices",
             "of_layers if self.members.shape[1] == 1 else of_layers[self.layer_of]",
@@ -444,6 +456,11 @@ TABLE = {
         ("and is or", "a and b, self(params)", "a or b, self(params)"),
         ("or is and", "a or b, self(params)", "a and b, self(params)"),
         ("nothing may be selected", "if required and named", "if False and named"),
+        (
+            "what is not a selection composes",
+            "if not isinstance(other, Selection):",
+            "if False:",
+        ),
         ("any condition is enough", "all(holds(", "any(holds("),
         ("boxes in paths", "is_boxed = path and", "is_boxed = False and"),
     ),
