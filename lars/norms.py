@@ -53,7 +53,7 @@ def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
         element gives NaN; an empty array gives 0.
 
     Raises:
-        TypeError: if ``x`` is not real floating point.
+        TypeError: if ``x`` is not one array of real floating point.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,7 +66,14 @@ def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
         Blue, `A Portable Fortran Program to Find the Euclidean Norm of a Vector
         <https://doi.org/10.1145/355769.355771>`_, 1978 (the idea of several ranges)
     """
-    x = jnp.asarray(x)
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"l2_norm takes one array, got {type(x).__name__}: for the norms of the "
+            "arrays of a tree, jax.tree.map(lars.l2_norm, tree); for the norm of a "
+            "whole tree, optax.tree.norm."
+        ) from error
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"l2_norm needs a real floating-point array, got {x.dtype}.")
     return _l2_norm(x.astype(accumulation_dtype(x.dtype)))

@@ -292,11 +292,14 @@ def lars(
         nesterov: whether to step by :math:`m v_{t+1}` plus the increment of the buffer.
         layer: which arrays share one ratio, from their joint norms. ``"parameter"``:
             each array is a layer, as in the authors' code. ``"module"``: arrays whose
-            paths differ in the last key only, such as a kernel and its bias (in a tree
-            of one level, all of them). Or a function from the key path, as
-            :func:`jax.tree_util.tree_map_with_path` gives it, to a hashable label:
-            equal labels share. Or a sequence of selections (:func:`lars.select`): what
-            one selects shares, as tied weights should; the rest is each its own.
+            paths differ in the last key only, such as a kernel and its bias. (In a tree
+            of one level these are all: it is an error if two of them have two axes or
+            more, beside those of ``stacked``.) Or a function from the key path to a
+            hashable label: equal labels share. The path is a tuple of keys, such as
+            ``DictKey('kernel')``, as :func:`jax.tree_util.tree_map_with_path` gives it,
+            not the string that ``test`` of :func:`lars.select` gets. Or a sequence of
+            selections: what one selects shares, as tied weights should; the rest is
+            each its own.
         denominator: of :math:`\lambda`, to which :math:`\epsilon` is added. ``"sum"``:
             :math:`\|g\| + \beta\|w\|`, the paper's. ``"decayed"``:
             :math:`\|g + \beta w\|`, as in ``optax.lars``. ``"gradient"``:
@@ -354,7 +357,8 @@ def lars(
             Muon.
         learning_rates: own learning rates: pairs of a selection (:func:`lars.select`)
             and a number or a schedule. The first that selects a parameter holds, the
-            others have ``learning_rate``.
+            others have ``learning_rate``. A selection of nothing is an error, one whose
+            parameters all have a rate from an earlier pair is not.
         excluded_momentum_of: ``momentum_of`` for the parameters that
             ``trust_ratio_mask`` excludes; None is as for the others.
         stacked: pairs of a selection and the axis, or axes, that index layers, as
@@ -366,7 +370,8 @@ def lars(
             :func:`jax.jit` global arrays need nothing.
         accumulator_dtype: dtype of :math:`v`; None is the parameters' own. Steps are
             computed in float32 or wider and rounded once whatever it is. Elements that
-            it cannot hold become the largest number that it can.
+            it cannot hold become the largest number that it can. What it does not
+            change is that parameters are rounded to their own dtype after each step.
 
     Returns:
         An :class:`optax.GradientTransformationExtraArgs`. ``update`` needs ``params``.
@@ -376,8 +381,9 @@ def lars(
     Note:
         :func:`optax.inject_hyperparams` takes every function and type for a schedule.
         List those that are no schedules in its ``static_args``: ``layer``, the masks
-        and ``accumulator_dtype``. A mask that is forgotten there fails without an
-        error: it may be false everywhere.
+        and ``accumulator_dtype``. A mask that is forgotten there is called with the
+        count of the steps. :func:`lars.select` has an error for that, where it selects
+        nothing; a function of one's own may be false everywhere without one.
 
         A jitted step that donates its arguments should return them in the order in
         which it takes them, ``(params, state)``: otherwise XLA puts the parameters
@@ -386,12 +392,13 @@ def lars(
     Raises:
         ValueError: for a negative, infinite or NaN hyperparameter, a momentum of 1 or
             more, an unknown name, or options that exclude each other; in ``init`` and
-            ``update``, for an empty tree, a rule that selects nothing, and masks, specs
+            ``update``, for an empty tree, a rule that selects nothing,
+            ``layer="module"`` for a tree that is not nested by module, and masks, specs
             or gradients that do not match the parameters; in ``update``, if ``params``
-            is missing.
+            is missing, or the state is of other parameters.
         TypeError: for a hyperparameter of the wrong kind; in ``init`` and ``update``,
             for gradients or parameters that are not real floating point, or a mask
-            that is not of booleans.
+            that is not of booleans; in ``update``, for the state of another optimizer.
 
     Example:
         Two layers at scales 16 decades apart, and one learning rate. Each step changes
@@ -1031,9 +1038,10 @@ def _telemetry_tree(opt_state: optax.OptState, name: str) -> optax.Params:
     leaves = jax.tree.leaves(opt_state, is_leaf=is_node)
     found = [x.layout.tree(getattr(x, name)) for x in leaves if is_node(x)]
     if not found:
+        function = {"trust_ratio": "trust_ratios"}.get(name, name)
         raise ValueError(
-            f"opt_state holds no LARS: {name} needs the state of lars.lars or of an "
-            f"optimizer around it, got {type(opt_state).__name__}."
+            f"opt_state holds no LARS: {function} needs the state of lars.lars or of "
+            f"an optimizer around it, got {type(opt_state).__name__}."
         )
     return functools.reduce(_merge, found)
 
@@ -1051,7 +1059,7 @@ def _merge(one: Any, other: Any) -> Any:
     if jax.tree_util.treedef_is_leaf(treedef):
         raise ValueError(
             "Two LARS transformations own the same parameter: pass the state of one of "
-            "them to trust_ratios."
+            "them."
         )
     others = treedef.flatten_up_to(other)
     return treedef.unflatten(map(_merge, children, others))
@@ -1081,7 +1089,13 @@ def _check_alike(updates: optax.Updates, params: optax.Params, plan: Plan) -> No
 
 
 def _check_state(o: _Options, state: Any, params: optax.Params, plan: Plan) -> None:
-    """Refuses a state that is of other parameters, such as an old checkpoint's."""
+    """Refuses a state of another optimizer, or of other parameters: a checkpoint's."""
+    if not isinstance(state, LarsState):
+        raise TypeError(
+            "the state is of another optimizer, such as optax.lars, or of a chain "
+            f"around this one: got {type(state).__name__}, need LarsState. Make a new "
+            "one with init(params)."
+        )
     shapes = [np.shape(x) for x in jax.tree.leaves(params)]
     buffers = [np.shape(x) for x in jax.tree.leaves(state.trace)]
     expected = shapes if o.has_momentum else []

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -385,6 +386,14 @@ def test_a_state_of_other_parameters_is_refused():
         without.update(params, without.init({"a": jnp.ones(4)}), params)
     with pytest.raises(ValueError, match="state is of other parameters"):
         lars.lars(1.0).update(params, without.init(params), params)
+
+
+@pytest.mark.parametrize("other", [optax.lars(1.0), optax.chain(lars.lars(1.0))])
+@pytest.mark.parametrize("optimizer", [lars.lars(1.0), lars.presets.optax(1.0)])
+def test_the_state_of_another_optimizer_is_refused(optimizer, other):
+    params = {"a": jnp.ones((5, 4))}
+    with pytest.raises(TypeError, match=r"got tuple, need LarsState.* init\(params\)"):
+        optimizer.update(params, other.init(params), params)
 
 
 def test_labels_that_cannot_be_compared_are_refused():

@@ -53,6 +53,15 @@ def test_equals_float64_on_any_mixture_of_floats(values):
         assert np.isinf(norm(x))
 
 
+@pytest.mark.parametrize(
+    "tree", [{"w": np.ones(2)}, {}, None, (np.ones(2), np.ones(3)), "array"]
+)
+def test_a_tree_is_not_an_array(tree):
+    name = type(tree).__name__
+    with pytest.raises(TypeError, match=f"one array, got {name}: .*optax.tree.norm"):
+        l2_norm(tree)
+
+
 def test_large_arrays_keep_their_precision():
     x = np.full(2**24 + 3, 0.1, np.float32)
     assert_close(norm(x), float64_norm(x))

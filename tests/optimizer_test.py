@@ -731,8 +731,10 @@ def test_missing_params_are_named():
 
 
 def test_trust_ratios_of_something_else_are_refused():
-    with pytest.raises(ValueError, match=r"needs the state of lars\.lars"):
-        lars.trust_ratios(optax.sgd(0.1).init(tree(0)))
+    for read in (lars.trust_ratios, lars.skipped_steps):
+        message = rf"{read.__name__} needs the state of lars\.lars"
+        with pytest.raises(ValueError, match=message):
+            read(optax.sgd(0.1).init(tree(0)))
     twice = optax.chain(lars.lars(1.0), lars.lars(1.0))
     with pytest.raises(ValueError, match="Two LARS transformations own the same"):
         lars.trust_ratios(twice.init(tree(0)))
