@@ -8,6 +8,7 @@ the tables into the pages, beside the table of variants, which is the code's. Wh
 in docs/ is therefore what the pages say, and a test compares the two.
 """
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -60,12 +61,19 @@ def all_blocks() -> dict[str, str]:
 
 
 def variants_table() -> pd.DataFrame:
-    """The published variants: what each computes, and where it is from."""
+    """The published variants: what each computes, its defaults, and its source."""
+
+    def defaults(variant: presets.Variant) -> str:
+        parameters = inspect.signature(variant.function).parameters
+        names = ("weight_decay", "trust_coefficient", "momentum")
+        return ", ".join(f"{parameters[name].default:g}" for name in names)
+
     return pd.DataFrame(
         {
             "preset": f"`lars.presets.{name}`",
             "family": variant.family,
             "equation": variant.equation.replace("|", "\\|"),
+            "β, η, m by default": defaults(variant),
             "source": f"[{variant.source}]({variant.url})",
         }
         for name, variant in presets.VARIANTS.items()

@@ -180,6 +180,8 @@ def test_selections_by_path_rank_and_test_compose():
     assert jax.tree.leaves(both(params)) == [True, False, False, False, False]
     either = lars.select(path="second") | both
     assert jax.tree.leaves(either(params)) == [True, False, True, False, False]
+    conditions = lars.select(path="first", rank=1)
+    assert conditions(params) == both(params)
     assert repr(~both) == "~(lars.select(path='first') & lars.select(rank=1))"
 
 

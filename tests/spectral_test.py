@@ -345,3 +345,11 @@ def test_where_only_the_decay_moves_a_layer_its_step_is_bounded(eps):
     optimizer = lars.lars(1.0, 0.1, eps=eps, momentum=0.0, geometry="spectral")
     updates, _ = optimizer.update(jnp.zeros((2, 2)), optimizer.init(w), w)
     np.testing.assert_allclose(updates, -0.01 * np.eye(2), rtol=1e-4, atol=1e-8)
+
+
+def test_the_step_is_the_polar_factor_in_the_size_of_the_spectral_norm():
+    w, g = elements(6, 4), 100 * elements(6, 4)[::-1]
+    optimizer = lars.lars(0.5, momentum=0.0, geometry="spectral")
+    updates, _ = optimizer.update(g, optimizer.init(w), w)
+    size = 0.5 * 1e-3 * np.linalg.norm(np.asarray(w, np.float64), 2)
+    np.testing.assert_allclose(updates, -size * exact_polar(g), rtol=0.01, atol=1e-6)
