@@ -370,9 +370,10 @@ def lars(
             like the parameters. Norms are then summed over the devices. Under
             :func:`jax.jit` global arrays need nothing.
         accumulator_dtype: dtype of :math:`v`; None is the parameters' own. Steps are
-            computed in float32 or wider and rounded once whatever it is. Elements that
-            it cannot hold become the largest number that it can. What it does not
-            change is that parameters are rounded to their own dtype after each step.
+            computed in float32 or wider and rounded once whatever it is. Elements of a
+            step's momentum that a narrower dtype cannot hold become the largest number
+            that it can. What it does not change is that parameters are rounded to their
+            own dtype after each step.
 
     Returns:
         An :class:`optax.GradientTransformationExtraArgs`. ``update`` needs ``params``.
@@ -965,8 +966,13 @@ def _corrected(
 def _saturated(x: jax.Array, dtype: Any) -> jax.Array:
     """Rounded to the dtype; what it cannot hold becomes the largest number it can.
 
-    A momentum that is infinite would stay so for ever.
+    A momentum that is infinite would stay so for ever. In the dtype of the steps it
+    stays as it is: there the step is infinite with it, which must be seen; and of two
+    different numbers for the buffer and the step, XLA computes the second from a copy
+    of the old buffer, which makes the step three times as slow.
     """
+    if x.dtype == dtype:
+        return x
     largest = _as(jnp.finfo(dtype).max, x)
     return jnp.clip(x, -largest, largest).astype(dtype)
 

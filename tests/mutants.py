@@ -328,6 +328,7 @@ TABLE = {
             "new_v[i]",
         ),
         ("momentum overflows", "jnp.clip(x, -largest, largest).astype", "x.astype"),
+        ("momentum copied", "    if x.dtype == dtype:\n        return x\n", ""),
         (
             "dtype of the gradients",
             "jnp.promote_types(jnp.result_type(x), jnp.result_type(y))",
