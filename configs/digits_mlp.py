@@ -15,6 +15,7 @@ that is a million times too small:
 from ml_collections import config_dict
 
 from configs import models, optimizers
+from configs.run import run_config
 
 
 def get_config(optimizer: str = "recommended") -> config_dict.ConfigDict:
@@ -25,21 +26,18 @@ def get_config(optimizer: str = "recommended") -> config_dict.ConfigDict:
             f"got {optimizer!r}."
         )
     arm = optimizers.COMPARED[optimizer]
-    return config_dict.ConfigDict(
-        {
-            "dataset": "digits",
-            "model": models.DIGITS_MLP,
-            "num_steps": 600,
-            "batch_size": 128,
-            "schedule": "linear",
-            "optimizer": {
-                "name": arm["name"],
-                "settings": arm["settings"],
-                "learning_rate": arm["learning_rate"],
-            },
-            "profile": "all",
-            "init_scale": 1.0,
-            "seed": 0,
-            "log_every": 20,
-        }
+    return run_config(
+        dataset="digits",
+        model=models.DIGITS_MLP,
+        num_steps=600,
+        batch_size=128,
+        schedule=optimizers.LINEAR,
+        optimizer={
+            "name": arm["name"],
+            "settings": arm["settings"],
+            "learning_rate": arm["learning_rate"],
+        },
+        log_every=20,
+        evaluate_every=20,
+        checkpoint_every=100,
     )

@@ -9,4 +9,17 @@ DIGITS_MLP: dict[str, Any] = {
     "activation": "relu",
     "use_bias": True,
     "normalization": "none",
+    "compute_dtype": "float32",
+}
+
+SMALL_CNN: dict[str, Any] = {
+    "name": "cnn",
+    "depth": 4,
+    "width": 32,
+    "activation": "relu",
+    "use_bias": False,
+    "normalization": "batch",
+    "compute_dtype": "float32",
+    "convolutions_per_pool": 1,
+    "widening": 2,
 }

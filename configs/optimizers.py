@@ -15,6 +15,13 @@ from typing import Any
 
 Arm = dict[str, Any]
 
+LINEAR: dict[str, Any] = {
+    "decay": "linear",
+    "warmup_steps": 0,
+    "warmup_start": 0.0,
+    "restart_after_warmup": False,
+}
+
 COMPARED: dict[str, Arm] = {
     "sgd": {
         "label": "SGD with momentum",

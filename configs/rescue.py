@@ -25,7 +25,7 @@ def get_config(kind: str = "compared") -> config_dict.ConfigDict:
             "model": models.DIGITS_MLP,
             "num_steps": 600,
             "batch_size": 128,
-            "schedule": "linear",
+            "schedule": optimizers.LINEAR,
             "optimizers": config_dict.ConfigDict(
                 {
                     name: {k: v for k, v in arm.items() if k != "learning_rate"}

@@ -18,18 +18,23 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder that results go to.")
 
 
-def run(main: Callable[[Config, str], None]) -> None:
+def run(
+    main: Callable[[Config, str], None],
+    needs_workdir: Callable[[], bool] = lambda: True,
+) -> None:
     """Parses the flags and calls ``main(config, workdir)``.
 
     What is wrong with the command line or the configuration is said in one line, with
     exit status 2; an interruption ends with 130, as shells have it.
     """
     logging.set_verbosity(logging.WARNING)  # JAX and TFDS narrate at INFO
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
 
     def parsed_main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             _stop(f"unexpected argument {argv[1]!r}; settings are --config.NAME=VALUE")
+        if WORKDIR.value is None and needs_workdir():
+            _stop("--workdir is missing: the folder that results go to")
         try:
             main(CONFIG.value, str(WORKDIR.value))
         except KeyboardInterrupt:

@@ -4,13 +4,13 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lars.data import Data
+from lars.data.augmentation import Augmentation
 from lars.models import MODELS, Model
 from lars.optimizers import optimizer_maker
 from lars.training import Training, make_training
 
 
-def model_of(settings: Mapping[str, Any], data: Data) -> Model:
+def model_of(settings: Mapping[str, Any], num_classes: int) -> Model:
     """Builds the model that ``config.model`` describes.
 
     Raises:
@@ -23,11 +23,15 @@ def model_of(settings: Mapping[str, Any], data: Data) -> Model:
         raise ValueError(
             f"model.name must be one of {', '.join(MODELS)}, got {name!r}."
         )
-    return MODELS[name](data.num_classes, **arguments)
+    return MODELS[name](num_classes, **arguments)
 
 
 def training_of(
-    config: Mapping[str, Any], optimizer: Mapping[str, Any], model: Model, data: Data
+    config: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    model: Model,
+    num_train: int,
+    **options: Any,
 ) -> Training:
     """Builds the training function of one optimizer.
 
@@ -35,17 +39,17 @@ def training_of(
         config: with ``num_steps``, ``batch_size`` and ``schedule``.
         optimizer: with its ``name`` and ``settings``.
         model: the network.
-        data: what it will be trained on, to check the batch size against.
+        num_train: how many training images there are, to check the batch size against.
+        **options: those of `make_training`.
 
     Raises:
         ValueError, TypeError: for a setting that makes no sense, with its value.
     """
     check_count("num_steps", config["num_steps"])
     check_count("batch_size", config["batch_size"])
-    num_images = len(data.train.labels)
-    if config["batch_size"] > num_images:
+    if config["batch_size"] > num_train:
         raise ValueError(
-            f"batch_size must be at most the {num_images} training images, "
+            f"batch_size must be at most the {num_train} training images, "
             f"got {config['batch_size']}."
         )
     make_optimizer = optimizer_maker(
@@ -59,7 +63,23 @@ def training_of(
         make_optimizer,
         num_steps=config["num_steps"],
         batch_size=config["batch_size"],
+        **options,
     )
+
+
+def augmentation_of(settings: Mapping[str, Any]) -> Augmentation | None:
+    """What ``config.augmentation`` describes; None if it is nothing.
+
+    Raises:
+        ValueError: for a padding that is not a whole number of pixels.
+    """
+    padding, flip = settings["crop_padding"], settings["flip"]
+    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        raise ValueError(
+            "augmentation.crop_padding must be a whole number of pixels of at least 0, "
+            f"got {padding!r}."
+        )
+    return Augmentation(padding, flip) if padding or flip else None
 
 
 def check_count(name: str, value: Any) -> None:

@@ -38,9 +38,9 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
     with reported_errors():
         wanted = wanted_runs(config)
         data = datasets.load(config.dataset)
-        model = model_of(config.model, data)
+        model = model_of(config.model, data.num_classes)
         trainings = {
-            name: training_of(config, arm, model, data).train
+            name: training_of(config, arm, model, len(data.train.labels)).train
             for name, arm in config.optimizers.items()
         }
         devices = jax.devices()

@@ -8,37 +8,62 @@ from typing import Any
 import jax
 import optax
 
+from lars.description import Description, describe
 from lars.optimizer import lars
+from lars.rules import Mask, select
+from lars.schedules import learning_rate_schedule
 from lars.training import MakeOptimizer
 
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    weight_decay_mask: Mask = True,
+) -> optax.GradientTransformation:
+    """SGD with momentum and coupled weight decay, as `optax.lars` has it.
+
+    Args:
+        learning_rate: a number or a schedule.
+        momentum: of the sum of steps.
+        nesterov: whether the step looks ahead.
+        weight_decay: β, added to the gradient as β w.
+        weight_decay_mask: which parameters are decayed.
+    """
+    descent = optax.sgd(learning_rate, momentum, nesterov)
+    if not weight_decay:
+        return descent
+    decay = optax.add_decayed_weights(weight_decay, weight_decay_mask)
+    return optax.chain(decay, descent)
+
+
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "sgd": optax.sgd,
+    "sgd": sgd,
     "adam": optax.adam,
     "lamb": optax.lamb,
     "optax_lars": optax.lars,
     "lars": lars,
 }
 
-SCHEDULES: dict[str, Callable[[jax.Array, int], optax.ScalarOrSchedule]] = {
-    "constant": lambda peak, num_steps: peak,
-    "linear": lambda peak, num_steps: optax.linear_schedule(peak, 0.0, num_steps),
-    # The paper's "poly" policy of power 2.
-    "quadratic": lambda peak, num_steps: optax.polynomial_schedule(
-        peak, 0.0, power=2, transition_steps=num_steps
-    ),
-}
+ADAPTIVE = ("lamb", "optax_lars", "lars")
+"""Those that have trust ratios."""
 
 
 def optimizer_maker(
-    name: str, hyperparameters: Mapping[str, Any], schedule: str, num_steps: int
+    name: str,
+    hyperparameters: Mapping[str, Any],
+    schedule: Mapping[str, Any],
+    num_steps: int,
 ) -> MakeOptimizer:
     """Turns names and settings into a function from a learning rate to an optimizer.
 
     Args:
         name: one of `OPTIMIZERS`.
-        hyperparameters: its other arguments, by their names.
-        schedule: one of `SCHEDULES`: from the peak at the first step down to zero
-            after the last.
+        hyperparameters: its other arguments, by their names. A mask is given as the
+            arguments of `lars.select`: ``{"path": "kernel$"}`` or ``{"rank": (2, 4)}``.
+        schedule: the settings of `lars.schedules.learning_rate_schedule`.
         num_steps: how long the schedule is.
 
     Raises:
@@ -49,10 +74,6 @@ def optimizer_maker(
         raise ValueError(
             f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, got {name!r}."
         )
-    if schedule not in SCHEDULES:
-        raise ValueError(
-            f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}."
-        )
     factory = OPTIMIZERS[name]
     known = inspect.signature(factory).parameters
     for setting in hyperparameters:
@@ -62,14 +83,47 @@ def optimizer_maker(
                 f"it has {', '.join(known)}."
             )
 
+    arguments = with_rules(hyperparameters)
+
     def make_optimizer(learning_rate: jax.Array) -> optax.GradientTransformation:
         return factory(
-            learning_rate=SCHEDULES[schedule](learning_rate, num_steps),
-            **hyperparameters,
+            learning_rate=learning_rate_schedule(learning_rate, num_steps, **schedule),
+            **arguments,
         )
 
     make_optimizer(jax.numpy.zeros(()))  # raises here what it would raise in a step
     return make_optimizer
+
+
+def with_rules(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an optimizer, with rules in the place of descriptions of rules.
+
+    Raises:
+        ValueError, TypeError: for a description that `lars.select` refuses.
+    """
+    return {
+        name: select(**value) if hasattr(value, "keys") else value
+        for name, value in hyperparameters.items()
+    }
+
+
+def describe_parameters(
+    name: str, hyperparameters: Mapping[str, Any], params: Any
+) -> Description:
+    """The table of what an optimizer does to each parameter.
+
+    Args:
+        name: one of `OPTIMIZERS`.
+        hyperparameters: its settings, as for `optimizer_maker`.
+        params: the parameters, or their shapes.
+    """
+    settings = with_rules(hyperparameters)
+    rules = {k: v for k, v in settings.items() if k == "layer" or k.endswith("_mask")}
+    if name not in ADAPTIVE:
+        rules["trust_ratio_mask"] = False
+    if not settings.get("weight_decay"):
+        rules["weight_decay_mask"] = False
+    return describe(params, **{k: v for k, v in rules.items() if v is not None})
 
 
 def check_learning_rate(value: float) -> None:

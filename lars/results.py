@@ -111,7 +111,9 @@ class Session:
         self.record(**facts)
 
     def record(self, **facts: Any) -> None:
-        """Adds facts to the record."""
+        """Adds facts to the record. Of many hosts the first writes."""
+        if jax.process_index():
+            return
         self._facts.update(facts)
         sessions = [*self._earlier, self._facts]
         write_whole(self._file, json.dumps(sessions, indent=2) + "\n")

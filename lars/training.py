@@ -2,7 +2,7 @@
 
 A run is data (a seed, scales, a learning rate), so that a sweep is an array of runs:
 
-    make_training(model, make_optimizer, ...) ─► init(run) ─► advance ─► evaluate
+    make_training(model, make_optimizer, ...) ─► init(run) ─► step ... ─► evaluate
     sweep_over(train) = jit(runs sharded over the devices, and mapped within each)
 """
 
@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lars.data import Data, Split
+from lars.data import Data, Split, standardise
+from lars.data.augmentation import Augmentation, augment
 from lars.init_scales import count_kernels, scale_kernels
 from lars.models import Model, Variables
+from lars.norms import l2_norm
 
 MakeOptimizer = Callable[[jax.Array], optax.GradientTransformation]
 
@@ -36,11 +38,27 @@ class State(NamedTuple):
     opt_state: optax.OptState
 
 
+class Report(NamedTuple):
+    """What a step saw. The norms are those that it was made with, from before it."""
+
+    loss: jax.Array  # shape=(), float32: the mean over the batch
+    weight_norms: jax.Array  # shape=(parameters,), float32, in the order of the tree
+    gradient_norms: jax.Array  # the same
+
+
 class Metrics(NamedTuple):
     """The mean over examples."""
 
-    loss: jax.Array  # cross-entropy in nats
+    loss: jax.Array  # cross-entropy in nats, without label smoothing
     accuracy: jax.Array  # in [0, 1]; an example with non-finite logits counts as wrong
+
+
+class Sums(NamedTuple):
+    """The sum over examples: those of the parts of a split add up."""
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
 
 
 class Result(NamedTuple):
@@ -56,18 +74,27 @@ class Training(NamedTuple):
     """The parts of a run, and the whole. All are pure, none is compiled."""
 
     init: Callable[[Run, Data], State]
-    step: Callable[[State, Run, Data, jax.Array], tuple[State, jax.Array]]
-    """Makes one step on the images at given positions; returns the batch's loss too."""
+    step: Callable[[State, Run, Data, jax.Array | Split], tuple[State, Report]]
+    """Makes one step, on training images at given positions [B] or on given ones."""
     advance: Callable[[State, Run, Data, int], tuple[State, jax.Array]]
     """Makes a number of steps; returns the state and the loss of each batch."""
-    evaluate: Callable[[State, Split], Metrics]
+    evaluate: Callable[[State, Data, Split], Metrics]
+    evaluate_part: Callable[[State, Data, Split, jax.Array], Sums]
+    """Sums up over the images whose mask [B] is true."""
     result: Callable[[State, Data], Result]
     train: Callable[[Run, Data], Result]
     """Everything: `init`, all steps, `result`."""
 
 
 def make_training(
-    model: Model, make_optimizer: MakeOptimizer, *, num_steps: int, batch_size: int
+    model: Model,
+    make_optimizer: MakeOptimizer,
+    *,
+    num_steps: int,
+    batch_size: int,
+    label_smoothing: float = 0.0,
+    microbatches: int = 1,
+    augmentation: Augmentation | None = None,
 ) -> Training:
     """Puts a model and an optimizer together into a training function.
 
@@ -82,62 +109,119 @@ def make_training(
             including its schedule.
         num_steps: steps of `Training.train`.
         batch_size: images a step.
+        label_smoothing: α; the targets of the loss are (1 - α) one-hot + α / classes.
+        microbatches: how many equal parts a batch is worked on in, one after the other,
+            to save memory. The gradient is their mean; batch normalization sees each
+            part alone.
+        augmentation: what to do to the images, if anything.
+
+    Raises:
+        ValueError: for a label smoothing that is no part of 1.
     """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(
+            f"label_smoothing must be at least 0 and below 1, got {label_smoothing!r}."
+        )
 
     def init(run: Run, data: Data) -> State:
         init_key, _ = jax.random.split(jax.random.key(run.seed))
-        variables = model.init(init_key, data.train.images[:1])
+        images = standardise(data.train.images[:1], data.mean, data.deviation)
+        variables = model.init(init_key, images)
         params = scale_kernels(variables["params"], run.kernel_scales)
         opt_state = make_optimizer(run.learning_rate).init(params)
         return State(
             jnp.zeros((), jnp.int32), {**variables, "params": params}, opt_state
         )
 
-    def step(
-        state: State, run: Run, data: Data, positions: jax.Array
-    ) -> tuple[State, jax.Array]:
-        images, labels = data.train.images[positions], data.train.labels[positions]
+    def gradient(
+        variables: Variables, data: Data, batch: jax.Array | Split, key: jax.Array
+    ) -> tuple[jax.Array, Variables, Any]:
+        images, labels = (
+            batch
+            if isinstance(batch, Split)
+            else (data.train.images[batch], data.train.labels[batch])
+        )
+        model_key, image_key = jax.random.split(key)
+        images = standardise(images, data.mean, data.deviation)
+        if augmentation is not None:
+            images = augment(image_key, images, augmentation)
 
         def loss_of(params: Any) -> tuple[jax.Array, Variables]:
-            logits, variables = model.apply(
-                {**state.variables, "params": params}, images, True
+            logits, updated = model.apply(
+                {**variables, "params": params}, images, model_key
             )
-            return _cross_entropy(logits, labels).mean(), variables
+            return _smoothed_cross_entropy(logits, labels, label_smoothing), updated
 
+        (loss, updated), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            variables["params"]
+        )
+        return loss, updated, gradients
+
+    def step(
+        state: State, run: Run, data: Data, batch: jax.Array | Split
+    ) -> tuple[State, Report]:
+        init_key, _ = jax.random.split(jax.random.key(run.seed))
+        key = jax.random.fold_in(init_key, state.step)
         params = state.variables["params"]
-        (loss, variables), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        if microbatches == 1:
+            loss, variables, gradients = gradient(state.variables, data, batch, key)
+        else:
+            loss, variables, gradients = _mean_over_parts(
+                lambda variables, part, key: gradient(variables, data, part, key),
+                state.variables,
+                # Every so manieth image, so that each device works on its own ones.
+                jax.tree.map(
+                    lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1),
+                    batch,
+                ),
+                jax.random.split(key, microbatches),
+            )
         updates, opt_state = make_optimizer(run.learning_rate).update(
             gradients, state.opt_state, params
         )
+        norms = [
+            jnp.stack([l2_norm(x).astype(jnp.float32) for x in jax.tree.leaves(tree)])
+            for tree in (params, gradients)
+        ]
         params = optax.apply_updates(params, updates)
-        return State(state.step + 1, {**variables, "params": params}, opt_state), loss
+        state = State(state.step + 1, {**variables, "params": params}, opt_state)
+        return state, Report(loss, *norms)
 
     def advance(
         state: State, run: Run, data: Data, steps: int
     ) -> tuple[State, jax.Array]:
+        def loss_of_step(state: State, batch: jax.Array) -> tuple[State, jax.Array]:
+            state, report = step(state, run, data, batch)
+            return state, report.loss
+
         positions = batch_positions(
             run.seed, state.step, steps, data.train.labels.shape[0], batch_size
         )
-        return jax.lax.scan(
-            lambda state, batch: step(state, run, data, batch), state, positions
-        )
+        return jax.lax.scan(loss_of_step, state, positions)
 
-    def evaluate(state: State, split: Split) -> Metrics:
-        logits, _ = model.apply(state.variables, split.images, False)
+    def evaluate_part(state: State, data: Data, split: Split, mask: jax.Array) -> Sums:
+        images = standardise(split.images, data.mean, data.deviation)
+        logits, _ = model.apply(state.variables, images, None)
         correct = jnp.argmax(logits, axis=-1) == split.labels
         correct &= jnp.isfinite(logits).all(axis=-1)
-        return Metrics(
-            loss=_cross_entropy(logits, split.labels).mean(),
-            accuracy=correct.astype(jnp.float32).mean(),
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
+        return Sums(
+            jnp.where(mask, loss, 0).sum(),
+            (correct & mask).astype(jnp.float32).sum(),
+            mask.astype(jnp.float32).sum(),
         )
 
+    def evaluate(state: State, data: Data, split: Split) -> Metrics:
+        everything = jnp.ones(split.labels.shape, bool)
+        return metrics_of(evaluate_part(state, data, split, everything))
+
     def result(state: State, data: Data) -> Result:
-        train_loss = evaluate(state, data.train).loss
+        train_loss = evaluate(state, data, data.train).loss
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(state.variables)]
         return Result(
             train_loss=train_loss,
-            validation_accuracy=evaluate(state, data.validation).accuracy,
-            test_accuracy=evaluate(state, data.test).accuracy,
+            validation_accuracy=evaluate(state, data, data.validation).accuracy,
+            test_accuracy=evaluate(state, data, data.test).accuracy,
             diverged=~(jnp.isfinite(train_loss) & jnp.stack(finite).all()),
         )
 
@@ -145,7 +229,30 @@ def make_training(
         state, _ = advance(init(run, data), run, data, num_steps)
         return result(state, data)
 
-    return Training(init, step, advance, evaluate, result, train)
+    return Training(init, step, advance, evaluate, evaluate_part, result, train)
+
+
+def metrics_of(sums: Sums) -> Metrics:
+    """The means over all examples that were summed up."""
+    return Metrics(sums.loss / sums.count, sums.correct / sums.count)
+
+
+def epoch_order(seed: jax.Array, epoch: jax.Array, num_images: int) -> jax.Array:
+    """The order in which an epoch visits the images.
+
+    Returns:
+        int32 array of shape [num_images] of positions in the training set.
+    """
+    _, data_key = jax.random.split(jax.random.key(seed))
+    return jax.random.permutation(jax.random.fold_in(data_key, epoch), num_images)
+
+
+def positions_in(
+    order: jax.Array, step: jax.Array, num_images: int, batch_size: int
+) -> jax.Array:
+    """The positions [batch_size] of a step's batch, from the order of its epoch."""
+    first = step % (num_images // batch_size) * batch_size
+    return jax.lax.dynamic_slice_in_dim(order, first, batch_size)
 
 
 def batch_positions(
@@ -164,17 +271,12 @@ def batch_positions(
             f"batch_size must be from 1 to the {num_images} training images, "
             f"got {batch_size}."
         )
-    _, data_key = jax.random.split(jax.random.key(seed))
     steps_per_epoch = num_images // batch_size
     step = first_step + jnp.arange(steps)
     first_epoch = first_step // steps_per_epoch
     # Steps that do not begin with an epoch reach into one epoch more.
     epochs = first_epoch + jnp.arange((steps - 1) // steps_per_epoch + 2)
-    order = jax.vmap(
-        lambda epoch: jax.random.permutation(
-            jax.random.fold_in(data_key, epoch), num_images
-        )
-    )(epochs)
+    order = jax.vmap(lambda epoch: epoch_order(seed, epoch, num_images))(epochs)
     order = order[:, : steps_per_epoch * batch_size].reshape(-1, batch_size)
     return order[step - first_epoch * steps_per_epoch]
 
@@ -220,9 +322,44 @@ def sweep_over(
 
 def num_kernels(model: Model, data: Data) -> int:
     """How many scales a `Run` of this model has."""
-    variables = jax.eval_shape(model.init, jax.random.key(0), data.train.images[:1])
+    variables = jax.eval_shape(
+        lambda key, data: model.init(
+            key, standardise(data.train.images[:1], data.mean, data.deviation)
+        ),
+        jax.random.key(0),
+        data,
+    )
     return count_kernels(variables["params"])
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+def _mean_over_parts(
+    gradient: Callable[..., tuple[jax.Array, Variables, Any]],
+    variables: Variables,
+    parts: Any,
+    keys: jax.Array,
+) -> tuple[jax.Array, Variables, Any]:
+    """The mean loss and gradient; statistics are updated by one part after another."""
+
+    def add(carry: Any, part_and_key: Any) -> tuple[Any, None]:
+        loss_sum, updated, gradient_sum = carry
+        loss, updated, gradients = gradient(updated, *part_and_key)
+        total = jax.tree.map(jnp.add, gradient_sum, gradients)
+        return (loss_sum + loss, updated, total), None
+
+    zeros = jax.tree.map(jnp.zeros_like, variables["params"])
+    start = (jnp.zeros(()), variables, zeros)
+    (loss, updated, total), _ = jax.lax.scan(add, start, (parts, keys))
+    count = len(keys)
+    return loss / count, updated, jax.tree.map(lambda g: g / count, total)
+
+
+def _smoothed_cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float
+) -> jax.Array:
+    if not smoothing:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+        targets = optax.smooth_labels(one_hot, smoothing)
+        losses = optax.softmax_cross_entropy(logits, targets)
+    return losses.mean()

@@ -8,20 +8,32 @@ import numpy as np
 import pytest
 
 from lars.init_scales import count_kernels, scale_kernels
-from lars.models import MODELS
+from lars.models import MODELS, alexnet, cnn, resnet
+from lars.models.alexnet import local_response_norm
+from lars.models.model import max_pool
+from lars.models.resnet import _Block
+from lars.sharding import device_mesh, put, replicated, split
 
+PLAIN = ("mlp", "cnn")
+KEY = jax.random.key(7)
 SETTINGS = {
     "depth": 3,
     "width": 16,
     "activation": "relu",
     "use_bias": True,
     "normalization": "none",
+    "compute_dtype": "float32",
 }
+CNN_SETTINGS = {**SETTINGS, "convolutions_per_pool": 2, "widening": 1}
 IMAGES = np.random.default_rng(0).standard_normal((20, 8, 8, 1)).astype(np.float32)
 
 
+def settings_of(name, **changes):
+    return {**(CNN_SETTINGS if name == "cnn" else SETTINGS), **changes}
+
+
 def build(name, **changes):
-    model = MODELS[name](10, **{**SETTINGS, **changes})
+    model = MODELS[name](10, **settings_of(name, **changes))
     variables = jax.jit(model.init)(jax.random.key(0), IMAGES[:1])
     return model, variables
 
@@ -47,9 +59,10 @@ def test_the_number_of_parameters(name, parameters):
     ),
 )
 def test_depth_bias_and_normalization(name, depth, use_bias, normalization):
-    _, variables = build(
+    settings = settings_of(
         name, depth=depth, use_bias=use_bias, normalization=normalization
     )
+    variables = shapes(MODELS[name](10, **settings), 8, channels=1)
     params = variables["params"]
     assert count_kernels(params) == depth
     assert ("bias" in params["output"]) == use_bias
@@ -58,7 +71,7 @@ def test_depth_bias_and_normalization(name, depth, use_bias, normalization):
     assert ("batch_stats" in variables) == (normalization == "batch" and depth > 1)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize(
     ("activation", "function"),
     [
@@ -72,7 +85,7 @@ def test_a_network_of_one_unit_is_its_formula(name, activation, function):
     pixel = np.full((1, 1, 1, 1), 0.7, np.float32)
     variables = jax.jit(model.init)(jax.random.key(1), pixel)
     params = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), variables)
-    logits, _ = model.apply(params, pixel, True)
+    logits, _ = model.apply(params, pixel, KEY)
     # In a 3x3 convolution the other eight pixels are padding.
     np.testing.assert_allclose(
         logits, np.full((1, 10), 0.5 * function(0.5 * 0.7 + 0.5) + 0.5), rtol=1e-5
@@ -89,21 +102,21 @@ def test_kernels_are_drawn_with_the_variance_that_their_fan_in_asks_for(
     assert not variables["params"]["hidden_1"]["bias"].any()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_relu_network_is_homogeneous_in_every_kernel(name):
     model, variables = build(name, depth=4, use_bias=False)
     params = variables["params"]
     scales = jnp.array([2.0, 0.25, 8.0, 0.5])
-    logits, _ = model.apply(variables, IMAGES, False)
-    scaled, _ = model.apply({"params": scale_kernels(params, scales)}, IMAGES, False)
+    logits, _ = model.apply(variables, IMAGES, None)
+    scaled, _ = model.apply({"params": scale_kernels(params, scales)}, IMAGES, None)
     np.testing.assert_array_equal(scaled, 2.0 * logits)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_batch_statistics_move_in_training_only(name):
     model, variables = build(name, normalization="batch")
-    trained, after = model.apply(variables, IMAGES, True)
-    evaluated, unchanged = model.apply(variables, IMAGES, False)
+    trained, after = model.apply(variables, IMAGES, KEY)
+    evaluated, unchanged = model.apply(variables, IMAGES, None)
     jax.tree.map(np.testing.assert_array_equal, unchanged, variables)
     moved = jax.tree.map(
         lambda a, b: bool((a != b).all()),
@@ -114,7 +127,7 @@ def test_batch_statistics_move_in_training_only(name):
     assert not np.allclose(trained, evaluated)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -122,8 +135,335 @@ def test_batch_statistics_move_in_training_only(name):
         ({"width": -3}, "model.width must be at least 1, got -3"),
         ({"activation": "swish"}, "relu, tanh, sigmoid, gelu, got 'swish'"),
         ({"normalization": "group"}, "none, batch, layer, got 'group'"),
+        ({"compute_dtype": "float16"}, "float32, bfloat16, got 'float16'"),
     ],
 )
 def test_bad_settings_are_named(name, changes, message):
     with pytest.raises(ValueError, match=message):
-        MODELS[name](10, **{**SETTINGS, **changes})
+        MODELS[name](10, **settings_of(name, **changes))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def shapes(model, size, channels=3):
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    return jax.eval_shape(model.init, KEY, image)
+
+
+def count(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def test_pools_and_widths_of_a_convolutional_network():
+    settings = {**CNN_SETTINGS, "convolutions_per_pool": 1, "widening": 2, "depth": 5}
+    params = shapes(cnn(10, **settings), 8)["params"]
+    kernels = [params[f"hidden_{i}"]["kernel"].shape[2:] for i in range(4)]
+    # 8, 4, 2 and 1 pixels: after that there is nothing to take the maximum of.
+    assert kernels == [(3, 16), (16, 32), (32, 64), (64, 128)]
+    deeper = shapes(cnn(10, **{**settings, "depth": 6}), 8)["params"]
+    assert deeper["hidden_4"]["kernel"].shape[2:] == (128, 128)
+    for name in ("convolutions_per_pool", "widening"):
+        with pytest.raises(
+            ValueError, match=rf"model.{name} must be at least 1, got 0"
+        ):
+            cnn(10, **{**CNN_SETTINGS, name: 0})
+
+
+@pytest.mark.parametrize("size", [6, 7, 13])
+@pytest.mark.parametrize("window_stride_ceil", [(2, 2, False), (3, 2, True)])
+def test_maxima_are_those_of_their_windows(size, window_stride_ceil):
+    window, stride, ceil = window_stride_ceil
+    images = normal(2, size, size, 3)
+    steps = (size - window) / stride
+    count = int(np.ceil(steps) if ceil else np.floor(steps)) + 1
+    expected = np.stack(
+        [
+            np.stack(
+                [
+                    images[
+                        :,
+                        i * stride : i * stride + window,
+                        j * stride : j * stride + window,
+                    ].max(axis=(1, 2))
+                    for j in range(count)
+                ],
+                axis=1,
+            )
+            for i in range(count)
+        ],
+        axis=1,
+    )
+    actual = max_pool(jnp.asarray(images), window, stride, ceil=ceil)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_bias_before_batch_normalization_has_no_gradient():
+    # Whatever follows: here a maximum, whose gradient must go with its own statistics.
+    # A maximum over reshaped axes fails with this width and these images.
+    model = cnn(
+        10, **{**CNN_SETTINGS, "normalization": "batch", "depth": 4, "width": 8}
+    )
+    images = normal(6, 8, 8, 1)
+    variables = jax.jit(model.init)(jax.random.key(3), images)
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            logits, _ = model.apply({**variables, "params": params}, images, KEY)
+            return jnp.square(logits).sum()
+
+        return jax.grad(loss)(params)
+
+    gradients = gradient(variables["params"])
+    for i in range(3):
+        layer = gradients[f"hidden_{i}"]
+        largest = float(jnp.abs(layer["kernel"]).max())
+        assert largest > 1e-3
+        np.testing.assert_allclose(layer["bias"], 0, atol=1e-4 * largest)
+
+
+# The paper's Table 2, whose labels .w and .b are swapped: these are the weights.
+WEIGHT_NORMS = {
+    "conv1": (1.86, 0.098),
+    "conv2": (5.546, 0.16),
+    "conv3": (9.40, 0.196),
+    "conv4": (8.15, 0.196),
+    "conv5": (6.65, 0.16),
+    "fc6": (30.7, 6.4),
+    "fc7": (20.5, 6.4),
+    "fc8": (20.2, 0.316),
+}
+
+
+def test_alexnet_starts_with_the_norms_of_the_papers_table():
+    model = alexnet(1000, batch_norm=True, dropout_rate=0.5, compute_dtype="float32")
+    params = jax.jit(model.init)(KEY, jnp.zeros((1, 227, 227, 3)))["params"]
+    assert count(params) == 60_965_224  # Krizhevsky et al.: 60 million
+    for name, (weight, bias) in WEIGHT_NORMS.items():
+        norms = [
+            float(jnp.linalg.norm(params[name][k].ravel())) for k in ("kernel", "bias")
+        ]
+        np.testing.assert_allclose(norms, [weight, bias], rtol=0.007)
+
+
+def test_alexnet_without_normalization_has_the_biases_of_its_model():
+    model = alexnet(10, batch_norm=False, dropout_rate=0.5, compute_dtype="float32")
+    variables = jax.jit(model.init)(KEY, jnp.zeros((1, 32, 32, 3)))
+    biases = {k: float(v["bias"][0]) for k, v in variables["params"].items()}
+    np.testing.assert_allclose(
+        [biases[name] for name in WEIGHT_NORMS], [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]
+    )
+    assert "batch_stats" not in variables
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_the_small_alexnet_has_the_same_layers(size):
+    model = alexnet(10, batch_norm=True, dropout_rate=0.5, compute_dtype="float32")
+    small = shapes(model, size)["params"]
+    large = shapes(model, 227)["params"]
+    assert small.keys() == large.keys()
+    # Two groups: half of the inputs a kernel.
+    assert small["conv2"]["kernel"].shape == (5, 5, 12, 64)
+    assert large["conv2"]["kernel"].shape == (5, 5, 48, 256)
+    assert large["fc6"]["kernel"].shape == (9216, 4096)
+    for other in (64, 224):
+        with pytest.raises(ValueError, match=f"got {other}x{other}"):
+            shapes(model, other)
+
+
+def test_a_grouped_convolution_is_two_separate_ones():
+    model = alexnet(10, batch_norm=True, dropout_rate=0.5, compute_dtype="float32")
+    images = normal(2, 28, 28, 1)
+    variables = jax.jit(model.init)(KEY, images)
+    outputs = jax.jit(model.outputs)(variables, images)
+    for number in (2, 4, 5):
+        layer = variables["params"][f"conv{number}"]
+        halves = [
+            jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            for x, kernel in zip(
+                jnp.split(outputs[f"norm{number - 1}"], 2, axis=-1),
+                jnp.split(layer["kernel"], 2, axis=-1),
+                strict=True,
+            )
+        ]
+        expected = np.concatenate(halves, axis=-1) + np.asarray(layer["bias"])
+        np.testing.assert_allclose(
+            outputs[f"conv{number}"], expected, rtol=1e-4, atol=1e-6
+        )
+
+
+def test_dropout_leaves_out_half_and_keeps_the_mean():
+    settings = {"batch_norm": False, "dropout_rate": 0.5, "compute_dtype": "float32"}
+    model = alexnet(10, **settings)
+    images = normal(8, 28, 28, 1)
+    variables = jax.jit(model.init)(KEY, images)
+    # Only the last layer's bias, and what dropout leaves of constant units.
+    variables = jax.tree.map(jnp.zeros_like, variables)
+    params = variables["params"]
+    params["fc7"]["bias"] += 1.0
+    params["fc8"]["kernel"] += jnp.eye(512, 10)
+    apply = jax.jit(model.apply)
+    kept = np.stack([apply(variables, images, jax.random.key(i))[0] for i in range(40)])
+    assert set(np.unique(kept)) == {0.0, 2.0}
+    np.testing.assert_allclose(kept.mean(), 1.0, atol=0.07)
+    np.testing.assert_array_equal(apply(variables, images, None)[0], 1.0)
+    same = [apply(variables, images, KEY)[0] for _ in range(2)]
+    np.testing.assert_array_equal(*same)
+    with pytest.raises(ValueError, match=r"dropout_rate .* got 1.0"):
+        alexnet(10, **{**settings, "dropout_rate": 1.0})
+
+
+def test_local_response_norm_is_its_formula():
+    x = 30 * normal(2, 3, 3, 7).astype(np.float64)
+    expected = np.empty_like(x)
+    for c in range(7):
+        nearby = x[..., max(0, c - 2) : c + 3]
+        total = 1 + 1e-4 / 5 * np.square(nearby).sum(axis=-1)
+        expected[..., c] = x[..., c] / total**0.75
+    actual = local_response_norm(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(18, 11_689_512), (50, 25_557_032)])
+def test_residual_networks_have_the_parameters_of_their_kind(depth, parameters):
+    settings = {"zero_init_last_scale": True, "compute_dtype": "float32"}
+    variables = shapes(resnet(1000, depth=depth, **settings), 224)
+    assert count(variables["params"]) == parameters  # as torchvision has them
+    with pytest.raises(ValueError, match=r"model.depth must be one of 18, 50, got 34"):
+        resnet(10, depth=34, **settings)
+
+
+def test_with_last_scales_of_zero_every_block_is_its_shortcut():
+    settings = {"zero_init_last_scale": True, "compute_dtype": "float32"}
+    model = resnet(10, depth=18, **settings)
+    images = normal(2, 8, 8, 3)
+    variables = jax.jit(model.init)(KEY, images)
+    outputs = jax.jit(model.outputs)(variables, images)
+    stem = outputs["stem"]
+    assert float(jnp.abs(stem).max()) > 0.1
+    np.testing.assert_array_equal(outputs["stage1_block1"], stem)
+    np.testing.assert_array_equal(outputs["stage1_block2"], stem)
+    for stage in ("stage2", "stage3", "stage4"):
+        shortcut = jax.nn.relu(outputs[f"{stage}_block1/shortcut_norm"])
+        assert float(shortcut.max()) > 0.1
+        np.testing.assert_array_equal(outputs[f"{stage}_block1"], shortcut)
+        np.testing.assert_array_equal(outputs[f"{stage}_block2"], shortcut)
+    ordinary = resnet(10, depth=18, **{**settings, "zero_init_last_scale": False})
+    outputs = jax.jit(ordinary.outputs)(jax.jit(ordinary.init)(KEY, images), images)
+    assert (outputs["stage1_block1"] != outputs["stem"]).any()
+
+
+@pytest.mark.parametrize("is_zero", [True, False])
+def test_with_a_last_scale_of_zero_a_bottleneck_is_its_shortcut(is_zero):
+    block = _Block(is_zero, "float32", channels=4, stride=1, is_bottleneck=True)
+    x = normal(2, 5, 5, 16)
+    variables = jax.jit(block.init, static_argnums=2)(KEY, x, False)
+    y = block.apply(variables, x, False)
+    assert np.array_equal(y, np.maximum(x, 0)) == is_zero
+    scales = [float(variables["params"][f"norm{i}"]["scale"][0]) for i in (1, 2, 3)]
+    assert scales == [1, 1, 0 if is_zero else 1]
+
+
+def test_in_version_1_5_the_middle_convolution_has_the_stride():
+    model = resnet(1000, depth=50, zero_init_last_scale=True, compute_dtype="float32")
+    variables = shapes(model, 224)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    outputs = jax.eval_shape(model.outputs, variables, image)
+    pixels = {name: x.shape[1] for name, x in outputs.items() if x.ndim == 4}
+    assert (pixels["stem/conv"], pixels["stem"]) == (112, 56)
+    for stage, before in ((2, 56), (3, 28), (4, 14)):
+        block = f"stage{stage}_block1"
+        convolutions = [pixels[f"{block}/conv{i}"] for i in (1, 2, 3)]
+        assert convolutions == [before, before // 2, before // 2]
+    small = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    outputs = jax.eval_shape(model.outputs, shapes(model, 32), small)
+    assert (outputs["stem"].shape[1], outputs["stage4_block3"].shape[1]) == (32, 4)
+
+
+def test_outputs_are_in_the_order_of_the_computation():
+    model, variables = build("cnn", depth=12, normalization="batch")
+    names = []
+
+    @jax.jit
+    def outputs(variables, images):
+        held = model.outputs(variables, images)
+        names.extend(held)
+        return held
+
+    last = outputs(variables, IMAGES)["output"]
+    expected = [f"{kind}_{i}" for i in range(11) for kind in ("hidden", "norm")]
+    assert names == [*expected, "output"]
+    np.testing.assert_allclose(last, model.apply(variables, IMAGES, None)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODELS["mlp"](10, **{**SETTINGS, "compute_dtype": "bfloat16"}),
+        cnn(
+            10,
+            **{**CNN_SETTINGS, "normalization": "batch", "compute_dtype": "bfloat16"},
+        ),
+        cnn(
+            10,
+            **{**CNN_SETTINGS, "normalization": "layer", "compute_dtype": "bfloat16"},
+        ),
+        alexnet(10, batch_norm=False, dropout_rate=0.5, compute_dtype="bfloat16"),
+        alexnet(10, batch_norm=True, dropout_rate=0.5, compute_dtype="bfloat16"),
+        resnet(10, depth=18, zero_init_last_scale=False, compute_dtype="bfloat16"),
+    ],
+    ids=["mlp", "cnn-batch", "cnn-layer", "alexnet", "alexnet-bn", "resnet"],
+)
+def test_in_bfloat16_parameters_gradients_and_logits_stay_float32(model):
+    images = normal(2, 28, 28, 1)
+
+    @jax.jit
+    def step(variables, images):
+        def loss(params):
+            logits, after = model.apply({**variables, "params": params}, images, KEY)
+            return logits.sum(), (logits, after)
+
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    variables = jax.jit(model.init)(KEY, images)
+    gradients, (logits, after) = step(variables, images)
+    inner = jax.eval_shape(model.outputs, variables, images)
+    for leaf in jax.tree.leaves((variables, gradients, logits, after)):
+        assert leaf.dtype == jnp.float32
+    for name, output in inner.items():  # normalizations are rounded after them
+        is_norm = "norm" in name.split("/")[-1]
+        assert output.dtype == (jnp.float32 if is_norm else jnp.bfloat16)
+
+
+def test_bfloat16_is_close_to_float32():
+    images = normal(16, 8, 8, 1)
+    logits = {}
+    for dtype in ("float32", "bfloat16"):
+        model, variables = build("cnn", normalization="batch", compute_dtype=dtype)
+        logits[dtype] = model.apply(variables, images, KEY)[0]
+    difference = jnp.abs(logits["bfloat16"] - logits["float32"]).max()
+    assert 0 < difference < 0.05 * jnp.abs(logits["float32"]).max()
+
+
+def test_batch_statistics_are_those_of_all_devices_together():
+    model, variables = build("cnn", normalization="batch", depth=4)
+    images = (
+        normal(32, 8, 8, 1) * np.arange(1, 33, dtype=np.float32)[:, None, None, None]
+    )
+    apply = jax.jit(model.apply)
+    alone = apply(variables, images, KEY)
+    mesh = device_mesh()
+    assert mesh.size == 8
+    together = apply(put(variables, replicated(mesh)), put(images, split(mesh)), KEY)
+    assert len(together[0].sharding.device_set) == 8
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-5, atol=1e-6 * float(jnp.abs(b).max())
+        ),
+        together,
+        alone,
+    )

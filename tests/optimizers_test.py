@@ -1,4 +1,4 @@
-"""Schedules follow their formulas, and names lead to the optimizers they mean."""
+"""Names lead to the optimizers they mean, and descriptions of rules to rules."""
 
 import jax
 import jax.numpy as jnp
@@ -7,29 +7,32 @@ import optax
 import pytest
 
 import lars
-from lars.optimizers import OPTIMIZERS, SCHEDULES, optimizer_maker
-
-
-@pytest.mark.parametrize(
-    ("name", "formula"),
-    [
-        ("constant", lambda part: 1.0),
-        ("linear", lambda part: 1 - part),
-        # The paper: γ = γ0 (1 - t/T)²
-        ("quadratic", lambda part: (1 - part) ** 2),
-    ],
+from lars.optimizers import (
+    ADAPTIVE,
+    OPTIMIZERS,
+    describe_parameters,
+    optimizer_maker,
 )
-def test_schedules_are_their_formulas(name, formula):
-    schedule = SCHEDULES[name](jnp.float32(8.0), 600)
-    for step in (0, 1, 150, 450, 599):
-        rate = schedule(jnp.int32(step)) if callable(schedule) else schedule
-        np.testing.assert_allclose(rate, 8.0 * formula(step / 600), rtol=1e-5)
+
+CONSTANT = {
+    "decay": "constant",
+    "warmup_steps": 0,
+    "warmup_start": 0.0,
+    "restart_after_warmup": False,
+}
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "expected"),
     [
         ("sgd", {"momentum": 0.5}, lambda rate: optax.sgd(rate, 0.5)),
+        (
+            "sgd",
+            {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1},
+            lambda rate: optax.chain(
+                optax.add_decayed_weights(0.1), optax.sgd(rate, 0.5, nesterov=True)
+            ),
+        ),
         ("adam", {"b1": 0.8}, lambda rate: optax.adam(rate, 0.8)),
         ("lamb", {}, optax.lamb),
         ("optax_lars", {"weight_decay": 0.1}, lambda rate: optax.lars(rate, 0.1)),
@@ -39,7 +42,7 @@ def test_schedules_are_their_formulas(name, formula):
 def test_names_lead_to_their_optimizers(name, settings, expected):
     params, gradients = jnp.array([1.0, -2.0]), jnp.array([0.3, 0.7])
     with jax.numpy_dtype_promotion("standard"):  # Adam mixes floats and integers
-        made = optimizer_maker(name, settings, "constant", 10)(jnp.float32(0.1))
+        made = optimizer_maker(name, settings, CONSTANT, 10)(jnp.float32(0.1))
         plain = expected(0.1)
         for optimizer in (made, plain):
             state = optimizer.init(params)
@@ -48,3 +51,38 @@ def test_names_lead_to_their_optimizers(name, settings, expected):
                 actual = updates
     np.testing.assert_allclose(actual, updates, rtol=1e-6)
     assert name in OPTIMIZERS
+
+
+PARAMS = {"layer": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+
+
+@pytest.mark.parametrize("rule", [{"rank": (2,)}, {"path": "kernel$"}])
+@pytest.mark.parametrize("name", ["sgd", "optax_lars", "lars"])
+def test_a_rule_in_the_settings_says_what_is_decayed(name, rule):
+    settings = {"weight_decay": 0.5, "weight_decay_mask": rule, "momentum": 0.0}
+    optimizer = optimizer_maker(name, settings, CONSTANT, 10)(jnp.float32(0.1))
+    nothing = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, _ = optimizer.update(nothing, optimizer.init(PARAMS), PARAMS)
+    assert np.all(updates["layer"]["kernel"] < 0)
+    assert np.all(updates["layer"]["bias"] == 0)
+    table = {row.parameter: row for row in describe_parameters(name, settings, PARAMS)}
+    assert table["layer/kernel"].decayed
+    assert not table["layer/bias"].decayed
+    assert table["layer/bias"].adapted == (name in ADAPTIVE)
+
+
+def test_nothing_is_decayed_without_decay():
+    assert not any(row.decayed for row in describe_parameters("lars", {}, PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "message"),
+    [
+        ({"pth": "x"}, TypeError, "pth"),
+        ({"path": "("}, ValueError, "regular expression"),
+        ({}, ValueError, "needs a path"),
+    ],
+)
+def test_a_rule_that_is_none_is_refused(rule, error, message):
+    with pytest.raises(error, match=message):
+        optimizer_maker("lars", {"weight_decay_mask": rule}, CONSTANT, 10)

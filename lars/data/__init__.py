@@ -1,8 +1,12 @@
-"""Data sets as whole arrays, read through tensorflow-datasets without TensorFlow."""
+"""Data sets by their name in tensorflow-datasets, read without TensorFlow.
+
+`load` gives small sets as whole arrays, `stream` large ones batch by batch.
+"""
 
 from lars.data.loading import (
-    DATASETS as DATASETS,
     Data as Data,
     Split as Split,
     load as load,
+    standardise as standardise,
 )
+from lars.data.streaming import Stream as Stream, stream as stream

@@ -1,13 +1,22 @@
-"""Networks as pairs of pure functions: Flax linen modules behind `init` and `apply`."""
+"""Plain networks: a stack of layers of one kind, each normalized or not."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Variables = dict[str, Any]
+from lars.models.model import (
+    ComputeDtype,
+    Model,
+    as_model,
+    batch_norm,
+    check_choice,
+    check_count,
+    max_pool,
+)
+
 Activation = Literal["relu", "tanh", "sigmoid", "gelu"]
 Normalization = Literal["none", "batch", "layer"]
 
@@ -24,18 +33,6 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 _GAINS = {"relu": 2.0, "gelu": 2.0, "tanh": 1.0, "sigmoid": 1.0}
 
 
-class Model(NamedTuple):
-    """A network without its parameters."""
-
-    init: Callable[[jax.Array, jax.Array], Variables]
-    """From a PRNG key and images [B, H, W, C] to the variables: ``"params"``, and
-    ``"batch_stats"`` if there is batch normalization."""
-
-    apply: Callable[[Variables, jax.Array, bool], tuple[jax.Array, Variables]]
-    """From variables, images [B, H, W, C] and whether this is training to the logits
-    [B, num_classes] and the variables with updated statistics."""
-
-
 def mlp(
     num_classes: int,
     *,
@@ -44,6 +41,7 @@ def mlp(
     activation: Activation,
     use_bias: bool,
     normalization: Normalization,
+    compute_dtype: ComputeDtype,
 ) -> Model:
     """A multilayer perceptron on flattened images.
 
@@ -54,13 +52,16 @@ def mlp(
         activation: after every layer but the last.
         use_bias: whether layers have biases, initialised to zero.
         normalization: between each hidden layer and its activation.
+        compute_dtype: of activations and matrix products; parameters are float32.
 
     Raises:
         ValueError: for a depth or width below one or an unknown name, with the value.
     """
-    return _as_model(
-        _MLP(num_classes, depth, width, activation, use_bias, normalization)
+    module = _MLP(
+        num_classes, depth, width, activation, use_bias, normalization, compute_dtype
     )
+    module.check()
+    return as_model(module)
 
 
 def cnn(
@@ -71,29 +72,45 @@ def cnn(
     activation: Activation,
     use_bias: bool,
     normalization: Normalization,
+    compute_dtype: ComputeDtype,
+    convolutions_per_pool: int,
+    widening: int,
 ) -> Model:
     """A plain convolutional network.
 
-    ``depth - 1`` convolutions of 3x3, a 2x2 maximum after every second one while the
+    ``depth - 1`` convolutions of 3x3 with a 2x2 maximum after some of them while the
     image is larger than one pixel, the mean over the pixels left, and an output layer.
 
     Args:
         num_classes: number of logits.
         depth: number of layers with weights, the output layer included.
-        width: channels of each convolution.
+        width: channels of the first convolution.
         activation: as in `mlp`, and likewise the others.
         use_bias: whether layers have biases.
         normalization: between each convolution and its activation.
+        compute_dtype: as in `mlp`.
+        convolutions_per_pool: how many convolutions come before each maximum.
+        widening: what the channels are multiplied by after each maximum.
 
     Raises:
-        ValueError: for a depth or width below one or an unknown name, with the value.
+        ValueError: for one of these numbers below one or an unknown name, with the
+            value.
     """
-    return _as_model(
-        _CNN(num_classes, depth, width, activation, use_bias, normalization)
+    check_count("convolutions_per_pool", convolutions_per_pool)
+    check_count("widening", widening)
+    module = _CNN(
+        num_classes,
+        depth,
+        width,
+        activation,
+        use_bias,
+        normalization,
+        compute_dtype,
+        convolutions_per_pool,
+        widening,
     )
-
-
-MODELS: dict[str, Callable[..., Model]] = {"mlp": mlp, "cnn": cnn}
+    module.check()
+    return as_model(module)
 
 
 class _Network(nn.Module):
@@ -105,9 +122,18 @@ class _Network(nn.Module):
     activation: str
     use_bias: bool
     normalization: str
+    compute_dtype: str
+
+    def check(self) -> None:
+        check_count("depth", self.depth)
+        check_count("width", self.width)
+        check_choice("activation", self.activation, Activation)
+        check_choice("normalization", self.normalization, Normalization)
+        check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
 
     def linear_settings(self) -> dict[str, Any]:
         return {
+            "dtype": jnp.dtype(self.compute_dtype),
             "use_bias": self.use_bias,
             "kernel_init": nn.initializers.variance_scaling(
                 _GAINS[self.activation], "fan_in", "normal"
@@ -118,9 +144,10 @@ class _Network(nn.Module):
         self, x: jax.Array, i: int, is_training: bool
     ) -> jax.Array:
         if self.normalization == "batch":
-            x = nn.BatchNorm(use_running_average=not is_training, name=f"norm_{i}")(x)
+            x = batch_norm(x, is_training, self.compute_dtype, name=f"norm_{i}")
         elif self.normalization == "layer":
-            x = nn.LayerNorm(name=f"norm_{i}")(x)
+            x = nn.LayerNorm(name=f"norm_{i}")(x.astype(jnp.float32))
+            x = x.astype(jnp.dtype(self.compute_dtype))  # as in `batch_norm`
         return _ACTIVATIONS[self.activation](x)
 
     def output_layer(self, x: jax.Array) -> jax.Array:
@@ -138,45 +165,17 @@ class _MLP(_Network):
 
 
 class _CNN(_Network):
+    convolutions_per_pool: int
+    widening: int
+
     @nn.compact
     def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
-        x = images
+        x, width = images, self.width
         for i in range(self.depth - 1):
-            x = nn.Conv(
-                self.width, (3, 3), name=f"hidden_{i}", **self.linear_settings()
-            )(x)
+            x = nn.Conv(width, (3, 3), name=f"hidden_{i}", **self.linear_settings())(x)
             x = self.normalize_and_activate(x, i, is_training)
-            if i % 2 == 1 and min(x.shape[1:3]) > 1:
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            is_last_of_group = (i + 1) % self.convolutions_per_pool == 0
+            if is_last_of_group and min(x.shape[1:3]) > 1:
+                x = max_pool(x, 2, 2, ceil=False)
+                width *= self.widening
         return self.output_layer(jnp.mean(x, axis=(1, 2)))
-
-
-def _as_model(module: _Network) -> Model:
-    _check(module.depth, module.width, module.activation, module.normalization)
-
-    def init(key: jax.Array, images: jax.Array) -> Variables:
-        return dict(module.init(key, images, is_training=False))
-
-    def apply(
-        variables: Variables, images: jax.Array, is_training: bool
-    ) -> tuple[jax.Array, Variables]:
-        logits, updated = module.apply(
-            variables, images, is_training, mutable=["batch_stats"]
-        )
-        return logits, {**variables, **updated}
-
-    return Model(init, apply)
-
-
-def _check(depth: int, width: int, activation: str, normalization: str) -> None:
-    for name, value in (("depth", depth), ("width", width)):
-        if value < 1:
-            raise ValueError(f"model.{name} must be at least 1, got {value}.")
-    for name, value, choices in (
-        ("activation", activation, get_args(Activation)),
-        ("normalization", normalization, get_args(Normalization)),
-    ):
-        if value not in choices:
-            raise ValueError(
-                f"model.{name} must be one of {', '.join(choices)}, got {value!r}."
-            )

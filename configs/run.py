@@ -1,0 +1,27 @@
+"""What the configurations of single runs have in common."""
+
+from typing import Any
+
+from ml_collections import config_dict
+
+
+def run_config(**settings: Any) -> config_dict.ConfigDict:
+    """A single run's configuration: the given settings on top of the usual ones."""
+    config = config_dict.ConfigDict(
+        {
+            # With a size, images are streamed from disk and cropped to it.
+            "image_size": config_dict.placeholder(int),
+            "data_workers": 0,  # processes that decode images that are streamed
+            "microbatches": 1,
+            "label_smoothing": 0.0,
+            "augmentation": {"crop_padding": 0, "flip": False},
+            "profile": "all",
+            "init_scale": 1.0,
+            "seed": 0,
+            "placement": "replicated",  # of parameters on many devices; or "fsdp"
+            "eval_batch_size": 1000,
+        }
+    )
+    with config.unlocked():
+        config.update(settings)
+    return config

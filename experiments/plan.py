@@ -1,0 +1,114 @@
+"""What a run will be: everything that is built, and refused, before the first step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.command import Config
+from experiments.setup import (
+    augmentation_of,
+    check_count,
+    check_seed,
+    model_of,
+    training_of,
+)
+from lars.init_scales import check_profile, profile_scales
+from lars.models import Model
+from lars.optimizers import check_learning_rate, describe_parameters
+from lars.schedules import corner_values, learning_rate_schedule
+from lars.sharding import device_mesh
+from lars.single_run import Compiled, compile_run
+from lars.sources import Source, open_source
+from lars.training import Run, num_kernels
+
+
+class Plan(NamedTuple):
+    """A run that can be made."""
+
+    model: Model
+    source: Source
+    run: Run
+    compiled: Compiled
+
+
+def plan_of(config: Config) -> Plan:
+    """Checks a configuration and builds what it names, on all devices.
+
+    Raises:
+        ValueError, TypeError: for a setting that makes no sense, with its value.
+        OSError: for data that cannot be read.
+    """
+    for name in ("log_every", "evaluate_every", "checkpoint_every", "eval_batch_size"):
+        check_count(name, config[name])
+    if config.evaluate_every % config.log_every:
+        raise ValueError(
+            f"evaluate_every must be a multiple of log_every ({config.log_every}), "
+            f"got {config.evaluate_every}."
+        )
+    check_count("microbatches", config.microbatches)
+    check_seed(config.seed)
+    check_learning_rate(config.optimizer.learning_rate)
+    check_profile(config.profile, config.init_scale)
+    mesh = device_mesh()
+    parts = config.microbatches * mesh.size
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size must be a multiple of {parts} ({config.microbatches} "
+            f"microbatches on {mesh.size} devices), got {config.batch_size}."
+        )
+    source = open_source(
+        config.dataset,
+        mesh,
+        image_size=config.image_size,
+        num_workers=config.data_workers,
+    )
+    model = model_of(config.model, source.num_classes)
+    training = training_of(
+        config,
+        config.optimizer,
+        model,
+        source.num_train,
+        label_smoothing=config.label_smoothing,
+        microbatches=config.microbatches,
+        augmentation=augmentation_of(config.augmentation),
+    )
+    scales = profile_scales(
+        config.profile, config.init_scale, num_kernels(model, source.data), config.seed
+    )
+    run = Run(
+        seed=jnp.int32(config.seed),
+        kernel_scales=jnp.asarray(scales),
+        learning_rate=jnp.float32(config.optimizer.learning_rate),
+    )
+    compiled = compile_run(
+        training,
+        source,
+        mesh,
+        run,
+        placement=config.placement,
+        log_every=config.log_every,
+        eval_batch_size=config.eval_batch_size,
+    )
+    return Plan(model, source, jax.device_get(run), compiled)
+
+
+def print_plan(config: Config, plan: Plan) -> None:
+    """Prints who is adapted, decayed and where, and the learning rates."""
+    params = plan.compiled.like.state.variables["params"]
+    optimizer = config.optimizer
+    print(describe_parameters(optimizer.name, optimizer.settings, params))
+    epochs = config.num_steps * config.batch_size / plan.source.num_train
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} devices"
+    print(
+        f"\n{config.num_steps} steps of {config.batch_size} images on {devices}: "
+        f"{epochs:.1f} epochs of the {plan.source.num_train} of {config.dataset}."
+    )
+    schedule = learning_rate_schedule(
+        optimizer.learning_rate, config.num_steps, **config.schedule
+    )
+    print("\nlearning rate")
+    for corner, value in corner_values(
+        schedule, config.num_steps, config.schedule.warmup_steps
+    ).items():
+        print(f"  {corner:28} {value:.6g}")

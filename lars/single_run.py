@@ -1,0 +1,190 @@
+"""One long run: the steps of `lars.training` from a loop on the host.
+
+A loop here and not a compiled one, so that checkpoints and metrics fit between steps;
+and because in a compiled loop XLA's CPU backend makes convolutions some sixty times
+slower.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lars.data import Data, Split, standardise
+from lars.models import Model, Variables
+from lars.optimizer import trust_ratios
+from lars.rules import flatten_with_path, path_string
+from lars.sharding import replicated, shardings_of
+from lars.sources import Part, Source
+from lars.training import (
+    Report,
+    Run,
+    State,
+    Sums,
+    Training,
+    metrics_of,
+)
+
+
+class Progress(NamedTuple):
+    """Everything that a run carries from step to step, and a checkpoint holds."""
+
+    state: State
+    loss_sum: jax.Array  # float32: of the steps since the last line of metrics
+    loss_count: jax.Array  # float32: how many these are
+    diverged_at: jax.Array  # int32: the step whose loss was not finite, or -1
+
+    def mean_loss(self) -> float:
+        """The mean loss of the steps since the last line of metrics."""
+        return float(self.loss_sum / self.loss_count)
+
+
+class Compiled(NamedTuple):
+    """The functions of a run on the devices of a mesh."""
+
+    init: Callable[[Run, Data], Progress]
+    step: Callable[[Progress, Run, Data, Any], tuple[Progress, Report]]
+    """Takes the progress over: it cannot be used again."""
+    evaluate: Callable[[Progress, Source, str], dict[str, float]]
+    """The loss and the accuracy on a split, as metrics."""
+    like: Progress
+    """Shapes, dtypes and shardings of a progress."""
+
+
+def compile_run(
+    training: Training,
+    source: Source,
+    mesh: Mesh,
+    run: Run,
+    *,
+    placement: str,
+    log_every: int,
+    eval_batch_size: int,
+) -> Compiled:
+    """Puts a training function on the devices of a mesh.
+
+    Once a loss is not finite, steps leave everything as it was before the step that
+    found it: what happened there can still be looked at.
+
+    Args:
+        training: the training function.
+        source: where the batches come from.
+        mesh: the devices.
+        run: whose shapes are compiled for.
+        placement: where the parameters are, as in `lars.sharding.shardings_of`.
+        log_every: the mean loss of the steps begins anew after as many.
+        eval_batch_size: images that are evaluated at a time; rounded up to what the
+            devices can share.
+    """
+
+    def init(run: Run, data: Data) -> Progress:
+        # No two the same array: each is given away by itself.
+        zeros = [jnp.zeros(()) for _ in range(2)]
+        return Progress(training.init(run, data), *zeros, jnp.int32(-1))
+
+    def step(
+        progress: Progress, run: Run, data: Data, batch: jax.Array | Split
+    ) -> tuple[Progress, Report]:
+        state, loss_sum, loss_count, diverged_at = progress
+        following, report = training.step(state, run, data, batch)
+        was_fine = diverged_at < 0
+        is_fine = was_fine & jnp.isfinite(report.loss)
+        begins = state.step % log_every == 0
+        after = Progress(
+            jax.tree.map(lambda a, b: jnp.where(is_fine, a, b), following, state),
+            jnp.where(begins, 0, loss_sum) + report.loss,
+            jnp.where(begins, 0, loss_count) + 1,
+            jnp.where(was_fine & ~is_fine, state.step, diverged_at),
+        )
+        return after, report
+
+    def sums_of(state: State, data: Data, part: Part) -> Sums:
+        images, positions, mask = part
+        if positions is not None:
+            images = Split(images.images[positions], images.labels[positions])
+        return training.evaluate_part(state, data, images, mask)
+
+    shapes = jax.eval_shape(init, run, source.data)
+    shardings = shardings_of(shapes, mesh, placement)
+    like = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    compiled_sums = jax.jit(sums_of, out_shardings=replicated(mesh))
+    size = -(-eval_batch_size // mesh.size) * mesh.size
+
+    def evaluate(progress: Progress, source: Source, name: str) -> dict[str, float]:
+        total = np.zeros(3)
+        for part in source.parts(name, size):
+            sums = compiled_sums(progress.state, source.data, part)
+            total += np.asarray(jax.device_get(sums), np.float64)
+        metrics = metrics_of(Sums(*total))
+        return {f"{name}/{kind}": float(x) for kind, x in metrics._asdict().items()}
+
+    return Compiled(
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(
+            step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))
+        ),
+        evaluate=evaluate,
+        like=like,
+    )
+
+
+def layer_metrics(progress: Progress, report: Report) -> dict[str, float]:
+    """The norms of every parameter and its gradient, and its trust ratio if it has one.
+
+    Those of the last step: the norms that the ratio was made of.
+    """
+    params = progress.state.variables["params"]
+    names = [path_string(path) for path, _ in flatten_with_path(params)[0]]
+    kinds = {
+        "weight_norm": np.asarray(report.weight_norms),
+        "gradient_norm": np.asarray(report.gradient_norms),
+    }
+    try:
+        ratios = jax.device_get(trust_ratios(progress.state.opt_state))
+        kinds["trust_ratio"] = [np.asarray(x) for x in jax.tree.leaves(ratios)]
+    except ValueError:
+        pass  # not a LARS
+    return {
+        f"{kind}/{name}": float(value)
+        for kind, values in kinds.items()
+        for name, value in zip(names, values, strict=True)
+    }
+
+
+def where_it_began(
+    model: Model, progress: Progress, source: Source, batch: jax.Array | Split
+) -> dict[str, Any]:
+    """The step whose loss was not finite, and the first layer whose output was not.
+
+    Args:
+        model: the network.
+        progress: of a run that has diverged, which is as it was before that step.
+        source: where its batches come from.
+        batch: that of the step.
+
+    Returns:
+        Metrics: ``diverged_at``, and ``first_nonfinite``, the path of the layer in the
+        order of the computation, or ``"loss"`` if the outputs of all are finite.
+    """
+    names: list[str] = []
+
+    @jax.jit
+    def are_finite(
+        variables: Variables, data: Data, batch: jax.Array | Split
+    ) -> list[jax.Array]:
+        images = batch.images if isinstance(batch, Split) else data.train.images[batch]
+        images = standardise(images, data.mean, data.deviation)
+        outputs = model.outputs(variables, images)
+        names[:] = outputs
+        return [jnp.isfinite(output).all() for output in outputs.values()]
+
+    flags = jax.device_get(are_finite(progress.state.variables, source.data, batch))
+    first = next((n for n, fine in zip(names, flags, strict=True) if not fine), "loss")
+    return {"diverged_at": int(progress.diverged_at), "first_nonfinite": first}

@@ -1,0 +1,148 @@
+"""Where the batches of a single run come from, on the devices of a mesh."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lars import data as datasets
+from lars.data import Data, Split
+from lars.sharding import put, put_parts, replicated, split
+from lars.training import epoch_order, positions_in
+
+
+class Part(NamedTuple):
+    """Some images of a split, to be evaluated."""
+
+    split: Split
+    positions: jax.Array | None  # [B]: which images of the split; None is all
+    mask: jax.Array  # [B], bool: false where an image only fills up the part
+
+
+class Source(Protocol):
+    """Batches by their number: each is the same however often and wherever made."""
+
+    data: Data
+    """An argument of the compiled functions."""
+    num_train: int
+    num_classes: int
+    evaluated: tuple[str, ...]
+    """The splits that are evaluated after the last step."""
+
+    def batches(self, seed: int, first_step: int, batch_size: int) -> Iterator[Any]:
+        """What the steps from one on are made on: positions, or images."""
+        ...
+
+    def parts(self, name: str, batch_size: int) -> Iterator[Part]:
+        """All of a split, in equal parts."""
+        ...
+
+
+class InMemory:
+    """A whole data set on every device; batches are positions in it."""
+
+    evaluated = ("train", "validation", "test")
+
+    def __init__(self, name: str, mesh: Mesh) -> None:
+        """Loads a data set by its name, as `lars.data.load` does."""
+        loaded = datasets.load(name)
+        self.num_train = len(loaded.train.labels)
+        self.num_classes = loaded.num_classes
+        self.data = put(loaded, replicated(mesh))
+        self._mesh = mesh
+
+    def batches(
+        self, seed: int, first_step: int, batch_size: int
+    ) -> Iterator[jax.Array]:
+        """The positions [batch_size] of each step's images, split among the devices."""
+        count = self.num_train
+        whole, parts = replicated(self._mesh), split(self._mesh)
+        order_of = jax.jit(epoch_order, static_argnums=2, out_shardings=whole)
+        positions_of = jax.jit(positions_in, static_argnums=(2, 3), out_shardings=parts)
+        steps_per_epoch = count // batch_size
+        step, epoch, order = first_step, None, None
+        while True:
+            if step // steps_per_epoch != epoch:
+                epoch = step // steps_per_epoch
+                order = order_of(np.int32(seed), np.int32(epoch), count)
+            yield positions_of(order, np.int32(step), count, batch_size)
+            step += 1
+
+    def parts(self, name: str, batch_size: int) -> Iterator[Part]:
+        """Positions of images in their order, the last part filled up."""
+        images = getattr(self.data, name)
+        count = len(images.labels)
+        for first in range(0, count, batch_size):
+            positions = np.arange(first, first + batch_size, dtype=np.int32)
+            sharding = split(self._mesh)
+            yield Part(
+                images,
+                put(np.minimum(positions, count - 1), sharding),
+                put(positions < count, sharding),
+            )
+
+
+class Streamed:
+    """A data set that each host reads its own part of while the devices compute."""
+
+    evaluated = ("validation", "test")
+
+    def __init__(
+        self, name: str, mesh: Mesh, *, image_size: int, num_workers: int
+    ) -> None:
+        """Opens a data set by its name, as `lars.data.stream` does."""
+        self._stream = datasets.stream(name, image_size)
+        self._mesh, self._num_workers = mesh, num_workers
+        self.num_train = self._stream.num_train
+        self.num_classes = self._stream.num_classes
+        shape = Split(
+            np.zeros((1, image_size, image_size, 3), np.uint8), np.zeros(1, np.int32)
+        )
+        # The images come with the batches: here is only their shape.
+        self.data = put(
+            Data(shape, shape, shape, self._stream.mean, self._stream.deviation),
+            replicated(mesh),
+        )
+
+    def batches(self, seed: int, first_step: int, batch_size: int) -> Iterator[Split]:
+        """The images and labels of each step, one batch ahead of the step."""
+        ahead = None
+        for batch in self._stream.train_batches(
+            seed=seed,
+            batch_size=batch_size,
+            first_step=first_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=self._num_workers,
+        ):
+            following = put_parts(batch, split(self._mesh))
+            if ahead is not None:
+                yield ahead
+            ahead = following
+
+    def parts(self, name: str, batch_size: int) -> Iterator[Part]:
+        """Images in their order, the last part filled up."""
+        for images, mask in self._stream.evaluation_batches(
+            name,
+            batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=self._num_workers,
+        ):
+            sharding = split(self._mesh)
+            yield Part(put_parts(images, sharding), None, put_parts(mask, sharding))
+
+
+def open_source(
+    name: str, mesh: Mesh, *, image_size: int | None, num_workers: int
+) -> Source:
+    """The data set of a run: in memory, or streamed where a size of images is given.
+
+    Raises:
+        ValueError, OSError: as `lars.data.load` and `lars.data.stream`.
+    """
+    if image_size is None:
+        return InMemory(name, mesh)
+    return Streamed(name, mesh, image_size=image_size, num_workers=num_workers)

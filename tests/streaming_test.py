@@ -1,0 +1,352 @@
+"""Streamed batches: the same for any processes and workers, and wherever they begin."""
+
+import io
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.cbook
+import numpy as np
+import pytest
+import sklearn.datasets
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from lars import data as datasets
+from lars.data import streaming
+
+SIZE = 24
+TRAIN, TEST = 30, 7
+
+
+class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Parts of three photographs, each its own class, so that a label names an image.
+
+    The test images have no labels, as ImageNet's have none; and its splits and names.
+    """
+
+    name = "photos"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=TRAIN + TEST),
+                    "file_name": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {
+            "train": self._generate_examples(0, TRAIN),
+            "validation": self._generate_examples(TRAIN, TRAIN + TEST),
+            "test": self._generate_examples(TRAIN + TEST, TRAIN + TEST + 3),
+        }
+
+    def _generate_examples(self, first, stop):
+        for i in range(first, stop):
+            label = i if i < TRAIN + TEST else -1
+            yield i, {"image": io.BytesIO(jpeg(i)), "label": label, "file_name": f"{i}"}
+
+
+def jpeg(i, quality=90):
+    """The file of an image. All sizes and positions differ, and some are grey."""
+    paths = [
+        *sklearn.datasets.load_sample_images().filenames,
+        matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False),
+    ]
+    rng = np.random.default_rng(i)
+    with Image.open(paths[i % 3]) as photo:
+        left, upper, width, height = rng.integers([0, 0, 30, 30], [300, 300, 180, 120])
+        part = photo.crop((left, upper, left + width, upper + height))
+    file = io.BytesIO()
+    part.convert("L" if i % 10 == 9 else "RGB").save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    place = str(tmp_path_factory.mktemp("tfds"))
+    Photos(data_dir=place, file_format="array_record").download_and_prepare()
+    return place
+
+
+@pytest.fixture(scope="module")
+def photos(data_dir):
+    return datasets.stream("photos", SIZE, data_dir)
+
+
+def take(count, iterator):
+    batches = list(itertools.islice(iterator, count))
+    if hasattr(iterator, "close"):
+        iterator.close()
+    return batches
+
+
+def joined(parts):
+    """One batch from the parts of the processes."""
+    return datasets.Split(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+
+
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        np.testing.assert_array_equal(batch.images, other.images)
+        np.testing.assert_array_equal(batch.labels, other.labels)
+
+
+def test_a_stream_says_what_it_holds(photos):
+    # Three of thirty training images are held out; ImageNet's test set has no labels.
+    assert photos.sizes == {"train": 27, "validation": 3, "test": 7}
+    assert photos.num_train == 27
+    assert photos.num_classes == 37
+    batch = next(photos.train_batches(seed=0, batch_size=4))
+    assert batch.images.shape == (4, SIZE, SIZE, 3)
+    assert batch.images.dtype == np.uint8
+    assert batch.labels.dtype == np.int32
+    standard = datasets.standardise(batch.images, photos.mean, photos.deviation)
+    expected = (batch.images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(standard, expected, atol=1e-5)
+
+
+def test_the_seed_alone_decides(photos):
+    first = take(3, photos.train_batches(seed=1, batch_size=4))
+    assert_same(take(3, photos.train_batches(seed=1, batch_size=4)), first)
+    # Neither are the epochs of one seed those of the next, one later.
+    epochs = {
+        tuple(epoch.reshape(-1).tolist())
+        for seed in range(3)
+        for epoch in np.split(labels_of(photos, seed, 27, 3), 3)
+    }
+    assert len(epochs) == 9
+
+
+def labels_of(photos, seed, batch_size, count):
+    batches = photos.train_batches(seed=seed, batch_size=batch_size)
+    return np.concatenate([batch.labels for batch in take(count, batches)])
+
+
+def test_every_epoch_visits_every_image_once_though_batches_straddle_epochs(photos):
+    labels = labels_of(photos, 0, 6, 9)  # two epochs of 27 images
+    train = np.sort(labels[:27])
+    np.testing.assert_array_equal(np.sort(labels[27:]), train)
+    assert len(set(train)) == 27
+    held_out = [
+        b.labels[mask] for b, mask in photos.evaluation_batches("validation", 2)
+    ]
+    tested = [b.labels[mask] for b, mask in photos.evaluation_batches("test", 4)]
+    everything = np.concatenate([train, *held_out, *tested])
+    np.testing.assert_array_equal(np.sort(everything), np.arange(37))
+
+
+def test_an_image_is_cropped_anew_in_every_epoch(photos):
+    batches = take(2, photos.train_batches(seed=0, batch_size=27))
+    first, second = (b.images[np.argsort(b.labels)] for b in batches)
+    assert np.all(np.any(first != second, axis=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("process_count", [2, 3])
+def test_processes_share_the_batch_of_one(photos, process_count):
+    whole = take(6, photos.train_batches(seed=0, batch_size=6, first_step=2))
+    parts = [
+        take(
+            6,
+            photos.train_batches(
+                seed=0,
+                batch_size=6,
+                first_step=2,
+                process_index=index,
+                process_count=process_count,
+            ),
+        )
+        for index in range(process_count)
+    ]
+    assert_same([joined(batch) for batch in zip(*parts, strict=True)], whole)
+
+
+def test_training_resumes_at_a_step(photos):
+    whole = take(8, photos.train_batches(seed=0, batch_size=5))
+    for step in (1, 7):
+        rest = photos.train_batches(seed=0, batch_size=5, first_step=step)
+        assert_same(take(8 - step, rest), whole[step:])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_training_resumes_from_a_state_with_or_without_workers(photos, num_workers):
+    whole = take(7, photos.train_batches(seed=0, batch_size=5, first_step=1))
+    batches = photos.train_batches(
+        seed=0, batch_size=5, first_step=1, num_workers=num_workers
+    )
+    assert_same([next(batches) for _ in range(3)], whole[:3])
+    state = json.loads(json.dumps(batches.get_state()))
+    assert_same([next(batches) for _ in range(2)], whole[3:5])
+    batches.set_state(state)
+    assert_same(take(4, batches), whole[3:])
+    if not num_workers:
+        again = photos.train_batches(seed=0, batch_size=5, first_step=1)
+        again.set_state(state)
+        assert_same(take(4, again), whole[3:])
+
+
+def test_workers_need_no_absl_program(data_dir):
+    program = f"""
+from lars import data
+
+if __name__ == "__main__":
+    photos = data.stream("photos", {SIZE}, {data_dir!r})
+    for part in range(2):
+        batches = photos.evaluation_batches("test", 4, part, 2, num_workers=1)
+        print([batch.labels[mask].tolist() for batch, mask in batches])
+"""
+    file = Path(data_dir) / "program.py"
+    file.write_text(program)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", str(file)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    parts = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [[len(batch) for batch in part] for part in parts] == [[2, 2], [2, 1]]
+    assert {x for part in parts for batch in part for x in batch} == set(range(30, 37))
+
+
+def test_evaluation_sees_each_image_once_and_fills_up(photos):
+    batches = list(photos.evaluation_batches("test", 4))
+    assert [mask.tolist() for _, mask in batches] == [[True] * 4, [True] * 3 + [False]]
+    assert batches[1][0].images.shape == (4, SIZE, SIZE, 3)
+    assert not batches[1][0].images[3].any()
+    assert set(np.concatenate([b.labels[m] for b, m in batches])) == set(range(30, 37))
+
+    # As many batches for a process that has nothing but filling in the last.
+    parts = [list(photos.evaluation_batches("test", 6, i, 6)) for i in range(6)]
+    assert [len(part) for part in parts] == [2] * 6
+    assert [part[1][1].tolist() for part in parts] == [[True]] + [[False]] * 5
+    whole = list(photos.evaluation_batches("test", 6))
+    for step in range(2):
+        assert_same([joined([part[step][0] for part in parts])], [whole[step][0]])
+
+
+def test_evaluation_takes_the_centre(photos):
+    (batch, _), *_ = photos.evaluation_batches("test", 7)
+    for pixels, label in zip(batch.images, batch.labels, strict=True):
+        image = Image.open(io.BytesIO(jpeg(int(label)))).convert("RGB")
+        shorter = round(SIZE * 256 / 224)
+        scale = shorter / min(image.size)
+        width, height = (round(x * scale) for x in image.size)
+        left, upper = (width - SIZE) // 2, (height - SIZE) // 2
+        whole = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        np.testing.assert_array_equal(
+            pixels, whole[upper : upper + SIZE, left : left + SIZE]
+        )
+
+
+def test_random_boxes_have_the_areas_and_aspects_that_are_said():
+    width, height = 500, 375
+    boxes = np.array(
+        [
+            streaming._random_box(np.random.default_rng(i), width, height)
+            for i in range(4000)
+        ]
+    )
+    left, upper, right, lower = boxes.T
+    assert left.min() == 0
+    assert upper.min() == 0
+    assert right.max() == width
+    assert lower.max() == height
+    areas = (right - left) * (lower - upper) / (width * height)
+    aspects = (right - left) / (lower - upper)
+    assert areas.min() == pytest.approx(0.08, rel=0.02)
+    assert 0.9 < areas.max() <= 1
+    assert aspects.min() == pytest.approx(3 / 4, rel=0.02)
+    assert aspects.max() == pytest.approx(4 / 3, rel=0.02)
+    # All boxes of such an area fit: areas are uniform, as many boxes high as wide.
+    small = areas < 0.5
+    assert np.mean(areas[small]) == pytest.approx((0.08 + 0.5) / 2, abs=0.01)
+    assert np.mean(aspects[small] > 1) == pytest.approx(0.5, abs=0.04)
+    assert np.mean((left + right)[small]) == pytest.approx(width, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [((10, 400), (0, 193, 10, 206)), ((400, 9), (194, 0, 206, 9)), ((1, 1), None)],
+)
+def test_images_that_no_box_fits_give_their_middle(size, box):
+    found = streaming._random_box(np.random.default_rng(0), *size)
+    assert found == (box or (0, 0, 1, 1))
+
+
+def test_a_crop_is_a_part_of_the_image_and_half_of_them_are_flipped():
+    # Red grows to the right, green downwards; blue is the same everywhere.
+    ramp = np.linspace(0, 255, 160).astype(np.uint8)
+    pixels = np.stack(
+        [*np.meshgrid(ramp, ramp), np.full((160, 160), 77, np.uint8)], axis=-1
+    )
+
+    class Ramps:
+        def read(self, position):
+            return Image.fromarray(pixels), np.int32(position)
+
+    crop = streaming._TrainImage(Ramps(), SIZE)
+    flipped = []
+    for i in range(400):
+        images, label = crop(i, np.random.default_rng(i))
+        assert label == i
+        red, green, blue = images.astype(int).mean((0, 1))
+        assert abs(blue - 77) < 1
+        assert 0 < red < 255
+        assert 0 < green < 255
+        to_right, downwards = np.diff(images[..., 0].astype(int)), images[..., 1]
+        assert np.all(np.diff(downwards.astype(int), axis=0) >= -1)
+        flipped.append(to_right.mean() < 0)
+    assert np.mean(flipped) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("bad", ["cut", "not an image"])
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path, bad):
+    class Damaged(Photos, skip_registration=True):
+        name = "damaged"
+
+        def _generate_examples(self, first, stop):
+            for key, example in super()._generate_examples(first, stop):
+                if key == TRAIN + 2:
+                    file = jpeg(key)[:-400] if bad == "cut" else b"not an image"
+                    example["image"] = io.BytesIO(file)
+                yield key, example
+
+    Damaged(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    damaged = datasets.stream("damaged", SIZE, str(tmp_path))
+    with pytest.raises(
+        ValueError,
+        match=r"data set 'damaged', split 'validation', record \d: .* decoded \(",
+    ):
+        list(damaged.evaluation_batches("test", 4))
+
+
+def test_what_does_not_fit_is_refused(photos, digits, data_dir, tmp_path):
+    refused = [
+        ({"process_count": 3}, "multiple of the 3 processes, got 4"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 28}, "at most the 27 training images, got 28"),
+        ({"process_index": 2, "process_count": 2}, "from 0 to 1 with 2 processes"),
+        ({"first_step": -1}, "first_step must not be negative, got -1"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"num_workers": -1}, "num_workers must not be negative, got -1"),
+    ]
+    for arguments, message in refused:
+        with pytest.raises(ValueError, match=message):
+            photos.train_batches(**{"seed": 0, "batch_size": 4, **arguments})
+    with pytest.raises(ValueError, match="train, validation, test, got 'tset'"):
+        photos.evaluation_batches("tset", 4)
+    with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
+        datasets.stream("photos", 0, data_dir)
+    with pytest.raises(ValueError, match="stream reads images of all sizes"):
+        datasets.load("photos", data_dir)
+    with pytest.raises(ValueError, match="load reads them"):
+        datasets.stream("digits", SIZE, str(tmp_path))
+    with pytest.raises(ValueError, match="did you mean photos"):
+        datasets.stream("photo", SIZE, data_dir)

@@ -1,0 +1,359 @@
+"""A run survives what happens to it, and is the same on any devices.
+
+On a few hundred real images of Fashion-MNIST.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FIXTURE = Path(__file__).parent / "fixtures" / "tfds"
+TRAIN = (
+    *(sys.executable, "-m", "experiments.train"),
+    "--config=configs/fashion_mnist_cnn.py",
+    *("--config.model.width=4", "--config.model.depth=3", "--config.batch_size=32"),
+    *("--config.num_steps=24", "--config.schedule.warmup_steps=3"),
+    *("--config.log_every=2", "--config.evaluate_every=4"),
+    *("--config.checkpoint_every=4", "--config.eval_batch_size=40"),
+)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    environment = {
+        **os.environ,
+        "TFDS_DATA_DIR": str(FIXTURE),
+        "LARS_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        # Compiled once for all of these runs.
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    environment.pop("JAX_NUM_CPU_DEVICES", None)
+    return environment
+
+
+def start(environment, workdir, *flags, **changes):
+    return subprocess.Popen(
+        [*TRAIN, f"--workdir={workdir}", *flags],
+        env={**environment, **changes},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def call(environment, workdir, *flags, **changes):
+    process = start(environment, workdir, *flags, **changes)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def lines(folder):
+    return [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def newest(folder):
+    """The files of the newest checkpoint that hold arrays, by their content."""
+    steps = [p for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
+    return max(steps, key=lambda p: int(p.name))
+
+
+def arrays(folder):
+    """What the newest checkpoint holds, in this process."""
+    import orbax.checkpoint as ocp
+
+    restored = ocp.StandardCheckpointer().restore(newest(folder).absolute() / "default")
+    return {
+        "/".join(str(k) for k in path): np.asarray(x) for path, x in _flat(restored)
+    }
+
+
+def _flat(tree, path=()):
+    if isinstance(tree, dict):
+        return [y for k, v in tree.items() for y in _flat(v, (*path, k))]
+    if isinstance(tree, (list, tuple)):
+        return [y for k, v in enumerate(tree) for y in _flat(v, (*path, k))]
+    return [] if tree is None else [(path, tree)]
+
+
+def assert_same_end(folder, other):
+    assert (folder / "metrics.jsonl").read_bytes() == (
+        other / "metrics.jsonl"
+    ).read_bytes()
+    ours, theirs = arrays(folder), arrays(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.tobytes() == theirs[name].tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def whole(environment, tmp_path_factory):
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, out, err = call(environment, folder)
+    assert code == 0, err
+    return folder, out
+
+
+def test_the_metrics_of_a_run(whole):
+    folder, out = whole
+    metrics = lines(folder)
+    assert [line["step"] for line in metrics] == [*range(2, 25, 2), 24]
+    assert all(
+        ("validation/accuracy" in line) == (line["step"] % 4 == 0)
+        for line in metrics[:-1]
+    )
+    for name in ("hidden_0/kernel", "norm_1/scale", "output/kernel"):
+        for line in metrics[:-1]:
+            w, g = line[f"weight_norm/{name}"], line[f"gradient_norm/{name}"]
+            beta = 5e-4 if name.endswith("kernel") else 0.0
+            # A module of one array has the ratio of that array: η‖w‖/(‖g‖ + β‖w‖).
+            if name.endswith("kernel"):
+                np.testing.assert_allclose(
+                    line[f"trust_ratio/{name}"], 1e-3 * w / (g + beta * w), rtol=1e-4
+                )
+    last = metrics[-1]
+    assert last["finished"]
+    assert last["train/loss"] < metrics[0]["train/batch_loss"]
+    assert f"test accuracy {last['test/accuracy']:.4f}" in out
+    # The number of test images is no multiple of 40: the last, incomplete part counts.
+    info = json.loads((FIXTURE / "fashion_mnist/3.0.1/dataset_info.json").read_text())
+    (count,) = (
+        sum(map(int, split["shardLengths"]))
+        for split in info["splits"]
+        if split["name"] == "test"
+    )
+    assert count % 40
+    correct = last["test/accuracy"] * count
+    assert correct == pytest.approx(round(correct), abs=1e-3)
+
+
+def test_tensorboard_has_the_metrics_of_the_lines(whole):
+    from tensorboardX.proto.event_pb2 import Event
+
+    folder, _ = whole
+    (file,) = (folder / "tensorboard").iterdir()
+    content, events = file.read_bytes(), []
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    found = {
+        (value.tag, event.step): value.simple_value
+        for event in events
+        for value in event.summary.value
+    }
+    for line in lines(folder)[:-1]:
+        for name in ("train/batch_loss", "trust_ratio/hidden_0/kernel"):
+            np.testing.assert_allclose(found[name, line["step"]], line[name], rtol=1e-6)
+    assert any(name == "images_per_second" for name, _ in found)
+
+
+def test_killed_five_times_it_ends_the_same_to_the_bit(environment, whole, tmp_path):
+    chance = random.Random(0)
+    folder, kills = tmp_path / "run", 0
+    while kills < 5:
+        process = start(environment, folder)
+        reached = len(lines(folder)) if (folder / "metrics.jsonl").exists() else 0
+        while process.poll() is None:
+            file = folder / "metrics.jsonl"
+            if file.exists() and file.read_text().count("\n") > reached:
+                break
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.3)
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:  # it was faster
+            shutil.rmtree(folder)
+            continue
+        kills += 1
+    code, out, err = call(environment, folder)
+    assert code == 0, err
+    assert_same_end(folder, whole[0])
+    assert out.split("Metrics")[0] == whole[1].split("Metrics")[0]
+
+
+def test_asked_to_stop_it_saves_first(environment, whole, tmp_path):
+    folder = tmp_path / "run"
+    for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+        process = start(environment, folder)
+        file = folder / "metrics.jsonl"
+        reached = len(lines(folder)) if file.exists() else 0
+        while not (file.exists() and file.read_text().count("\n") > reached):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == status, err
+        stopped = int(re.search(r"Stopped after (\d+) of 24 steps", err)[1])
+        assert newest(folder).name == str(stopped)
+        assert "Traceback" not in err
+    code, _, err = call(environment, folder)
+    assert code == 0, err
+    assert_same_end(folder, whole[0])
+
+
+def test_a_damaged_checkpoint_is_passed_over(environment, whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    # As if it had been killed before the last line of metrics.
+    metrics = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(metrics[:-1]) + metrics[-1][:20])
+    assert newest(folder).name == "24"
+    for file in newest(folder).rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    code, _, err = call(environment, folder)
+    assert code == 0, err
+    assert re.search(
+        r"checkpoint of step 24 .* is damaged .* using that of step 20", err
+    )
+    assert_same_end(folder, whole[0])
+
+
+def test_a_finished_run_is_not_made_again_and_another_is_refused(
+    environment, whole, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    shutil.rmtree(folder / "checkpoints")
+    code, out, _ = call(environment, folder)
+    assert code == 0
+    assert out.split("Metrics")[0] == whole[1].split("Metrics")[0]
+    code, _, err = call(environment, folder, "--config.seed=1")
+    assert code == 2
+    assert "config.seed: there 0, asked for 1" in err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(environment, tmp_path):
+    flags = ("--config.init_scale=1e30", "--config.model.normalization=none")
+    code, out, err = call(environment, tmp_path / "run", *flags)
+    assert code == 0, err
+    assert "diverged: the loss of step 0 is not finite, first in hidden_1" in out
+    last = lines(tmp_path / "run")[-1]
+    assert last["first_nonfinite"] == "hidden_1"
+    assert last["diverged_at"] == 0
+    started = time.monotonic()
+    again = call(environment, tmp_path / "run", *flags)
+    assert again[:2] == (0, out)
+    assert time.monotonic() - started < 60
+    assert len(lines(tmp_path / "run")) == 1
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(environment, tmp_path):
+    process = subprocess.run(
+        [*TRAIN, "--dry_run"], env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    rows = {
+        line.split()[0]: line.split() for line in process.stdout.splitlines() if line
+    }
+    assert rows["output/kernel"][-4:] == ["yes", "yes", "common", "-"]
+    assert rows["norm_0/scale"][-4:] == ["yes", "no", "common", "-"]
+    assert "first after it (3)" in process.stdout
+    missing = subprocess.run(TRAIN, env=environment, capture_output=True, text=True)
+    assert missing.returncode == 2
+    assert "--workdir is missing" in missing.stderr
+
+
+FIRST_STEPS = ("--config.num_steps=8",)
+
+
+def close(folder, other):
+    """Equal but for rounding, as long as it has had few steps to grow."""
+    for ours, theirs in zip(lines(folder), lines(other), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            if name.endswith("loss") or "norm/" in name:
+                np.testing.assert_allclose(value, theirs[name], rtol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(environment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    code, _, err = call(environment, folder, *FIRST_STEPS)
+    assert code == 0, err
+    return folder
+
+
+@pytest.mark.parametrize("placement", ["replicated", "fsdp"])
+def test_eight_devices_make_the_same_run(
+    environment, on_one_device, tmp_path, placement
+):
+    flags = (*FIRST_STEPS, f"--config.placement={placement}")
+    code, _, err = call(environment, tmp_path, *flags, JAX_NUM_CPU_DEVICES="8")
+    assert code == 0, err
+    close(tmp_path, on_one_device)
+
+
+def test_two_processes_make_the_same_run_and_others_go_on_with_it(
+    environment, on_one_device, tmp_path
+):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        start(
+            environment,
+            tmp_path,
+            *FIRST_STEPS,
+            "--config.placement=fsdp",
+            f"--coordinator_address=localhost:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
+            JAX_NUM_CPU_DEVICES="4",
+        )
+        for i in range(2)
+    ]
+    ends = [process.communicate(timeout=300) for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], ends[0][1][-2000:]
+    assert "test accuracy" in ends[0][0]
+    assert ends[1][0] == ""
+    close(tmp_path, on_one_device)
+    # The last checkpoint of two processes with four devices each, read by one with one.
+    metrics = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(metrics[:-1]))
+    code, _, err = call(environment, tmp_path, *FIRST_STEPS, "--config.placement=fsdp")
+    assert code == 0, err
+    close(tmp_path, on_one_device)
+    sessions = json.loads((tmp_path / "provenance.json").read_text())
+    assert [session["first_step"] for session in sessions] == [0, 8]
+
+
+def test_hosts_that_are_told_half_of_it_are_told_the_rest(environment, tmp_path):
+    code, _, err = call(environment, tmp_path, "--num_processes=2")
+    assert code == 2
+    assert "--coordinator_address and --process_id is missing" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.batch_size=33"], r"batch_size must be a multiple of 8 .* got 33"),
+        (["--config.microbatches=3"], r"multiple of 24 \(3 microbatches on 8 dev"),
+        (["--config.evaluate_every=3"], r"multiple of log_every \(2\), got 3"),
+        (["--config.checkpoint_every=0"], "checkpoint_every .* at least 1, got 0"),
+        (["--config.placement=zero"], "replicated, fsdp, got 'zero'"),
+        (["--config.dataset=fashion_mnits"], "did you mean fashion_mnist"),
+        (["--config.dataset=cifar10"], "not prepared .*download_and_prepare"),
+        (["--config.augmentation.crop_padding=-1"], "crop_padding .* got -1"),
+        (["--config.label_smoothing=1.5"], "label_smoothing .* got 1.5"),
+    ],
+)
+def test_bad_input_is_named_within_seconds(environment, tmp_path, flags, message):
+    code, _, err = call(environment, tmp_path / "run", *flags, JAX_NUM_CPU_DEVICES="8")
+    assert code == 2, err
+    assert re.search(message, err.strip().splitlines()[-1]), err
+    assert not (tmp_path / "run").exists()
