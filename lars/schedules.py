@@ -1,11 +1,12 @@
 """Learning rates over the steps of a run: a linear warm-up, then a decay."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
 
-DECAYS: dict[str, Callable[[jax.Array, int], optax.Schedule]] = {
+DECAYS: dict[str, Callable[[Any, int], optax.Schedule]] = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
     "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
     # The paper's "poly" policy of power 2: peak (1 - t/T)^2.

@@ -82,8 +82,8 @@ def compile_run(
 
     def init(run: Run, data: Data) -> Progress:
         # No two the same array: each is given away by itself.
-        zeros = [jnp.zeros(()) for _ in range(2)]
-        return Progress(training.init(run, data), *zeros, jnp.int32(-1))
+        state = training.init(run, data)
+        return Progress(state, jnp.zeros(()), jnp.zeros(()), jnp.int32(-1))
 
     def step(
         progress: Progress, run: Run, data: Data, batch: jax.Array | Split
@@ -142,7 +142,7 @@ def layer_metrics(progress: Progress, report: Report) -> dict[str, float]:
     """
     params = progress.state.variables["params"]
     names = [path_string(path) for path, _ in flatten_with_path(params)[0]]
-    kinds = {
+    kinds: dict[str, Any] = {
         "weight_norm": np.asarray(report.weight_norms),
         "gradient_norm": np.asarray(report.gradient_norms),
     }

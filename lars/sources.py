@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -28,8 +29,11 @@ class Source(Protocol):
     """An argument of the compiled functions."""
     num_train: int
     num_classes: int
-    evaluated: tuple[str, ...]
-    """The splits that are evaluated after the last step."""
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The splits that are evaluated after the last step."""
+        ...
 
     def batches(self, seed: int, first_step: int, batch_size: int) -> Iterator[Any]:
         """What the steps from one on are made on: positions, or images."""
@@ -98,11 +102,18 @@ class Streamed:
         self.num_train = self._stream.num_train
         self.num_classes = self._stream.num_classes
         shape = Split(
-            np.zeros((1, image_size, image_size, 3), np.uint8), np.zeros(1, np.int32)
+            jnp.zeros((1, image_size, image_size, 3), jnp.uint8),
+            jnp.zeros(1, jnp.int32),
         )
         # The images come with the batches: here is only their shape.
         self.data = put(
-            Data(shape, shape, shape, self._stream.mean, self._stream.deviation),
+            Data(
+                shape,
+                shape,
+                shape,
+                jnp.asarray(self._stream.mean),
+                jnp.asarray(self._stream.deviation),
+            ),
             replicated(mesh),
         )
 

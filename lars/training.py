@@ -56,9 +56,9 @@ class Metrics(NamedTuple):
 class Sums(NamedTuple):
     """The sum over examples: those of the parts of a split add up."""
 
-    loss: jax.Array
-    correct: jax.Array
-    count: jax.Array
+    loss: Any  # shape=(), float32; or a float where a host adds up
+    correct: Any
+    examples: Any
 
 
 class Result(NamedTuple):
@@ -234,7 +234,7 @@ def make_training(
 
 def metrics_of(sums: Sums) -> Metrics:
     """The means over all examples that were summed up."""
-    return Metrics(sums.loss / sums.count, sums.correct / sums.count)
+    return Metrics(sums.loss / sums.examples, sums.correct / sums.examples)
 
 
 def epoch_order(seed: jax.Array, epoch: jax.Array, num_images: int) -> jax.Array:

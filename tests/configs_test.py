@@ -1,16 +1,22 @@
 """Every configuration builds, and every setting in it is read."""
 
+import importlib
+import pkgutil
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import configs
 from configs import digits_mlp, optimizers, rescue, search
 from experiments import publish, sweeps
+from experiments.plan import plan_of
 from experiments.rescue import describe
 from experiments.setup import model_of, training_of
-from lars import rescue as analysis, results, sweep
+from lars import data as datasets, rescue as analysis, results, sweep
 from lars.training import Run, num_kernels
 
 SWEEPS = [rescue.get_config(kind) for kind in ("compared", "search")]
@@ -116,7 +122,7 @@ class Spy(Mapping):
 
     def __getitem__(self, key):
         value, path = self._values[key], (*self._path, key)
-        if isinstance(value, dict) and value:
+        if is_inner(path, value):
             return Spy(value, self._read, path)
         self._read.add(path)
         return value
@@ -134,8 +140,14 @@ class Spy(Mapping):
         return len(self._values)
 
 
+def is_inner(path, value):
+    # A mask is a description that is read as a whole.
+    is_mask = path and path[-1].endswith("_mask")
+    return isinstance(value, dict) and value and not is_mask
+
+
 def leaves(values, path=()):
-    if isinstance(values, dict) and values:
+    if is_inner(path, values):
         return {x for k, v in values.items() for x in leaves(v, (*path, k))}
     return {path}
 
@@ -153,3 +165,55 @@ def test_every_setting_of_a_sweep_is_read(digits, kind, tmp_path, monkeypatch):
     describe(config)
     analysis.search_space_table(config.optimizers)
     assert leaves(values) == read
+
+
+FIXTURE = Path(__file__).parent / "fixtures" / "tfds"
+MODULES = {
+    name: importlib.import_module(f"configs.{name}")
+    for _, name, _ in pkgutil.iter_modules(configs.__path__)
+}
+SINGLE_RUNS = {
+    name: module.get_config().to_dict()
+    for name, module in MODULES.items()
+    if hasattr(module, "get_config") and "optimizer" in module.get_config()
+}
+
+
+def test_there_are_single_runs():
+    assert {"digits_mlp", "fashion_mnist_cnn"} <= SINGLE_RUNS.keys()
+
+
+@pytest.mark.parametrize("name", SINGLE_RUNS)
+def test_a_single_run_reads_every_setting_and_makes_two_steps(
+    name, tmp_path, monkeypatch
+):
+    # A copy: the digits are prepared beside it.
+    monkeypatch.setenv("TFDS_DATA_DIR", str(shutil.copytree(FIXTURE, tmp_path / "d")))
+    monkeypatch.setenv("LARS_CACHE_DIR", str(tmp_path / "cache"))
+    values = SINGLE_RUNS[name]
+    changes = {"num_steps": 2, "batch_size": 32, "eval_batch_size": 200}
+    if values["dataset"] != "digits":  # images of clothes stand for all others
+        changes["dataset"] = "fashion_mnist"
+        changes["model"] = {**values["model"], "width": 8}
+        changes["schedule"] = {**values["schedule"], "warmup_steps": 1}
+    values = {**values, **changes}
+    read = set()
+    datasets.load.cache_clear()
+    try:
+        plan = plan_of(Spy(values, read))
+    finally:
+        datasets.load.cache_clear()  # the set of that name is another elsewhere
+    assert leaves(values) == read
+    source, compiled = plan.source, plan.compiled
+    progress = compiled.init(plan.run, source.data)
+    before = jax.device_get(progress.state.variables["params"])
+    batches = source.batches(0, 0, 32)
+    for _ in range(2):
+        progress, report = compiled.step(progress, plan.run, source.data, next(batches))
+        assert np.isfinite(report.loss)
+    after = jax.device_get(progress.state.variables["params"])
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert np.isfinite(new).all()
+        assert (old != new).any() or not old.any()
+    assert progress.state.step == 2
+    assert 0 <= compiled.evaluate(progress, source, "test")["test/accuracy"] <= 1

@@ -45,6 +45,7 @@ TESTS = {
     "lars/training.py": ("tests/training_test.py",),
     "lars/rescue.py": ("tests/rescue_test.py",),
     "lars/optimizers.py": ("tests/optimizers_test.py",),
+    "lars/schedules.py": ("tests/schedules_test.py",),
 }
 
 
@@ -701,10 +702,14 @@ TABLE = {
     "lars/training.py": (
         (
             "test accuracy of the validation set",
-            "evaluate(state, data.test)",
-            "evaluate(state, data.validation)",
+            "evaluate(state, data, data.test)",
+            "evaluate(state, data, data.validation)",
         ),
-        ("evaluation in training mode", "split.images, False)", "split.images, True)"),
+        (
+            "evaluation in training mode",
+            "model.apply(state.variables, images, None)",
+            "model.apply(state.variables, images, jax.random.key(0))",
+        ),
         (
             "parameters not looked at for divergence",
             "jnp.isfinite(x).all() for",
@@ -749,8 +754,11 @@ TABLE = {
             'mask(~results["diverged"], results[column])',
         ),
     ),
-    "lars/optimizers.py": (
+    "lars/schedules.py": (
         ("another power", "power=2", "power=3"),
+        ("always restarted", "whole(count + warmup_steps)", "whole(count)"),
+    ),
+    "lars/optimizers.py": (
         ("optimizers exchanged", '"lamb": optax.lamb', '"lamb": optax.adam'),
     ),
 }

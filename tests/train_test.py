@@ -320,7 +320,8 @@ def test_two_processes_make_the_same_run_and_others_go_on_with_it(
     ends = [process.communicate(timeout=300) for process in processes]
     assert [p.returncode for p in processes] == [0, 0], ends[0][1][-2000:]
     assert "test accuracy" in ends[0][0]
-    assert ends[1][0] == ""
+    # What joins the hosts talks to the standard output as well.
+    assert all(line.startswith("[Gloo]") for line in ends[1][0].splitlines())
     close(tmp_path, on_one_device)
     # The last checkpoint of two processes with four devices each, read by one with one.
     metrics = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -20,6 +20,7 @@ def network(**changes):
         "activation": "relu",
         "use_bias": False,
         "normalization": "none",
+        "compute_dtype": "float32",
     }
     return mlp(10, **{**settings, **changes})
 
@@ -191,7 +192,7 @@ def test_a_run_that_diverges_is_reported_as_that(digits):
 def test_evaluation_is_the_mean_over_the_whole_split(digits):
     parts = training(optax.sgd)
     state = jax.jit(parts.init)(run_of([1] * 3), digits)
-    metrics = jax.jit(parts.evaluate)(state, digits.test)
+    metrics = jax.jit(parts.evaluate)(state, digits, digits.test)
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), state.variables)
     x = np.asarray(digits.test.images, np.float64).reshape(360, 64)
     for name in ("hidden_0", "hidden_1"):
@@ -221,9 +222,10 @@ def test_a_result_reports_each_split_by_its_name(digits):
     )
     result = jax.jit(parts.result)(state, changed)
     evaluate = jax.jit(parts.evaluate)
-    assert result.train_loss == evaluate(state, digits.train).loss
-    assert result.test_accuracy == evaluate(state, changed.test).accuracy < 0.1
-    assert result.validation_accuracy == evaluate(state, changed.validation).accuracy
+    assert result.train_loss == evaluate(state, digits, digits.train).loss
+    assert result.test_accuracy == evaluate(state, changed, changed.test).accuracy < 0.1
+    on_validation = evaluate(state, changed, changed.validation)
+    assert result.validation_accuracy == on_validation.accuracy
     assert result.validation_accuracy > result.test_accuracy
 
 
@@ -237,8 +239,8 @@ def test_evaluation_takes_the_statistics_of_training(digits):
     two = jax.tree.map(lambda x: x[:2], digits.test)
     other = jax.tree.map(lambda x: x[1:2], digits.test)
     np.testing.assert_allclose(
-        2 * evaluate(start, two).loss,
-        evaluate(start, one).loss + evaluate(start, other).loss,
+        2 * evaluate(start, digits, two).loss,
+        evaluate(start, digits, one).loss + evaluate(start, digits, other).loss,
         rtol=1e-5,
     )
 
@@ -257,7 +259,15 @@ def test_a_parameter_that_is_not_finite_is_a_divergence(digits, value):
 
 def test_a_normalized_convolutional_network_learns(digits):
     model = cnn(
-        10, depth=3, width=8, activation="gelu", use_bias=True, normalization="batch"
+        10,
+        depth=3,
+        width=8,
+        activation="gelu",
+        use_bias=True,
+        normalization="batch",
+        compute_dtype="float32",
+        convolutions_per_pool=1,
+        widening=1,
     )
     assert num_kernels(model, digits) == 3
     parts = training(lambda rate: lars.lars(rate, layer="module"), model)

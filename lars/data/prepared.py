@@ -146,7 +146,7 @@ def _check_features(name: str, features: Any) -> None:
     else:
         is_image = type(image) is tfds.features.Tensor
     if not (is_image and isinstance(label, tfds.features.ClassLabel)):
-        has = [f"{x}: {type(f).__name__}" for x, f in known.items()]
+        has = [f"{x}: {type(f).__name__}" for x, f in sorted(known.items())]
         raise ValueError(
             f"data set {name!r} is not one of images and their classes: it needs the "
             "features image (Image of uint8, or Tensor) and label (ClassLabel), and "
