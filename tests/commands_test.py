@@ -134,7 +134,7 @@ def rows(folder):
         (
             TRAIN,
             ["--config.dataset=digit"],
-            "no data set 'digit' .* did you mean digits",
+            "no data set 'digit' .* you mean digits",
         ),
         (TRAIN, ["--config.model.name=rnn"], "mlp, cnn, .* got 'rnn'"),
         (TRAIN, ["--config.model.depth=0"], "depth .* got 0"),
