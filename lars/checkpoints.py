@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 KEPT = 2
 """How many checkpoints stay: the newest, and one to fall back on."""
@@ -16,7 +17,7 @@ KEPT = 2
 
 class _Saved(NamedTuple):
     tree: Any
-    digest: jax.Array
+    digest: Any  # shape=(), uint32
 
 
 class Checkpoints:
@@ -52,7 +53,12 @@ class Checkpoints:
         Raises:
             ValueError: if there are checkpoints, and none can be read.
         """
-        saved = _Saved(tree, jax.eval_shape(digest, tree))._asdict()
+        # Without a place of its own the digest could be read only where it was written.
+        place = jax.tree.leaves(tree)[0].sharding
+        if isinstance(place, NamedSharding):
+            place = NamedSharding(place.mesh, PartitionSpec())
+        held_digest = jax.ShapeDtypeStruct((), jnp.uint32, sharding=place)
+        saved = _Saved(tree, held_digest)._asdict()
         steps = sorted(self._manager.all_steps(), reverse=True)
         problems: dict[int, str] = {}
         for step in steps:
