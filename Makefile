@@ -16,9 +16,11 @@ figures: rescue
 	  --workdir=results/search
 	$(BIN)/python -m experiments.publish
 
-## What a step of each optimizer costs in time and memory: results/benchmark/
+## What a step of each optimizer costs in time and memory: results/benchmark/;
+## and the speed of training: results/throughput/
 benchmark: .venv/runtime
 	$(BIN)/python -m experiments.benchmark --workdir=results/benchmark
+	$(BIN)/python -m experiments.throughput --workdir=results/throughput
 
 ## Lint, types and all tests
 test: lint types pytest

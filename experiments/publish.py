@@ -2,10 +2,11 @@
 
     python -m experiments.publish
 
-Takes what there is of ``results/rescue``, ``results/search`` and ``results/benchmark``,
-keeps their tables, configurations, provenance and picture under ``docs/``, and writes
-the tables into the pages, beside the table of variants, which is the code's. What is
-in docs/ is therefore what the pages say, and a test compares the two.
+Takes what there is of ``results/rescue``, ``results/search``, ``results/benchmark`` and
+``results/throughput``, keeps their tables, configurations, provenance and picture under
+``docs/``, and writes the tables into the pages, beside the table of variants, which is
+the code's. What is in docs/ is therefore what the pages say, and a test compares the
+two.
 """
 
 import inspect
@@ -18,7 +19,7 @@ from typing import Any
 import pandas as pd
 from absl import app
 
-from lars import benchmark, pages, presets, rescue, results, sweep
+from lars import benchmark, pages, presets, rescue, results, sweep, throughput
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -31,6 +32,7 @@ KEPT = {  # of results/NAME, in docs/FOLDER
     ),
     "search": ("rescue/search", ("config.json", "results.csv", "provenance.json")),
     "benchmark": ("benchmark", ("benchmark.csv", "provenance.json")),
+    "throughput": ("throughput", ("throughput.csv", "provenance.json")),
 }
 
 
@@ -52,10 +54,18 @@ def main(argv: list[str]) -> None:
 
 def all_blocks() -> dict[str, str]:
     """What the pages mark places for."""
-    folder = DOCS / "benchmark"
+    measured = {
+        name: (DOCS / name, module.markdown)
+        for name, module in (("benchmark", benchmark), ("throughput", throughput))
+    }
     return {
         **rescue_blocks(),
-        **(benchmark.benchmark_blocks(folder) if folder.exists() else {}),
+        **{
+            mark: text
+            for name, (folder, markdown) in measured.items()
+            if folder.exists()
+            for mark, text in benchmark.blocks(name, folder, markdown).items()
+        },
         "variants": rescue.markdown(variants_table()),
     }
 

@@ -62,7 +62,7 @@ class Display:
             self._shown["accuracy"] = f"{line['validation/accuracy']:.1%}"
         for images_per_second in speed.values():
             self._shown["images/s"] = f"{images_per_second:.0f}"
-        self._bar.set_postfix(self._shown)
+        self._bar.set_postfix(self._shown, refresh=False)  # with the next update
         self._steps, self._since = 0, time.perf_counter()
 
     def close(self) -> None:

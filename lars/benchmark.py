@@ -402,11 +402,15 @@ def markdown(table: pd.DataFrame) -> str:
     return text
 
 
-def benchmark_blocks(folder: Path) -> dict[str, str]:
-    """The texts for the marks ``benchmark`` and ``benchmark-provenance`` of a page.
+def blocks(
+    name: str, folder: Path, markdown: Callable[[pd.DataFrame], str]
+) -> dict[str, str]:
+    """The texts for the marks ``NAME`` and ``NAME-provenance`` of a page.
 
     Args:
-        folder: where ``benchmark.csv`` and ``provenance.json`` are.
+        name: ``benchmark``, for one.
+        folder: where ``NAME.csv`` and ``provenance.json`` are.
+        markdown: what shows the table.
 
     Raises:
         ValueError: if the code of the measurement is in no commit.
@@ -414,13 +418,13 @@ def benchmark_blocks(folder: Path) -> dict[str, str]:
     (session,) = json.loads((folder / "provenance.json").read_text())
     if session["commit"] is None or session["uncommitted_changes"]:
         raise ValueError(
-            f"the benchmark of {session['started']} ran on code that is in no commit: "
+            f"the {name} of {session['started']} ran on code that is in no commit: "
             "commit, and measure again."
         )
     device, versions = session["device"], session["versions"]
     return {
-        "benchmark": markdown(results.read_table(folder / "benchmark.csv")),
-        "benchmark-provenance": (
+        name: markdown(results.read_table(folder / f"{name}.csv")),
+        f"{name}-provenance": (
             f"One run of {session['seconds']:.0f} seconds on {device['count']} "
             f"{device['platform']} device(s), {device['kind']}; "
             f"{', '.join(f'{k} {v}' for k, v in versions.items())}; "

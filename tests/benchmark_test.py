@@ -156,7 +156,7 @@ def kept(tmp_path, tiny_table):
 
 
 def test_the_page_gets_the_table_that_was_kept(kept, tiny_table):
-    blocks = benchmark.benchmark_blocks(kept())
+    blocks = benchmark.blocks("benchmark", kept(), benchmark.markdown)
     assert blocks["benchmark"] == benchmark.markdown(tiny_table)
     for arm in (*benchmark.ARMS, benchmark.MUON):
         assert f"| `{arm}` " in blocks["benchmark"]
@@ -171,7 +171,7 @@ def test_the_page_gets_the_table_that_was_kept(kept, tiny_table):
 @pytest.mark.parametrize("change", [{"commit": None}, {"uncommitted_changes": True}])
 def test_measurements_of_unknown_code_are_not_published(kept, change):
     with pytest.raises(ValueError, match="in no commit"):
-        benchmark.benchmark_blocks(kept(**change))
+        benchmark.blocks("benchmark", kept(**change), benchmark.markdown)
 
 
 def call(*flags):
