@@ -14,6 +14,7 @@ Cloud TPU), with ``--coordinator_address``, ``--num_processes`` and ``--process_
 they are told.
 """
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
     with (
         Interruption() as interruption,
         Checkpoints(folder / "checkpoints") as checkpoints,
+        contextlib.ExitStack() as stack,
     ):
         with command.reported_errors():
             restored = checkpoints.restore_newest(compiled.like)
@@ -62,7 +64,9 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
         session = results.Session(folder, first_step=step)
         writer = MetricsWriter(folder, step)
         display = Display(config.num_steps, step, config.batch_size)
-        batches = source.batches(config.seed, step, config.batch_size)
+        batches = stack.enter_context(
+            contextlib.closing(source.batches(config.seed, step, config.batch_size))
+        )
 
         while step < config.num_steps:
             progress, seen = compiled.step(progress, run, source.data, next(batches))

@@ -1,6 +1,7 @@
 """Where the batches of a single run come from, on the devices of a mesh."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -35,8 +36,13 @@ class Source(Protocol):
         """The splits that are evaluated after the last step."""
         ...
 
-    def batches(self, seed: int, first_step: int, batch_size: int) -> Iterator[Any]:
-        """What the steps from one on are made on: positions, or images."""
+    def batches(
+        self, seed: int, first_step: int, batch_size: int
+    ) -> Generator[Any, None, None]:
+        """What the steps from one on are made on: positions, or images.
+
+        To be closed, which ends the processes that read ahead.
+        """
         ...
 
     def parts(self, name: str, batch_size: int) -> Iterator[Part]:
@@ -59,7 +65,7 @@ class InMemory:
 
     def batches(
         self, seed: int, first_step: int, batch_size: int
-    ) -> Iterator[jax.Array]:
+    ) -> Generator[jax.Array, None, None]:
         """The positions [batch_size] of each step's images, split among the devices."""
         count = self.num_train
         whole, parts = replicated(self._mesh), split(self._mesh)
@@ -117,21 +123,25 @@ class Streamed:
             replicated(mesh),
         )
 
-    def batches(self, seed: int, first_step: int, batch_size: int) -> Iterator[Split]:
+    def batches(
+        self, seed: int, first_step: int, batch_size: int
+    ) -> Generator[Split, None, None]:
         """The images and labels of each step, one batch ahead of the step."""
-        ahead = None
-        for batch in self._stream.train_batches(
+        reading = self._stream.train_batches(
             seed=seed,
             batch_size=batch_size,
             first_step=first_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_workers=self._num_workers,
-        ):
-            following = put_parts(batch, split(self._mesh))
-            if ahead is not None:
-                yield ahead
-            ahead = following
+        )
+        ahead = None
+        with contextlib.closing(reading):
+            for batch in reading:
+                following = put_parts(batch, split(self._mesh))
+                if ahead is not None:
+                    yield ahead
+                ahead = following
 
     def parts(self, name: str, batch_size: int) -> Iterator[Part]:
         """Images in their order, the last part filled up."""

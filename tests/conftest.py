@@ -22,3 +22,13 @@ jax.config.update("jax_disable_most_optimizations", True)
 def digits(tmp_path_factory):
     """The embedded data, prepared from scratch in a place of the tests' own."""
     return datasets.load("digits", str(tmp_path_factory.mktemp("tfds")))
+
+
+@pytest.fixture(scope="session")
+def photos_dir(tmp_path_factory):
+    """Where a few dozen JPEG images are, as tensorflow-datasets writes them."""
+    from tests.photos import Photos
+
+    place = str(tmp_path_factory.mktemp("photos"))
+    Photos(data_dir=place, file_format="array_record").download_and_prepare()
+    return place

@@ -7,79 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib.cbook
 import numpy as np
 import pytest
-import sklearn.datasets
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from lars import data as datasets
 from lars.data import streaming
+from tests.photos import TRAIN, Photos, jpeg
 
 SIZE = 24
-TRAIN, TEST = 30, 7
-
-
-class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Parts of three photographs, each its own class, so that a label names an image.
-
-    The test images have no labels, as ImageNet's have none; and its splits and names.
-    """
-
-    name = "photos"
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(encoding_format="jpeg"),
-                    "label": tfds.features.ClassLabel(num_classes=TRAIN + TEST),
-                    "file_name": tfds.features.Text(),
-                }
-            ),
-        )
-
-    def _split_generators(self, dl_manager):
-        return {
-            "train": self._generate_examples(0, TRAIN),
-            "validation": self._generate_examples(TRAIN, TRAIN + TEST),
-            "test": self._generate_examples(TRAIN + TEST, TRAIN + TEST + 3),
-        }
-
-    def _generate_examples(self, first, stop):
-        for i in range(first, stop):
-            label = i if i < TRAIN + TEST else -1
-            yield i, {"image": io.BytesIO(jpeg(i)), "label": label, "file_name": f"{i}"}
-
-
-def jpeg(i, quality=90):
-    """The file of an image. All sizes and positions differ, and some are grey."""
-    paths = [
-        *sklearn.datasets.load_sample_images().filenames,
-        matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False),
-    ]
-    rng = np.random.default_rng(i)
-    with Image.open(paths[i % 3]) as photo:
-        left, upper, width, height = rng.integers([0, 0, 30, 30], [300, 300, 180, 120])
-        part = photo.crop((left, upper, left + width, upper + height))
-    file = io.BytesIO()
-    part.convert("L" if i % 10 == 9 else "RGB").save(file, "JPEG", quality=quality)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    place = str(tmp_path_factory.mktemp("tfds"))
-    Photos(data_dir=place, file_format="array_record").download_and_prepare()
-    return place
-
-
-@pytest.fixture(scope="module")
-def photos(data_dir):
-    return datasets.stream("photos", SIZE, data_dir)
+def photos(photos_dir):
+    return datasets.stream("photos", SIZE, photos_dir)
 
 
 def take(count, iterator):
@@ -194,17 +135,17 @@ def test_training_resumes_from_a_state_with_or_without_workers(photos, num_worke
         assert_same(take(4, again), whole[3:])
 
 
-def test_workers_need_no_absl_program(data_dir):
+def test_workers_need_no_absl_program(photos_dir):
     program = f"""
 from lars import data
 
 if __name__ == "__main__":
-    photos = data.stream("photos", {SIZE}, {data_dir!r})
+    photos = data.stream("photos", {SIZE}, {photos_dir!r})
     for part in range(2):
         batches = photos.evaluation_batches("test", 4, part, 2, num_workers=1)
         print([batch.labels[mask].tolist() for batch, mask in batches])
 """
-    file = Path(data_dir) / "program.py"
+    file = Path(photos_dir) / "program.py"
     file.write_text(program)
     run = subprocess.run(
         [sys.executable, "-W", "error", str(file)], capture_output=True, text=True
@@ -327,7 +268,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, bad):
         list(damaged.evaluation_batches("test", 4))
 
 
-def test_what_does_not_fit_is_refused(photos, digits, data_dir, tmp_path):
+def test_what_does_not_fit_is_refused(photos, digits, photos_dir, tmp_path):
     refused = [
         ({"process_count": 3}, "multiple of the 3 processes, got 4"),
         ({"batch_size": 0}, "at least 1"),
@@ -343,10 +284,10 @@ def test_what_does_not_fit_is_refused(photos, digits, data_dir, tmp_path):
     with pytest.raises(ValueError, match="train, validation, test, got 'tset'"):
         photos.evaluation_batches("tset", 4)
     with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
-        datasets.stream("photos", 0, data_dir)
+        datasets.stream("photos", 0, photos_dir)
     with pytest.raises(ValueError, match="stream reads images of all sizes"):
-        datasets.load("photos", data_dir)
+        datasets.load("photos", photos_dir)
     with pytest.raises(ValueError, match="load reads them"):
         datasets.stream("digits", SIZE, str(tmp_path))
     with pytest.raises(ValueError, match="did you mean photos"):
-        datasets.stream("photo", SIZE, data_dir)
+        datasets.stream("photo", SIZE, photos_dir)

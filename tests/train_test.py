@@ -268,6 +268,30 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(environment, tmp_path):
     assert "--workdir is missing" in missing.stderr
 
 
+def test_a_streamed_run_goes_on_with_the_images_that_it_would_have_seen(
+    environment, photos_dir, tmp_path
+):
+    # JPEG files of many sizes, decoded and cropped by a process of their own.
+    flags = ("--config.dataset=photos", "--config.image_size=16", "--config.seed=3")
+    flags += ("--config.data_workers=1", "--config.batch_size=10")
+    flags += ("--config.log_every=1", "--config.evaluate_every=12")
+    place = {"TFDS_DATA_DIR": str(photos_dir)}
+    code, out, err = call(environment, tmp_path / "whole", *flags, **place)
+    assert code == 0, err
+    assert "test accuracy" in out
+    process = start(environment, tmp_path / "run", *flags, **place)
+    file = tmp_path / "run" / "metrics.jsonl"
+    while not (file.exists() and file.read_text().count("\n") > 5):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.communicate(timeout=60)  # the process that decodes ends as well
+    assert len(lines(tmp_path / "run")) < 25
+    code, _, err = call(environment, tmp_path / "run", *flags, **place)
+    assert code == 0, err
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
 FIRST_STEPS = ("--config.num_steps=8",)
 
 

@@ -9,6 +9,10 @@ For sets whose images vary in size, or are too many to be held: ImageNet and the
 import dataclasses
 import io
 import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -328,4 +332,20 @@ def _read_ahead(batches: Any, num_workers: int) -> Any:
         # Grain's workers set flags, also where no program has parsed any.
         flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=num_workers)
-    return iter(dataset.mp_prefetch(options))
+    return iter(dataset.mp_prefetch(options, worker_init_fn=_leave_with_parent))
+
+
+def _leave_with_parent(worker_index: int, worker_count: int) -> None:
+    """Ends this worker when the process that it reads for is gone.
+
+    A process that is killed cannot end its workers, and Grain's wait for it for ever.
+    """
+    del worker_index, worker_count
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
