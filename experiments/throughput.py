@@ -28,7 +28,7 @@ from lars import results, throughput
 
 CONFIGS = flags.DEFINE_list(
     "configs",
-    ["digits_mlp", "fashion_mnist_cnn", "cifar10_cnn"],
+    ["digits_mlp", "fashion_mnist_cnn"],
     "Which single runs, files of configs/.",
 )
 ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each is timed.")
