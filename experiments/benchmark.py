@@ -10,15 +10,15 @@ measures some of the trees, ``--quick`` small ones, ``--rounds`` less or more of
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import pandas as pd
-from absl import app, flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from experiments import command
-from experiments.setup import check_count
+from experiments.setup import check_count, check_positive
 from lars import benchmark, results
 
 TREES = flags.DEFINE_list("trees", None, "Which trees, such as resnet50,vmap.")
@@ -29,22 +29,19 @@ SECONDS = flags.DEFINE_float(
 QUICK = flags.DEFINE_bool("quick", False, "Small trees, to try the command.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(workdir: str) -> None:
     """Measures the chosen trees, then prints the table."""
     cases = benchmark.cases(QUICK.value)
     with command.reported_errors():
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}")
         check_count("rounds", ROUNDS.value)
-        if not SECONDS.value > 0:
-            raise ValueError(f"seconds must be above 0, got {SECONDS.value}.")
+        check_positive("seconds", SECONDS.value)
         names = TREES.value or list(cases)
         for name in names:
             if name not in cases:
                 raise ValueError(f"trees are {', '.join(cases)}, got {name!r}.")
         settings = {"trees": names, "quick": QUICK.value, "rounds": ROUNDS.value}
         settings["seconds"] = SECONDS.value
-        folder = results.claim(str(command.WORKDIR.value), settings)
+        folder = results.claim(workdir, settings)
 
     # What is compiled is to be timed, not to be found from an earlier run.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -76,27 +73,11 @@ def main(argv: Sequence[str]) -> None:
                     benchmark.measure(name, case, ROUNDS.value, SECONDS.value, doing)
                 )
                 results.write_table(file, pd.concat(tables))
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
     finally:
         session.record(seconds=round(time.monotonic() - started, 1))
     print(benchmark.markdown(pd.concat(tables)))
     print(f"\nAll columns: {file}")
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    with command.reported_errors():
-        try:
-            rest = flags.FLAGS(argv)
-            if command.CONFIG.present:
-                raise ValueError("this command has no --config")
-            return rest
-        except flags.Error as error:
-            raise ValueError(str(error)) from error
-
-
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)  # JAX narrates at INFO
-    flags.mark_flag_as_required("workdir")
-    app.run(main, flags_parser=_parse)
+    command.run_measurement(main)

@@ -44,6 +44,37 @@ def run(
     app.run(parsed_main, flags_parser=_parse)
 
 
+def run_measurement(main: Callable[[str], None]) -> None:
+    """Parses the flags of a command without a configuration; calls ``main(workdir)``.
+
+    Errors and interruptions end it as in `run`.
+    """
+    logging.set_verbosity(logging.WARNING)
+    flags.mark_flag_as_required("workdir")
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        with reported_errors():
+            try:
+                rest = flags.FLAGS(argv)
+            except flags.Error as error:
+                raise ValueError(str(error)) from error
+            if CONFIG.present:
+                raise ValueError("this command has no --config")
+            if len(rest) > 1:
+                raise ValueError(f"unexpected argument {rest[1]!r}")
+            return rest
+
+    def parsed_main(argv: Sequence[str]) -> None:
+        del argv
+        try:
+            main(str(WORKDIR.value))
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(parsed_main, flags_parser=parse)
+
+
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
     """Ends the command with the message of an error in what the user asked for."""

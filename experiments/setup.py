@@ -88,6 +88,12 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
 
 
+def check_positive(name: str, value: float) -> None:
+    """Raises ValueError unless the value is above zero."""
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}.")
+
+
 def check_seed(value: Any) -> None:
     """Raises ValueError unless the value is a seed: an int32 that is not negative."""
     if not isinstance(value, int) or not 0 <= value < 2**31:

@@ -18,11 +18,11 @@ import time
 from typing import IO, Any, NamedTuple
 
 import pandas as pd
-from absl import app, flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from experiments import command
-from experiments.setup import check_count
+from experiments.setup import check_count, check_positive
 from experiments.timed import JOBS
 from lars import results, throughput
 
@@ -79,20 +79,17 @@ class Worker(NamedTuple):
         )
 
 
-def main(argv: list[str]) -> None:
+def main(workdir: str) -> None:
     """Starts all processes, times them in turns, then prints the table."""
     with command.reported_errors():
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}")
         check_count("rounds", ROUNDS.value)
-        if not SECONDS.value > 0:
-            raise ValueError(f"seconds must be above 0, got {SECONDS.value}.")
+        check_positive("seconds", SECONDS.value)
         for name in CONFIGS.value:
             if importlib.util.find_spec(f"configs.{name}") is None:
                 raise ValueError(f"configs: there is no configs/{name}.py.")
         settings = {"configs": CONFIGS.value, "rounds": ROUNDS.value}
         settings["seconds"], settings["sweep"] = SECONDS.value, SWEEP.value
-        folder = results.claim(str(command.WORKDIR.value), settings)
+        folder = results.claim(workdir, settings)
 
     file = folder / "throughput.csv"
     for earlier in (file, folder / "provenance.json"):
@@ -147,6 +144,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)
-    flags.mark_flag_as_required("workdir")
-    app.run(main)
+    command.run_measurement(main)

@@ -118,10 +118,14 @@ def test_the_command_times_what_there_is(tmp_path):
         ("--configs=digit", "there is no configs/digit.py"),
         ("--rounds=0", "rounds must be a whole number of at least 1, got 0"),
         ("--seconds=-1", "seconds must be above 0, got -1.0"),
+        ("--wrkdir=x", "wrkdir"),
+        ("--config=configs/rescue.py", "has no --config"),
+        ("extra", "unexpected argument 'extra'"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_timed(tmp_path, flag, message):
     done = call(tmp_path, flag)
     assert done.returncode == 2
     assert message in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
