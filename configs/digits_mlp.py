@@ -37,7 +37,8 @@ def get_config(optimizer: str = "recommended") -> config_dict.ConfigDict:
             "settings": arm["settings"],
             "learning_rate": arm["learning_rate"],
         },
-        log_every=20,
-        evaluate_every=20,
+        steps_per_call=50,
+        log_every=50,
+        evaluate_every=50,
         checkpoint_every=100,
     )

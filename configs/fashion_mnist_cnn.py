@@ -21,7 +21,7 @@ def get_config() -> config_dict.ConfigDict:
     return run_config(
         dataset="fashion_mnist",
         model={**models.SMALL_CNN},
-        num_steps=14 * steps_per_epoch,
+        num_steps=20 * steps_per_epoch,
         batch_size=BATCH_SIZE,
         schedule={
             "decay": "quadratic",

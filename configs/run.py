@@ -12,6 +12,9 @@ def run_config(**settings: Any) -> config_dict.ConfigDict:
             # With a size, images are streamed from disk and cropped to it.
             "image_size": config_dict.placeholder(int),
             "data_workers": 0,  # processes that decode images that are streamed
+            # Steps that are made between two looks at metrics, signals and checkpoints:
+            # many where a step is shorter than some milliseconds.
+            "steps_per_call": 1,
             "microbatches": 1,
             "label_smoothing": 0.0,
             "augmentation": {"crop_padding": 0, "flip": False},

@@ -46,6 +46,18 @@ def plan_of(config: Config) -> Plan:
             f"evaluate_every must be a multiple of log_every ({config.log_every}), "
             f"got {config.evaluate_every}."
         )
+    check_count("steps_per_call", config.steps_per_call)
+    for name in ("log_every", "checkpoint_every"):
+        if config[name] % config.steps_per_call:
+            raise ValueError(
+                f"{name} must be a multiple of steps_per_call "
+                f"({config.steps_per_call}), got {config[name]}."
+            )
+    if config.image_size is not None and config.steps_per_call > 1:
+        raise ValueError(
+            "steps_per_call must be 1 where images are streamed (image_size "
+            f"{config.image_size}), got {config.steps_per_call}."
+        )
     check_count("microbatches", config.microbatches)
     check_seed(config.seed)
     check_learning_rate(config.optimizer.learning_rate)
@@ -86,6 +98,7 @@ def plan_of(config: Config) -> Plan:
         source,
         mesh,
         run,
+        batch_size=config.batch_size,
         placement=config.placement,
         log_every=config.log_every,
         eval_batch_size=config.eval_batch_size,

@@ -42,32 +42,32 @@ def single_run(name: str, seconds: float) -> Timed:
     config = importlib.import_module(f"configs.{name}").get_config()
     plan = plan_of(config)
     run, source, compiled = plan.run, plan.source, plan.compiled
-    size = config.batch_size
+    size, per_call = config.batch_size, config.steps_per_call
     progress = compiled.init(run, source.data)
     images = standardise(
         source.data.train.images[:1], source.data.mean, source.data.deviation
     )
     forward = throughput.forward_flops(plan.model, progress.state.variables, images[0])
-    ready = list(itertools.islice(source.batches(config.seed, 0, size), 2))
+    batches = source.batches(config.seed, size, 0, sys.maxsize, per_call)
+    ready = list(itertools.islice(batches, 2))
 
-    def bare(steps: int) -> None:
+    def bare(calls: int) -> None:
         """The steps alone, on batches that are there already."""
         nonlocal progress
-        for step in range(steps):
-            progress, _ = compiled.step(progress, run, source.data, ready[step % 2])
+        for call in range(calls):
+            progress, _ = compiled.advance(progress, run, source.data, ready[call % 2])
         jax.block_until_ready(progress)
 
     step = 0
-    batches = source.batches(config.seed, step, size)
 
-    def whole(steps: int) -> None:
+    def whole(calls: int) -> None:
         """The steps with batches, bar and metrics, as `experiments.train` has them."""
         nonlocal progress, step
-        display = Display(steps, 0, size)
-        for _ in range(steps):
-            progress, seen = compiled.step(progress, run, source.data, next(batches))
-            step += 1
-            display.step(seen.loss)
+        display = Display(step + calls * per_call, step, size)
+        for batch in itertools.islice(batches, calls):
+            progress, seen = compiled.advance(progress, run, source.data, batch)
+            step += per_call
+            display.reached(step, seen.loss)
             if step % config.log_every == 0:
                 speed = display.speed(seen.loss)
                 line = {"train/batch_loss": progress.mean_loss()}
@@ -77,12 +77,13 @@ def single_run(name: str, seconds: float) -> Timed:
 
     bare(2)
     whole(2)
-    steps = max(2, round(seconds / 2 / _seconds(bare, 2) * 2))
+    calls = max(2, round(seconds / 2 / _seconds(bare, 2) * 2))
 
     def measure() -> dict[str, float]:
         ordered = [("seconds", whole), ("device_seconds", bare)]
         np.random.default_rng(step).shuffle(ordered)
-        return {name: _seconds(loop, steps) / (steps * size) for name, loop in ordered}
+        images = calls * per_call * size
+        return {name: _seconds(loop, calls) / images for name, loop in ordered}
 
     device = _device()
     return Timed(throughput.training_flops(forward, 1), device, measure)

@@ -65,13 +65,21 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
         writer = MetricsWriter(folder, step)
         display = Display(config.num_steps, step, config.batch_size)
         batches = stack.enter_context(
-            contextlib.closing(source.batches(config.seed, step, config.batch_size))
+            contextlib.closing(
+                source.batches(
+                    config.seed,
+                    config.batch_size,
+                    step,
+                    config.num_steps,
+                    config.steps_per_call,
+                )
+            )
         )
 
-        while step < config.num_steps:
-            progress, seen = compiled.step(progress, run, source.data, next(batches))
-            step += 1
-            display.step(seen.loss)
+        for batch in batches:
+            progress, seen = compiled.advance(progress, run, source.data, batch)
+            step = min(step + config.steps_per_call, config.num_steps)
+            display.reached(step, seen.loss)
             is_last = step == config.num_steps
 
             if step % config.log_every == 0 or is_last:
@@ -99,7 +107,7 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
                 last |= compiled.evaluate(progress, source, split)
         else:
             first = int(progress.diverged_at)
-            batch = next(source.batches(config.seed, first, config.batch_size))
+            batch = source.batch(config.seed, config.batch_size, first)
             last |= where_it_began(plan.model, progress, source, batch)
         writer.write(last, {})
         session.record(seconds=round(time.monotonic() - started, 1))

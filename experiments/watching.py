@@ -27,33 +27,33 @@ class Display:
         )
         self._batch_size = batch_size
         self._ahead: collections.deque[jax.Array] = collections.deque()
-        self._steps = 0
+        self._step, self._timed_from = first_step, first_step
         self._since: float | None = None
         self._shown: dict[str, str] = {}
 
-    def step(self, loss: jax.Array) -> None:
-        """Counts a step that was sent to the devices.
+    def reached(self, step: int, loss: jax.Array) -> None:
+        """Counts the steps that were sent to the devices; the loss is that of the last.
 
-        The host runs two steps ahead, so that the devices never wait for it, and no
+        The host runs two calls ahead, so that the devices never wait for it, and no
         more, so that the bar tells the truth and batches do not pile up.
         """
         self._ahead.append(loss)
         if len(self._ahead) > 2:
             self._ahead.popleft().block_until_ready()
-        if self._since is None:  # the first step, which is compiled before it is made
+        self._bar.update(step - self._step)
+        self._step = step
+        if self._since is None:  # the first call, which is compiled before it is made
             loss.block_until_ready()
-            self._since = time.perf_counter()
-        else:
-            self._steps += 1
-        self._bar.update()
+            self._timed_from, self._since = step, time.perf_counter()
 
     def speed(self, loss: jax.Array) -> dict[str, float]:
         """Images a second since the last metrics, up to the step of this loss."""
         loss.block_until_ready()
-        if not self._steps or self._since is None:
+        steps = self._step - self._timed_from
+        if not steps or self._since is None:
             return {}
         seconds = time.perf_counter() - self._since
-        return {"images_per_second": self._steps * self._batch_size / seconds}
+        return {"images_per_second": steps * self._batch_size / seconds}
 
     def show(self, line: dict[str, Any], speed: dict[str, float]) -> None:
         """Shows metrics beside the bar. From here on the speed is measured anew."""
@@ -63,7 +63,7 @@ class Display:
         for images_per_second in speed.values():
             self._shown["images/s"] = f"{images_per_second:.0f}"
         self._bar.set_postfix(self._shown, refresh=False)  # with the next update
-        self._steps, self._since = 0, time.perf_counter()
+        self._timed_from, self._since = self._step, time.perf_counter()
 
     def close(self) -> None:
         """Leaves the bar as it is."""

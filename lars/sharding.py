@@ -23,9 +23,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh) -> NamedSharding:
-    """A part of the first axis on every device."""
-    return NamedSharding(mesh, PartitionSpec(AXIS))
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """A part of one axis on every device."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXIS))
 
 
 def shardings_of(tree: Any, mesh: Mesh, placement: str) -> Any:
@@ -70,7 +70,7 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def put_parts(tree: Any, sharding: NamedSharding) -> Any:
-    """Joins the parts that the hosts have of arrays along their first axis."""
+    """Joins the parts that the hosts have of arrays along the axis that is split."""
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
     )

@@ -1,8 +1,7 @@
-"""One long run: the steps of `lars.training` from a loop on the host.
+"""One long run: the steps of `lars.training`, a few a call, from a loop on the host.
 
-A loop here and not a compiled one, so that checkpoints and metrics fit between steps;
-and because in a compiled loop XLA's CPU backend makes convolutions some sixty times
-slower.
+So checkpoints and metrics fit between calls; and where steps are short, one call makes
+many, so that the devices do not wait for Python.
 """
 
 from collections.abc import Callable
@@ -15,9 +14,8 @@ from jax.sharding import Mesh
 
 from lars.data import Data, Split, standardise
 from lars.models import Model, Variables
-from lars.optimizer import trust_ratios
 from lars.rules import flatten_with_path, path_string
-from lars.sharding import replicated, shardings_of
+from lars.sharding import replicated, shardings_of, split
 from lars.sources import Part, Source
 from lars.training import (
     Report,
@@ -25,6 +23,7 @@ from lars.training import (
     State,
     Sums,
     Training,
+    epoch_order,
     metrics_of,
 )
 
@@ -33,6 +32,7 @@ class Progress(NamedTuple):
     """Everything that a run carries from step to step, and a checkpoint holds."""
 
     state: State
+    order: jax.Array | None  # [N], int32: of the images of this epoch, held in memory
     loss_sum: jax.Array  # float32: of the steps since the last line of metrics
     loss_count: jax.Array  # float32: how many these are
     diverged_at: jax.Array  # int32: the step whose loss was not finite, or -1
@@ -46,8 +46,9 @@ class Compiled(NamedTuple):
     """The functions of a run on the devices of a mesh."""
 
     init: Callable[[Run, Data], Progress]
-    step: Callable[[Progress, Run, Data, Any], tuple[Progress, Report]]
-    """Takes the progress over: it cannot be used again."""
+    advance: Callable[[Progress, Run, Data, Any], tuple[Progress, Report]]
+    """Makes steps on what `Source.batches` yields; returns the progress and the report
+    of the last one. The given progress cannot be used again."""
     evaluate: Callable[[Progress, Source, str], dict[str, float]]
     """The loss and the accuracy on a split, as metrics."""
     like: Progress
@@ -60,6 +61,7 @@ def compile_run(
     mesh: Mesh,
     run: Run,
     *,
+    batch_size: int,
     placement: str,
     log_every: int,
     eval_batch_size: int,
@@ -74,32 +76,64 @@ def compile_run(
         source: where the batches come from.
         mesh: the devices.
         run: whose shapes are compiled for.
+        batch_size: images a step.
         placement: where the parameters are, as in `lars.sharding.shardings_of`.
         log_every: the mean loss of the steps begins anew after as many.
         eval_batch_size: images that are evaluated at a time; rounded up to what the
             devices can share.
     """
 
+    count = source.num_train
+
     def init(run: Run, data: Data) -> Progress:
         # No two the same array: each is given away by itself.
         state = training.init(run, data)
-        return Progress(state, jnp.zeros(()), jnp.zeros(()), jnp.int32(-1))
+        order = (
+            epoch_order(run.seed, jnp.int32(0), count) if source.is_in_memory else None
+        )
+        return Progress(state, order, jnp.zeros(()), jnp.zeros(()), jnp.int32(-1))
+
+    def batch_in(
+        order: jax.Array, run: Run, number: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The order of the epoch of a step, and its positions, as `batch_positions`."""
+        epoch, in_epoch = jnp.divmod(number, count // batch_size)
+        order = jax.lax.cond(
+            in_epoch == 0,
+            lambda order: epoch_order(run.seed, epoch, count),
+            lambda order: order,
+            order,
+        )
+        batch = jax.lax.dynamic_slice_in_dim(order, in_epoch * batch_size, batch_size)
+        return order, jax.lax.with_sharding_constraint(batch, split(mesh))
 
     def step(
         progress: Progress, run: Run, data: Data, batch: jax.Array | Split
     ) -> tuple[Progress, Report]:
-        state, loss_sum, loss_count, diverged_at = progress
+        state, order, loss_sum, loss_count, diverged_at = progress
+        if order is not None:
+            assert not isinstance(batch, Split)
+            order, batch = batch_in(order, run, batch)
         following, report = training.step(state, run, data, batch)
         was_fine = diverged_at < 0
         is_fine = was_fine & jnp.isfinite(report.loss)
         begins = state.step % log_every == 0
         after = Progress(
             jax.tree.map(lambda a, b: jnp.where(is_fine, a, b), following, state),
+            order,
             jnp.where(begins, 0, loss_sum) + report.loss,
             jnp.where(begins, 0, loss_count) + 1,
             jnp.where(was_fine & ~is_fine, state.step, diverged_at),
         )
         return after, report
+
+    def advance(
+        progress: Progress, run: Run, data: Data, batches: jax.Array | Split
+    ) -> tuple[Progress, Report]:
+        progress, reports = jax.lax.scan(
+            lambda progress, batch: step(progress, run, data, batch), progress, batches
+        )
+        return progress, jax.tree.map(lambda x: x[-1], reports)
 
     def sums_of(state: State, data: Data, part: Part) -> Sums:
         images, positions, mask = part
@@ -127,8 +161,8 @@ def compile_run(
 
     return Compiled(
         init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(
-            step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))
+        advance=jax.jit(
+            advance, donate_argnums=0, out_shardings=(shardings, replicated(mesh))
         ),
         evaluate=evaluate,
         like=like,
@@ -142,18 +176,16 @@ def layer_metrics(progress: Progress, report: Report) -> dict[str, float]:
     """
     params = progress.state.variables["params"]
     names = [path_string(path) for path, _ in flatten_with_path(params)[0]]
-    kinds: dict[str, Any] = {
-        "weight_norm": np.asarray(report.weight_norms),
-        "gradient_norm": np.asarray(report.gradient_norms),
+    held = jax.device_get(report)
+    kinds = {
+        "weight_norm": held.weight_norms,
+        "gradient_norm": held.gradient_norms,
+        "trust_ratio": held.trust_ratios,
     }
-    try:
-        ratios = jax.device_get(trust_ratios(progress.state.opt_state))
-        kinds["trust_ratio"] = [np.asarray(x) for x in jax.tree.leaves(ratios)]
-    except ValueError:
-        pass  # not a LARS
     return {
         f"{kind}/{name}": float(value)
         for kind, values in kinds.items()
+        if values is not None
         for name, value in zip(names, values, strict=True)
     }
 

@@ -1,6 +1,8 @@
 """Where the batches of a single run come from, on the devices of a mesh."""
 
+import collections
 import contextlib
+import itertools
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +14,7 @@ from jax.sharding import Mesh
 from lars import data as datasets
 from lars.data import Data, Split
 from lars.sharding import put, put_parts, replicated, split
-from lars.training import epoch_order, positions_in
+from lars.training import batch_positions
 
 
 class Part(NamedTuple):
@@ -30,6 +32,8 @@ class Source(Protocol):
     """An argument of the compiled functions."""
     num_train: int
     num_classes: int
+    is_in_memory: bool
+    """Whether ``data`` has all images, or shows only their shape."""
 
     @property
     def evaluated(self) -> tuple[str, ...]:
@@ -37,12 +41,23 @@ class Source(Protocol):
         ...
 
     def batches(
-        self, seed: int, first_step: int, batch_size: int
+        self,
+        seed: int,
+        batch_size: int,
+        first_step: int,
+        last_step: int,
+        steps_per_call: int,
     ) -> Generator[Any, None, None]:
-        """What the steps from one on are made on: positions, or images.
+        """What the steps from one up to but without another are made on.
 
-        To be closed, which ends the processes that read ahead.
+        Of so many steps at a time, at the end of those that are left: the numbers
+        [steps] of the steps, whose images are found in memory, or images and labels
+        [steps, B, ...]. To be closed, which ends the processes that read ahead.
         """
+        ...
+
+    def batch(self, seed: int, batch_size: int, step: int) -> jax.Array | Split:
+        """What one step is made on: positions [B] in memory, or images and labels."""
         ...
 
     def parts(self, name: str, batch_size: int) -> Iterator[Part]:
@@ -53,6 +68,7 @@ class Source(Protocol):
 class InMemory:
     """A whole data set on every device; batches are positions in it."""
 
+    is_in_memory = True
     evaluated = ("train", "validation", "test")
 
     def __init__(self, name: str, mesh: Mesh) -> None:
@@ -64,21 +80,23 @@ class InMemory:
         self._mesh = mesh
 
     def batches(
-        self, seed: int, first_step: int, batch_size: int
+        self,
+        seed: int,
+        batch_size: int,
+        first_step: int,
+        last_step: int,
+        steps_per_call: int,
     ) -> Generator[jax.Array, None, None]:
-        """The positions [batch_size] of each step's images, split among the devices."""
-        count = self.num_train
-        whole, parts = replicated(self._mesh), split(self._mesh)
-        order_of = jax.jit(epoch_order, static_argnums=2, out_shardings=whole)
-        positions_of = jax.jit(positions_in, static_argnums=(2, 3), out_shardings=parts)
-        steps_per_epoch = count // batch_size
-        step, epoch, order = first_step, None, None
-        while True:
-            if step // steps_per_epoch != epoch:
-                epoch = step // steps_per_epoch
-                order = order_of(np.int32(seed), np.int32(epoch), count)
-            yield positions_of(order, np.int32(step), count, batch_size)
-            step += 1
+        """The numbers of the steps: which images these see is decided on the device."""
+        del seed, batch_size
+        for first in range(first_step, last_step, steps_per_call):
+            last = min(first + steps_per_call, last_step)
+            yield put(np.arange(first, last, dtype=np.int32), replicated(self._mesh))
+
+    def batch(self, seed: int, batch_size: int, step: int) -> jax.Array:
+        """The positions [B] of a step's images in the training set."""
+        numbers = jnp.int32(seed), jnp.int32(step)
+        return batch_positions(*numbers, 1, self.num_train, batch_size)[0]
 
     def parts(self, name: str, batch_size: int) -> Iterator[Part]:
         """Positions of images in their order, the last part filled up."""
@@ -97,6 +115,7 @@ class InMemory:
 class Streamed:
     """A data set that each host reads its own part of while the devices compute."""
 
+    is_in_memory = False
     evaluated = ("validation", "test")
 
     def __init__(
@@ -124,9 +143,15 @@ class Streamed:
         )
 
     def batches(
-        self, seed: int, first_step: int, batch_size: int
+        self,
+        seed: int,
+        batch_size: int,
+        first_step: int,
+        last_step: int,
+        steps_per_call: int,
     ) -> Generator[Split, None, None]:
         """The images and labels of each step, one batch ahead of the step."""
+        assert steps_per_call == 1  # `experiments.plan` has seen to it
         reading = self._stream.train_batches(
             seed=seed,
             batch_size=batch_size,
@@ -135,13 +160,20 @@ class Streamed:
             process_count=jax.process_count(),
             num_workers=self._num_workers,
         )
-        ahead = None
+        sharding = split(self._mesh, axis=1)
+        ahead: collections.deque[Split] = collections.deque()
         with contextlib.closing(reading):
-            for batch in reading:
-                following = put_parts(batch, split(self._mesh))
-                if ahead is not None:
-                    yield ahead
-                ahead = following
+            for batch in itertools.islice(reading, last_step - first_step):
+                alone = jax.tree.map(lambda x: x[np.newaxis], batch)
+                ahead.append(put_parts(alone, sharding))
+                if len(ahead) > 1:
+                    yield ahead.popleft()
+            yield from ahead
+
+    def batch(self, seed: int, batch_size: int, step: int) -> Split:
+        """The images and labels of one step."""
+        (batch,) = self.batches(seed, batch_size, step, step + 1, 1)
+        return jax.tree.map(lambda x: x[0], batch)
 
     def parts(self, name: str, batch_size: int) -> Iterator[Part]:
         """Images in their order, the last part filled up."""

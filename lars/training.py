@@ -18,6 +18,7 @@ from lars.data.augmentation import Augmentation, augment
 from lars.init_scales import count_kernels, scale_kernels
 from lars.models import Model, Variables
 from lars.norms import l2_norm
+from lars.optimizer import trust_ratios
 
 MakeOptimizer = Callable[[jax.Array], optax.GradientTransformation]
 
@@ -44,6 +45,7 @@ class Report(NamedTuple):
     loss: jax.Array  # shape=(), float32: the mean over the batch
     weight_norms: jax.Array  # shape=(parameters,), float32, in the order of the tree
     gradient_norms: jax.Array  # the same
+    trust_ratios: jax.Array | None  # the same; None if the optimizer has none
 
 
 class Metrics(NamedTuple):
@@ -179,13 +181,15 @@ def make_training(
         updates, opt_state = make_optimizer(run.learning_rate).update(
             gradients, state.opt_state, params
         )
-        norms = [
+        weight_norms, gradient_norms = (
             jnp.stack([l2_norm(x).astype(jnp.float32) for x in jax.tree.leaves(tree)])
             for tree in (params, gradients)
-        ]
+        )
         params = optax.apply_updates(params, updates)
         state = State(state.step + 1, {**variables, "params": params}, opt_state)
-        return state, Report(loss, *norms)
+        return state, Report(
+            loss, weight_norms, gradient_norms, _trust_ratios(opt_state)
+        )
 
     def advance(
         state: State, run: Run, data: Data, steps: int
@@ -245,14 +249,6 @@ def epoch_order(seed: jax.Array, epoch: jax.Array, num_images: int) -> jax.Array
     """
     _, data_key = jax.random.split(jax.random.key(seed))
     return jax.random.permutation(jax.random.fold_in(data_key, epoch), num_images)
-
-
-def positions_in(
-    order: jax.Array, step: jax.Array, num_images: int, batch_size: int
-) -> jax.Array:
-    """The positions [batch_size] of a step's batch, from the order of its epoch."""
-    first = step % (num_images // batch_size) * batch_size
-    return jax.lax.dynamic_slice_in_dim(order, first, batch_size)
 
 
 def batch_positions(
@@ -330,6 +326,14 @@ def num_kernels(model: Model, data: Data) -> int:
         data,
     )
     return count_kernels(variables["params"])
+
+
+def _trust_ratios(opt_state: optax.OptState) -> jax.Array | None:
+    try:
+        ratios = trust_ratios(opt_state)
+    except ValueError:  # not a LARS
+        return None
+    return jnp.stack(jax.tree.leaves(ratios))
 
 
 def _mean_over_parts(

@@ -45,14 +45,14 @@ def call(environment, *arguments):
 def test_a_training_run_writes_metrics_and_prints_the_test_accuracy(
     environment, tmp_path
 ):
-    command = (*TRAIN, f"--workdir={tmp_path}/run", "--config.num_steps=50")
+    command = (*TRAIN, f"--workdir={tmp_path}/run", "--config.num_steps=120")
     code, out, err = call(environment, *command)
     assert code == 0, err
     lines = [
         json.loads(line)
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
-    assert [line["step"] for line in lines] == [20, 40, 50, 50]
+    assert [line["step"] for line in lines] == [50, 100, 120, 120]
     assert 0 < lines[0]["trust_ratio/hidden_0/kernel"] < 1
     assert lines[2]["train/batch_loss"] < lines[0]["train/batch_loss"]
     assert f"test accuracy {lines[-1]['test/accuracy']:.4f}" in out

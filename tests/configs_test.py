@@ -205,9 +205,10 @@ def test_a_single_run_reads_every_setting_and_makes_two_steps(
     source, compiled = plan.source, plan.compiled
     progress = compiled.init(plan.run, source.data)
     before = jax.device_get(progress.state.variables["params"])
-    batches = source.batches(0, 0, 32)
-    for _ in range(2):
-        progress, report = compiled.step(progress, plan.run, source.data, next(batches))
+    batches = list(source.batches(0, 32, 0, 2, values["steps_per_call"]))
+    assert sum(map(len, batches)) == 2
+    for batch in batches:
+        progress, report = compiled.advance(progress, plan.run, source.data, batch)
         assert np.isfinite(report.loss)
     after = jax.device_get(progress.state.variables["params"])
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):

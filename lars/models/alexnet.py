@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lars.models.convolution import convolve
 from lars.models.model import (
     ComputeDtype,
     Model,
@@ -109,6 +110,7 @@ class _AlexNet(nn.Module):
                     (stride, stride),
                     padding="VALID" if number == 1 and is_full else "SAME",
                     feature_group_count=groups,
+                    conv_general_dilated=convolve,
                     **self._settings(f"conv{number}"),
                 )(x)
             )

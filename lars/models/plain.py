@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lars.models.convolution import convolve
 from lars.models.model import (
     ComputeDtype,
     Model,
@@ -172,7 +173,13 @@ class _CNN(_Network):
     def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
         x, width = images, self.width
         for i in range(self.depth - 1):
-            x = nn.Conv(width, (3, 3), name=f"hidden_{i}", **self.linear_settings())(x)
+            x = nn.Conv(
+                width,
+                (3, 3),
+                conv_general_dilated=convolve,
+                name=f"hidden_{i}",
+                **self.linear_settings(),
+            )(x)
             x = self.normalize_and_activate(x, i, is_training)
             is_last_of_group = (i + 1) % self.convolutions_per_pool == 0
             if is_last_of_group and min(x.shape[1:3]) > 1:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lars.models.convolution import convolve
 from lars.models.model import (
     ComputeDtype,
     Model,
@@ -69,6 +70,7 @@ class _Part(nn.Module):
             (stride, stride),
             padding,
             use_bias=False,
+            conv_general_dilated=convolve,
             dtype=jnp.dtype(self.compute_dtype),
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             name=name,
