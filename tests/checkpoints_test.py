@@ -1,5 +1,6 @@
 """A checkpoint is restored to the bit on any devices, or refused if it is damaged."""
 
+import gc
 import shutil
 
 import jax
@@ -9,6 +10,18 @@ import pytest
 
 from lars.checkpoints import Checkpoints, digest
 from lars.sharding import device_mesh, put, replicated, shardings_of
+
+# Orbax leaves the event loop of a restore that failed to the garbage collector, which
+# complains of it in whatever test it comes to then; so it comes here.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    yield
+    gc.collect()
 
 
 def tree(step):
@@ -100,8 +113,6 @@ def truncate(file):
     file.write_bytes(content[: len(content) // 2])
 
 
-# Orbax leaves the event loop of a restore that failed to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [flip, truncate])
 def test_a_damaged_checkpoint_is_never_restored(tmp_path, damage, capsys):
     whole = tmp_path / "whole"
@@ -131,7 +142,6 @@ def test_a_damaged_checkpoint_is_never_restored(tmp_path, damage, capsys):
         assert checkpoints.restore_newest(like(on(1, 0)))[0] == 20
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_of_something_else_is_not_touched(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(10, {"other": jnp.ones(3)})
@@ -141,7 +151,6 @@ def test_a_checkpoint_of_something_else_is_not_touched(tmp_path):
         assert checkpoints.restore_newest(like({"other": jnp.ones(3)}))[0] == 10
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_when_all_are_damaged_it_says_so(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(10, on(1, 10))

@@ -65,6 +65,27 @@ def test_a_training_run_writes_metrics_and_prints_the_test_accuracy(
     assert "config.seed: there 0, asked for 1" in err
 
 
+def test_a_command_starts_anew_with_memory_in_large_pages(environment, tmp_path):
+    # A module that every process imports when it starts.
+    note = "import os; print(os.environ.get('GLIBC_TUNABLES'))"
+    (tmp_path / "sitecustomize.py").write_text(note)
+    environment = {**environment, "PYTHONPATH": str(tmp_path)}
+    environment.pop("GLIBC_TUNABLES", None)
+    _, out, _ = call(environment, "experiments.command")
+    large = "glibc.malloc.hugetlb=1" if sys.platform == "linux" else None
+    assert out.split() == (["None", large] if large else ["None"])
+    # What the user has chosen stays, and importing starts nothing.
+    environment["GLIBC_TUNABLES"] = "glibc.malloc.tcache_count=7"
+    _, out, _ = call(environment, "experiments.command")
+    assert out.split() == ["glibc.malloc.tcache_count=7"]
+    del environment["GLIBC_TUNABLES"]
+    out = subprocess.run(
+        [sys.executable, "-c", "import experiments"],
+        **{"env": environment, "capture_output": True, "text": True},
+    )
+    assert out.stdout.split() == ["None"]
+
+
 def test_the_result_that_the_configuration_states(environment, tmp_path):
     stated = re.search(r"test accuracy (0\.\d+)", digits_mlp.__doc__)[1]
     code, out, err = call(environment, *TRAIN, f"--workdir={tmp_path}/run")

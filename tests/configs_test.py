@@ -180,24 +180,37 @@ SINGLE_RUNS = {
 
 
 def test_there_are_single_runs():
-    assert {"digits_mlp", "fashion_mnist_cnn"} <= SINGLE_RUNS.keys()
+    assert {
+        *("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn"),
+        *("cifar10_resnet18", "imagenet_resnet50"),
+    } == SINGLE_RUNS.keys()
 
 
 @pytest.mark.parametrize("name", SINGLE_RUNS)
 def test_a_single_run_reads_every_setting_and_makes_two_steps(
-    name, tmp_path, monkeypatch
+    name, photos_dir, tmp_path, monkeypatch
 ):
     # A copy: the digits are prepared beside it. Given by its place, as
     # tensorflow-datasets reads the environment when it is imported and never again.
     place, load = str(shutil.copytree(FIXTURE, tmp_path / "tfds")), datasets.load
     monkeypatch.setattr(datasets, "load", lambda name: load(name, place))
+    stream = datasets.stream
+    monkeypatch.setattr(
+        datasets, "stream", lambda name, size: stream(name, size, photos_dir)
+    )
     monkeypatch.setenv("LARS_CACHE_DIR", str(tmp_path / "cache"))
     values = SINGLE_RUNS[name]
     changes = {"num_steps": 2, "batch_size": 32, "eval_batch_size": 200}
     if values["dataset"] != "digits":  # images of clothes stand for all others
         changes["dataset"] = "fashion_mnist"
-        changes["model"] = {**values["model"], "width": 8}
+        smaller = {"cnn": {"width": 8}, "resnet": {"depth": 18}}[
+            values["model"]["name"]
+        ]
+        changes["model"] = {**values["model"], **smaller}
         changes["schedule"] = {**values["schedule"], "warmup_steps": 1}
+    if values["image_size"] is not None:  # and photographs for those that are streamed
+        changes |= {"dataset": "photos", "image_size": 16, "data_workers": 0}
+        changes |= {"batch_size": 16, "microbatches": 2}
     values = {**values, **changes}
     read = set()
     plan = plan_of(Spy(values, read))
@@ -205,9 +218,9 @@ def test_a_single_run_reads_every_setting_and_makes_two_steps(
     source, compiled = plan.source, plan.compiled
     progress = compiled.init(plan.run, source.data)
     before = jax.device_get(progress.state.variables["params"])
-    batches = list(source.batches(0, 32, 0, 2, values["steps_per_call"]))
-    assert sum(map(len, batches)) == 2
-    for batch in batches:
+    for batch in source.batches(
+        0, values["batch_size"], 0, 2, values["steps_per_call"]
+    ):
         progress, report = compiled.advance(progress, plan.run, source.data, batch)
         assert np.isfinite(report.loss)
     after = jax.device_get(progress.state.variables["params"])

@@ -370,6 +370,14 @@ def test_hosts_that_are_told_half_of_it_are_told_the_rest(environment, tmp_path)
         (["--config.microbatches=3"], r"multiple of 24 \(3 microbatches on 8 dev"),
         (["--config.evaluate_every=3"], r"multiple of log_every \(2\), got 3"),
         (["--config.checkpoint_every=0"], "checkpoint_every .* at least 1, got 0"),
+        (
+            ["--config.steps_per_call=4", "--config.log_every=6"],
+            r"log_every must be a multiple of steps_per_call \(4\), got 6",
+        ),
+        (
+            ["--config.steps_per_call=2", "--config.image_size=16"],
+            r"must be 1 where images are streamed \(image_size 16\), got 2",
+        ),
         (["--config.placement=zero"], "replicated, fsdp, got 'zero'"),
         (["--config.dataset=fashion_mnits"], "did you mean fashion_mnist"),
         (["--config.dataset=cifar10"], "not prepared .*download_and_prepare"),

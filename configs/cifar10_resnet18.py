@@ -1,0 +1,55 @@
+"""One run: ResNet-18 on CIFAR-10 with LARS, batch 4096, for an accelerator.
+
+    python -m experiments.train --config=configs/cifar10_resnet18.py \
+        --workdir=runs/resnet18
+
+Time and result: not measured here yet; there was no accelerator to measure them on. On
+two cores an epoch takes about an hour.
+
+The learning rate is 4 √(B / 512), a rule that others use for ResNet-50 on ImageNet
+(https://github.com/NUS-HPC-AI-Lab/LARS-ImageNet-PyTorch).
+"""
+
+import math
+
+from ml_collections import config_dict
+
+from configs.run import run_config
+
+TRAIN_IMAGES = 45_000
+BATCH_SIZE = 4096
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Returns the configuration."""
+    steps_per_epoch = TRAIN_IMAGES // BATCH_SIZE
+    return run_config(
+        dataset="cifar10",
+        model={
+            "name": "resnet",
+            "depth": 18,
+            "zero_init_last_scale": True,
+            "compute_dtype": "bfloat16",
+        },
+        num_steps=100 * steps_per_epoch,
+        batch_size=BATCH_SIZE,
+        schedule={
+            "decay": "quadratic",
+            "warmup_steps": 5 * steps_per_epoch,
+            "warmup_start": 0.0,
+            "restart_after_warmup": True,
+        },
+        augmentation={"crop_padding": 4, "flip": True},
+        optimizer={
+            "name": "lars",
+            "settings": {
+                "layer": "module",
+                "weight_decay": 5e-4,
+                "weight_decay_mask": {"rank": (2, 4)},
+            },
+            "learning_rate": 4 * math.sqrt(BATCH_SIZE / 512),
+        },
+        log_every=steps_per_epoch,
+        evaluate_every=steps_per_epoch,
+        checkpoint_every=5 * steps_per_epoch,
+    )

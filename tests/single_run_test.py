@@ -1,0 +1,97 @@
+"""The steps of a single run are those of the one training function."""
+
+import jax
+import numpy as np
+import pytest
+
+import lars
+from lars import data as datasets
+from lars.models import mlp
+from lars.sharding import device_mesh
+from lars.single_run import compile_run
+from lars.sources import InMemory
+from lars.training import Run, batch_positions, make_training
+
+# 1077 training images: eight batches an epoch.
+BATCH, STEPS = 128, 20
+
+
+@pytest.fixture
+def run(digits, monkeypatch):
+    """A training function, and the same compiled for one device."""
+    monkeypatch.setattr(datasets, "load", lambda name: digits)
+    model = mlp(
+        10,
+        depth=2,
+        width=16,
+        activation="relu",
+        use_bias=True,
+        normalization="none",
+        compute_dtype="float32",
+    )
+    training = make_training(model, lars.lars, num_steps=STEPS, batch_size=BATCH)
+    run = Run(np.int32(3), np.ones(2, np.float32), np.float32(5.0))
+    mesh = device_mesh(jax.devices()[:1])
+    source = InMemory("digits", mesh)
+    compiled = compile_run(
+        training,
+        source,
+        mesh,
+        run,
+        batch_size=BATCH,
+        placement="replicated",
+        log_every=10,
+        eval_batch_size=100,
+    )
+    return training, run, source, compiled
+
+
+def made(run, source, compiled, steps_per_call):
+    """The end of all steps, and the loss of the last one of every call."""
+    progress, losses = compiled.init(run, source.data), {}
+    step = 0
+    for batch in source.batches(run.seed, BATCH, 0, STEPS, steps_per_call):
+        progress, report = compiled.advance(progress, run, source.data, batch)
+        step += len(batch)
+        losses[step] = float(report.loss)
+    assert step == progress.state.step == STEPS
+    return progress, losses
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 5, 7, 20])
+def test_steps_are_the_same_however_many_a_call_makes(run, steps_per_call):
+    training, run, source, compiled = run
+    advance = jax.jit(training.advance, static_argnums=3)
+    state, losses = advance(training.init(run, source.data), run, source.data, STEPS)
+    progress, seen = made(run, source, compiled, steps_per_call)
+    for step, loss in seen.items():
+        np.testing.assert_allclose(loss, losses[step - 1], rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        progress.state.variables,
+        state.variables,
+    )
+    # Since the last multiple of `log_every`, 10.
+    np.testing.assert_allclose(progress.mean_loss(), losses[10:].mean(), rtol=1e-4)
+
+
+def test_what_a_step_was_made_on_can_be_told_afterwards(run):
+    _, run, source, _ = run
+    for step in (0, 7, 8, 13):
+        expected = batch_positions(run.seed, np.int32(step), 1, 1077, BATCH)
+        np.testing.assert_array_equal(source.batch(3, BATCH, step), expected[0])
+
+
+def test_a_run_that_has_diverged_stays_where_it_was(run):
+    _, run, source, compiled = run
+    run = run._replace(learning_rate=np.float32(1e38))
+    progress = compiled.init(run, source.data)
+    batches = list(source.batches(3, BATCH, 0, STEPS, 5))
+    progress, _ = compiled.advance(progress, run, source.data, batches[0])
+    diverged_at = int(progress.diverged_at)
+    assert 0 < diverged_at < 5
+    kept = jax.device_get(progress.state)
+    assert kept.step == diverged_at
+    progress, _ = compiled.advance(progress, run, source.data, batches[1])
+    assert progress.diverged_at == diverged_at
+    jax.tree.map(np.testing.assert_array_equal, progress.state, kept)
