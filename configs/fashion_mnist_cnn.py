@@ -3,7 +3,7 @@
     python -m experiments.train --config=configs/fashion_mnist_cnn.py \
         --workdir=runs/fashion_mnist
 
-Time: 11 minutes on two cores. Result on a CPU: test accuracy 0.9127.
+Time: 12 and a half minutes on two cores. Result on a CPU: test accuracy 0.9160.
 """
 
 from ml_collections import config_dict

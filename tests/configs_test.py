@@ -203,10 +203,8 @@ def test_a_single_run_reads_every_setting_and_makes_two_steps(
     changes = {"num_steps": 2, "batch_size": 32, "eval_batch_size": 200}
     if values["dataset"] != "digits":  # images of clothes stand for all others
         changes["dataset"] = "fashion_mnist"
-        smaller = {"cnn": {"width": 8}, "resnet": {"depth": 18}}[
-            values["model"]["name"]
-        ]
-        changes["model"] = {**values["model"], **smaller}
+        smaller = {"cnn": {"width": 8}, "resnet": {"depth": 18}}
+        changes["model"] = {**values["model"], **smaller[values["model"]["name"]]}
         changes["schedule"] = {**values["schedule"], "warmup_steps": 1}
     if values["image_size"] is not None:  # and photographs for those that are streamed
         changes |= {"dataset": "photos", "image_size": 16, "data_workers": 0}
