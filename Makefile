@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: rescue figures benchmark test lint types pytest mutants clean
+.PHONY: rescue figures runs benchmark test lint types pytest mutants clean
 
 ## The rescue map on the embedded digits: results/rescue/, and the table
 rescue: .venv/runtime
@@ -14,6 +14,13 @@ rescue: .venv/runtime
 figures: rescue
 	$(BIN)/python -m experiments.rescue --config=configs/rescue.py:search \
 	  --workdir=results/search
+	$(BIN)/python -m experiments.publish
+
+## The single runs of the README: half an hour on two cores, once their data is there
+runs: .venv/runtime
+	for name in digits_mlp fashion_mnist_cnn cifar10_cnn; do \
+	  $(BIN)/python -m experiments.train --config=configs/$$name.py \
+	    --workdir=results/runs/$$name || exit; done
 	$(BIN)/python -m experiments.publish
 
 ## What a step of each optimizer costs in time and memory: results/benchmark/;

@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=configs/cifar10_cnn.py --workdir=runs/cifar10
 
-Time: TIME minutes on two cores. Result on a CPU: test accuracy 0.ACC.
+Time: 18 minutes on two cores. Result on a CPU: test accuracy 0.8214.
 """
 
 from ml_collections import config_dict

@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
-import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
+
+from lars.sharding import on_any_host
 
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other hosts of this job, as the cluster names them."
@@ -49,26 +49,32 @@ def connect() -> None:
             ) from error
 
 
+def together(do: Callable[[], T]) -> T:
+    """What each host does; if it fails on one, all end instead of waiting for it."""
+    result, problem = None, None
+    try:
+        result = do()
+    except Exception as error:
+        problem = error
+    failed = on_any_host(problem is not None)
+    if problem is not None:
+        raise problem
+    if failed:
+        print("error: another host has ended with an error.", file=sys.stderr)
+        sys.exit(2)
+    return cast(T, result)
+
+
 def first(do: Callable[[], T], otherwise: T) -> T:
     """What the first host does for all of them.
-
-    If it fails there, the others end as well instead of waiting for it.
 
     Args:
         do: called on the first host only.
         otherwise: what the others get.
     """
-    if jax.process_count() == 1:
-        return do()
-    result, problem = otherwise, None
-    if jax.process_index() == 0:
-        try:
-            result = do()
-        except Exception as error:
-            problem = error
-    failed = multihost_utils.broadcast_one_to_all(np.int32(problem is not None))
-    if problem is not None:
-        raise problem
-    if failed:
-        sys.exit(2)
-    return result
+    return together(lambda: otherwise if jax.process_index() else do())
+
+
+def first_says(flag: bool) -> bool:
+    """The flag of the first host, on all of them."""
+    return on_any_host(flag and jax.process_index() == 0)

@@ -20,13 +20,14 @@ from lars.schedules import corner_values, learning_rate_schedule
 from lars.sharding import device_mesh
 from lars.single_run import Compiled, compile_run
 from lars.sources import Source, open_source
-from lars.training import Run, num_kernels
+from lars.training import Run, Training, num_kernels
 
 
 class Plan(NamedTuple):
     """A run that can be made."""
 
     model: Model
+    training: Training
     source: Source
     run: Run
     compiled: Compiled
@@ -58,6 +59,7 @@ def plan_of(config: Config) -> Plan:
             "steps_per_call must be 1 where images are streamed (image_size "
             f"{config.image_size}), got {config.steps_per_call}."
         )
+    check_count("data_workers", config.data_workers, least=0)
     check_count("microbatches", config.microbatches)
     check_seed(config.seed)
     check_learning_rate(config.optimizer.learning_rate)
@@ -103,7 +105,7 @@ def plan_of(config: Config) -> Plan:
         log_every=config.log_every,
         eval_batch_size=config.eval_batch_size,
     )
-    return Plan(model, source, jax.device_get(run), compiled)
+    return Plan(model, training, source, jax.device_get(run), compiled)
 
 
 def print_plan(config: Config, plan: Plan) -> None:

@@ -2,11 +2,11 @@
 
     python -m experiments.publish
 
-Takes what there is of ``results/rescue``, ``results/search``, ``results/benchmark`` and
-``results/throughput``, keeps their tables, configurations, provenance and picture under
-``docs/``, and writes the tables into the pages, beside the table of variants, which is
-the code's. What is in docs/ is therefore what the pages say, and a test compares the
-two.
+Takes what there is of ``results/rescue``, ``results/search``, ``results/benchmark``,
+``results/throughput`` and ``results/runs``, keeps their tables, configurations,
+provenance and picture under ``docs/``, and writes the tables into the pages, beside the
+table of variants, which is the code's. What is in docs/ is therefore what the pages
+say, and a test compares the two.
 """
 
 import inspect
@@ -20,11 +20,13 @@ import pandas as pd
 from absl import app
 
 from lars import benchmark, pages, presets, rescue, results, sweep, throughput
+from lars.metrics import finished_metrics
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", DOCS / "rescue.md")
 RESCUES = ("rescue", "search")
+RUNS = ("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn")
 KEPT = {  # of results/NAME, in docs/FOLDER
     "rescue": (
         "rescue/rescue",
@@ -33,6 +35,13 @@ KEPT = {  # of results/NAME, in docs/FOLDER
     "search": ("rescue/search", ("config.json", "results.csv", "provenance.json")),
     "benchmark": ("benchmark", ("benchmark.csv", "provenance.json")),
     "throughput": ("throughput", ("throughput.csv", "provenance.json")),
+    **{
+        f"runs/{name}": (
+            f"runs/{name}",
+            ("config.json", "metrics.jsonl", "provenance.json"),
+        )
+        for name in RUNS
+    },
 }
 
 
@@ -67,6 +76,7 @@ def all_blocks() -> dict[str, str]:
             for mark, text in benchmark.blocks(name, folder, markdown).items()
         },
         "variants": rescue.markdown(variants_table()),
+        **runs_blocks(),
     }
 
 
@@ -88,6 +98,34 @@ def variants_table() -> pd.DataFrame:
         }
         for name, variant in presets.VARIANTS.items()
     )
+
+
+def runs_blocks() -> dict[str, str]:
+    """The single runs whose results are kept in docs/."""
+    rows, sessions = [], []
+    for name in RUNS:
+        folder = DOCS / "runs" / name
+        config = json.loads((folder / "config.json").read_text())
+        last = finished_metrics(folder)
+        if last is None:
+            raise ValueError(f"the run in {folder} has not come to its end.")
+        made = json.loads((folder / "provenance.json").read_text())
+        sessions += made
+        rows.append(
+            {
+                "configuration": f"[{name}](configs/{name}.py)",
+                "data set": config["dataset"],
+                "batch": config["batch_size"],
+                "steps": last["step"],
+                "test accuracy": f"{last['test/accuracy']:.4f}",
+                "test loss": f"{last['test/loss']:.3f}",
+                "minutes": f"{sum(s['seconds'] for s in made) / 60:.1f}",
+            }
+        )
+    return {
+        "runs": rescue.markdown(pd.DataFrame(rows)),
+        "runs-provenance": provenance(len(rows), sessions),
+    }
 
 
 def rescue_blocks() -> dict[str, str]:

@@ -6,6 +6,8 @@ Writes ``results.csv``, ``config.json``, ``provenance.json`` and ``rescue.png`` 
 workdir and prints the table. Interrupted, the same command goes on where it stopped.
 """
 
+import jax
+
 from experiments import command, sweeps
 from lars import plots, rescue
 
@@ -13,6 +15,8 @@ from lars import plots, rescue
 def main(config: command.Config, workdir: str) -> None:
     """Computes the map, then draws and prints it."""
     folder, results = sweeps.complete(config, workdir)
+    if jax.process_index():
+        return  # the first host speaks for all
     labels = {name: arm.label for name, arm in config.optimizers.items()}
     plots.rescue_figure(results, config.reference, labels, describe(config)).savefig(
         folder / "rescue.png", dpi=120

@@ -82,10 +82,12 @@ def augmentation_of(settings: Mapping[str, Any]) -> Augmentation | None:
     return Augmentation(padding, flip) if padding or flip else None
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raises ValueError unless the value is a whole number above zero."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless the value is a whole number that is large enough."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"{name} must be a whole number of at least {least}, got {value!r}."
+        )
 
 
 def check_positive(name: str, value: float) -> None:

@@ -1,4 +1,7 @@
-"""A sweep from its configuration: with progress, on disk, continued if interrupted."""
+"""A sweep from its configuration: with progress, on disk, continued if interrupted.
+
+On many hosts all compute, and the first writes.
+"""
 
 import signal
 import sys
@@ -9,6 +12,7 @@ import jax
 import pandas as pd
 from tqdm import tqdm
 
+from experiments import hosts
 from experiments.command import Config, reported_errors
 from experiments.setup import (
     check_count,
@@ -36,6 +40,7 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
     """
     use_every_core()
     with reported_errors():
+        hosts.connect()
         wanted = wanted_runs(config)
         data = datasets.load(config.dataset)
         model = model_of(config.model, data.num_classes)
@@ -45,7 +50,8 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
         }
         devices = jax.devices()
         runs_per_vmap = config.runs_per_vmap or sweep.default_runs_per_vmap(devices)
-        folder = results.claim(workdir, config.to_dict())
+        folder = Path(workdir)
+        hosts.first(lambda: results.claim(folder, config.to_dict()), folder)
 
     file = folder / "results.csv"
     finished = (
@@ -59,6 +65,7 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
 
     # A polite request to stop is the same as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # No host writes before all have computed, and so have read what there was.
     session = results.Session(folder, runs_before=len(finished))
     started = time.monotonic()
     tables = [finished] if len(finished) else []
@@ -67,6 +74,7 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
             total=len(wanted),
             initial=len(finished),
             unit="run",
+            disable=jax.process_index() > 0,
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 10,
         ) as bar:
@@ -80,7 +88,8 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
                     devices,
                     runs_per_vmap,
                 ):
-                    results.write_table(file, pd.concat([*tables, piece]))
+                    if jax.process_index() == 0:
+                        results.write_table(file, pd.concat([*tables, piece]))
                     tables.append(piece)
                     bar.update(len(piece))
     except KeyboardInterrupt:

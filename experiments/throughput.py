@@ -6,6 +6,8 @@ Each thing that is timed has a process of its own, as it has in use, and all tak
 in every round. Writes ``throughput.csv``, ``config.json`` and ``provenance.json`` to
 the workdir, in place of those of an earlier run, and prints the table. A configuration
 whose data is not prepared is named and left out; so is PyTorch, if it is not installed.
+For an accelerator, there are ``--configs=imagenet_resnet50,cifar10_resnet18``; random
+images stand for those of ImageNet.
 """
 
 import importlib.util
@@ -28,7 +30,7 @@ from lars import results, throughput
 
 CONFIGS = flags.DEFINE_list(
     "configs",
-    ["digits_mlp", "fashion_mnist_cnn"],
+    ["digits_mlp", "fashion_mnist_cnn", "cifar10_cnn"],
     "Which single runs, files of configs/.",
 )
 ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each is timed.")

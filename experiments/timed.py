@@ -11,8 +11,10 @@ import importlib
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +27,7 @@ from experiments.watching import Display
 from lars import data as datasets, sweep, throughput
 from lars.data import standardise
 from lars.devices import use_every_core
+from lars.metrics import MetricsWriter
 from lars.single_run import layer_metrics
 from lars.training import Training, num_kernels, sweep_over
 
@@ -38,8 +41,13 @@ class Timed(NamedTuple):
 
 
 def single_run(name: str, seconds: float) -> Timed:
-    """The steps of ``configs/NAME.py``, with and without what surrounds them."""
+    """The steps of ``configs/NAME.py``, with and without what surrounds them.
+
+    Random images stand for those that would be streamed, at a speed that disks decide.
+    """
     config = importlib.import_module(f"configs.{name}").get_config()
+    if config.image_size is not None:
+        config.dataset = "synthetic"
     plan = plan_of(config)
     run, source, compiled = plan.run, plan.source, plan.compiled
     size, per_call = config.batch_size, config.steps_per_call
@@ -59,6 +67,7 @@ def single_run(name: str, seconds: float) -> Timed:
         jax.block_until_ready(progress)
 
     step = 0
+    writer = MetricsWriter(Path(tempfile.mkdtemp(prefix="lars-timed-")), step)
 
     def whole(calls: int) -> None:
         """The steps with batches, bar and metrics, as `experiments.train` has them."""
@@ -70,8 +79,11 @@ def single_run(name: str, seconds: float) -> Timed:
             display.reached(step, seen.loss)
             if step % config.log_every == 0:
                 speed = display.speed(seen.loss)
-                line = {"train/batch_loss": progress.mean_loss()}
-                display.show(line | layer_metrics(progress, seen), speed)
+                assert progress.diverged_at < 0
+                line = {"step": step, "train/batch_loss": progress.mean_loss()}
+                line |= layer_metrics(progress, seen)
+                writer.write(line, speed)
+                display.show(line, speed)
         display.close()
         jax.block_until_ready(progress)
 

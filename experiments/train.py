@@ -30,6 +30,9 @@ from lars.checkpoints import Checkpoints
 from lars.metrics import MetricsWriter, finished_metrics
 from lars.single_run import layer_metrics, where_it_began
 
+MAY_CHANGE = ("placement", "data_workers", "checkpoint_every")
+"""Settings that a run may go on with others of: they are of the machines."""
+
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and end.")
 
 
@@ -37,15 +40,15 @@ def main(config: command.Config, workdir: str) -> None:
     """Trains, from where an earlier call of the same command was stopped."""
     with command.reported_errors():
         hosts.connect()
-        plan = plan_of(config)
+        plan = hosts.together(lambda: plan_of(config))
         if DRY_RUN.value:
-            return print_plan(config, plan)
+            return hosts.first(lambda: print_plan(config, plan), None)
         folder = Path(workdir)
-        hosts.first(lambda: results.claim(folder, config.to_dict()), folder)
+        hosts.first(lambda: results.claim(folder, config.to_dict(), MAY_CHANGE), folder)
     last = finished_metrics(folder)
-    if last is None:
+    if not hosts.first_says(last is not None):
         last = train(config, plan, folder)
-    if jax.process_index() == 0:
+    if last is not None and jax.process_index() == 0:
         print(summary(last, folder))
 
 
@@ -92,15 +95,17 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
                     line |= compiled.evaluate(progress, source, "validation")
                 writer.write(line, speed)
                 display.show(line, speed)
+                session.record(seconds=round(time.monotonic() - started, 1))
 
-            if step % config.checkpoint_every == 0 or is_last:
+            stops = interruption.is_requested(step % config.log_every == 0)
+            if step % config.checkpoint_every == 0 or is_last or stops:
                 checkpoints.save(step, progress)
-            elif interruption.is_requested(step):
-                checkpoints.save(step, progress)
+            if stops and not is_last:
                 display.close()
                 interruption.leave(f"Stopped after {step} of {config.num_steps} steps")
 
         display.close()
+        checkpoints.wait()  # a run that says it is finished has its last checkpoint
         last: dict[str, Any] = {"finished": True, "step": step}
         if progress.diverged_at < 0:
             for split in source.evaluated:
@@ -108,7 +113,7 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
         else:
             first = int(progress.diverged_at)
             batch = source.batch(config.seed, config.batch_size, first)
-            last |= where_it_began(plan.model, progress, source, batch)
+            last |= where_it_began(plan.training, progress, run, source, batch)
         writer.write(last, {})
         session.record(seconds=round(time.monotonic() - started, 1))
     return last
@@ -118,7 +123,7 @@ def summary(last: dict[str, Any], folder: Path) -> str:
     """How the run ended, in a line."""
     if "diverged_at" in last:
         return (
-            f"diverged: the loss of step {last['diverged_at']} is not finite, first in "
+            f"diverged: step {last['diverged_at']} is not finite, first in "
             f"{last['first_nonfinite']}. Metrics: {folder / 'metrics.jsonl'}"
         )
     return (

@@ -8,8 +8,9 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 import jax
-from jax.experimental import multihost_utils
 from tqdm import tqdm
+
+from lars.sharding import on_any_host
 
 
 class Display:
@@ -73,7 +74,9 @@ class Display:
 class Interruption:
     """Turns SIGTERM and Ctrl-C into a question that the loop asks between steps.
 
-    With many hosts, all of them stop after the same step, once any was told to.
+    With many hosts, all of them stop after the same step, once any was told to. (JAX
+    can find such a step as well, by its `reached_preemption_sync_point`, but only one
+    that comes right after, which with many steps a call is none.)
     """
 
     def __enter__(self) -> Self:
@@ -93,11 +96,16 @@ class Interruption:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
-    def is_requested(self, step: int) -> bool:
-        """Whether the run should stop after this step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._signal is not None
+    def is_requested(self, hosts_meet: bool) -> bool:
+        """Whether the run should stop now.
+
+        Args:
+            hosts_meet: whether the hosts, if there are many, wait for each other here
+                anyway; elsewhere they do not ask each other.
+        """
+        if jax.process_count() > 1 and not hosts_meet:
+            return False
+        return on_any_host(self._signal is not None)
 
     def leave(self, message: str) -> NoReturn:
         """Ends the process: with status 0 after SIGTERM, as a scheduler expects."""
@@ -107,6 +115,7 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self._signal is not None:  # asked twice
+        # Schedulers may say SIGTERM twice; a person who says Ctrl-C twice means it.
+        if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number

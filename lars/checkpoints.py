@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lars.sharding import on_any_host
+
 KEPT = 2
 """How many checkpoints stay: the newest, and one to fall back on."""
 
@@ -37,6 +39,15 @@ class Checkpoints:
         saved = _Saved(tree, digest(tree))
         self._manager.save(step, args=ocp.args.StandardSave(saved._asdict()))
 
+    def wait(self) -> None:
+        """Waits until what is being written is whole on disk.
+
+        Raises:
+            OSError and others: whatever kept it from being written.
+        """
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
     def restore_newest(self, tree: Any) -> tuple[int, Any] | None:
         """Reads the newest checkpoint that is whole.
 
@@ -62,12 +73,16 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         problems: dict[int, str] = {}
         for step in steps:
+            held = problem = None
             try:
                 held = self._manager.restore(step, args=ocp.args.StandardRestore(saved))
             except Exception as error:  # whatever becomes of a broken file
                 message = (str(error).splitlines() or [""])[0]
-                problems[step] = f"{type(error).__name__}: {message}"
+                problem = f"{type(error).__name__}: {message}"
+            if on_any_host(problem is not None):  # all use the same one
+                problems[step] = problem or "another host cannot read it"
                 continue
+            assert held is not None
             if int(digest(held["tree"])) != int(held["digest"]):
                 problems[step] = "its bits are not those that were saved"
                 continue

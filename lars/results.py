@@ -17,7 +17,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,20 @@ import pandas as pd
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 
-def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Path:
+def claim(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    may_change: Sequence[str] = (),
+) -> Path:
     """Makes a folder the place of this configuration's results.
 
     Args:
         workdir: the folder; made if it is not there.
         config: the configuration, of what JSON can hold.
+        may_change: settings at its top that are allowed to differ.
 
     Returns:
-        The folder. ``config.json`` in it is this configuration.
+        The folder. ``config.json`` in it is the configuration it was first claimed for.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -62,7 +67,7 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Path:
             raise ValueError(
                 f"{file} is damaged ({error}); give another --workdir, or delete it."
             ) from error
-        differences = _differences(held, asked)
+        differences = _differences({**held, **{x: asked[x] for x in may_change}}, asked)
         if differences:
             more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
             raise ValueError(

@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
-"""The mesh's only axis: batches are split along it, with FSDP parameters too."""
+"""The mesh's only axis: batches of images, or of runs, are split along it, and with
+FSDP parameters too."""
 
 PLACEMENTS = ("replicated", "fsdp")
 
@@ -67,6 +69,20 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
         )
 
     return jax.tree.map(place, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """The whole of arrays, wherever their parts are, as numpy arrays on every host."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def on_any_host(flag: bool) -> bool:
+    """Whether a flag is true on one host at least. All hosts have to ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def put_parts(tree: Any, sharding: NamedSharding) -> Any:

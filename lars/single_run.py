@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lars.data import Data, Split, standardise
-from lars.models import Model, Variables
+from lars.data import Data, Split
 from lars.rules import flatten_with_path, path_string
 from lars.sharding import replicated, shardings_of, split
 from lars.sources import Part, Source
@@ -23,19 +22,24 @@ from lars.training import (
     State,
     Sums,
     Training,
+    all_finite,
     epoch_order,
     metrics_of,
 )
 
 
 class Progress(NamedTuple):
-    """Everything that a run carries from step to step, and a checkpoint holds."""
+    """Everything that a run carries from step to step, and a checkpoint holds.
+
+    The place in the data among it: batches, streamed ones too, and all random numbers
+    depend on the seed and the step alone.
+    """
 
     state: State
     order: jax.Array | None  # [N], int32: of the images of this epoch, held in memory
     loss_sum: jax.Array  # float32: of the steps since the last line of metrics
     loss_count: jax.Array  # float32: how many these are
-    diverged_at: jax.Array  # int32: the step whose loss was not finite, or -1
+    diverged_at: jax.Array  # int32: the step that was not finite, or -1
 
     def mean_loss(self) -> float:
         """The mean loss of the steps since the last line of metrics."""
@@ -68,8 +72,8 @@ def compile_run(
 ) -> Compiled:
     """Puts a training function on the devices of a mesh.
 
-    Once a loss is not finite, steps leave everything as it was before the step that
-    found it: what happened there can still be looked at.
+    Once a loss, a parameter or a statistic is not finite, steps leave everything as it
+    was before the step that made it: what happened there can still be looked at.
 
     Args:
         training: the training function.
@@ -116,7 +120,8 @@ def compile_run(
             order, batch = batch_in(order, run, batch)
         following, report = training.step(state, run, data, batch)
         was_fine = diverged_at < 0
-        is_fine = was_fine & jnp.isfinite(report.loss)
+        is_fine = jnp.isfinite(report.loss) & all_finite(following.variables)
+        is_fine &= was_fine
         begins = state.step % log_every == 0
         after = Progress(
             jax.tree.map(lambda a, b: jnp.where(is_fine, a, b), following, state),
@@ -191,32 +196,38 @@ def layer_metrics(progress: Progress, report: Report) -> dict[str, float]:
 
 
 def where_it_began(
-    model: Model, progress: Progress, source: Source, batch: jax.Array | Split
+    training: Training,
+    progress: Progress,
+    run: Run,
+    source: Source,
+    batch: jax.Array | Split,
 ) -> dict[str, Any]:
-    """The step whose loss was not finite, and the first layer whose output was not.
+    """The step that was not finite, and the first thing in it that was not.
 
     Args:
-        model: the network.
+        training: the training function.
         progress: of a run that has diverged, which is as it was before that step.
+        run: the run.
         source: where its batches come from.
         batch: that of the step.
 
     Returns:
-        Metrics: ``diverged_at``, and ``first_nonfinite``, the path of the layer in the
-        order of the computation, or ``"loss"`` if the outputs of all are finite.
+        Metrics: ``diverged_at``, and ``first_nonfinite``, the path of the layer whose
+        output it was, or what else `Training.are_finite` names.
     """
     names: list[str] = []
 
     @jax.jit
     def are_finite(
-        variables: Variables, data: Data, batch: jax.Array | Split
+        state: State, run: Run, data: Data, batch: jax.Array | Split
     ) -> list[jax.Array]:
-        images = batch.images if isinstance(batch, Split) else data.train.images[batch]
-        images = standardise(images, data.mean, data.deviation)
-        outputs = model.outputs(variables, images)
-        names[:] = outputs
-        return [jnp.isfinite(output).all() for output in outputs.values()]
+        named = training.are_finite(state, run, data, batch)
+        names[:] = named  # in their order, which a dictionary loses in jit
+        return list(named.values())
 
-    flags = jax.device_get(are_finite(progress.state.variables, source.data, batch))
-    first = next((n for n, fine in zip(names, flags, strict=True) if not fine), "loss")
+    flags = jax.device_get(are_finite(progress.state, run, source.data, batch))
+    first = next(
+        (name for name, is_finite in zip(names, flags, strict=True) if not is_finite),
+        "nothing when it was computed again",
+    )
     return {"diverged_at": int(progress.diverged_at), "first_nonfinite": first}

@@ -4,12 +4,12 @@ import collections
 import contextlib
 import itertools
 from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from lars import data as datasets
 from lars.data import Data, Split
@@ -25,6 +25,7 @@ class Part(NamedTuple):
     mask: jax.Array  # [B], bool: false where an image only fills up the part
 
 
+@runtime_checkable
 class Source(Protocol):
     """Batches by their number: each is the same however often and wherever made."""
 
@@ -126,21 +127,7 @@ class Streamed:
         self._mesh, self._num_workers = mesh, num_workers
         self.num_train = self._stream.num_train
         self.num_classes = self._stream.num_classes
-        shape = Split(
-            jnp.zeros((1, image_size, image_size, 3), jnp.uint8),
-            jnp.zeros(1, jnp.int32),
-        )
-        # The images come with the batches: here is only their shape.
-        self.data = put(
-            Data(
-                shape,
-                shape,
-                shape,
-                jnp.asarray(self._stream.mean),
-                jnp.asarray(self._stream.deviation),
-            ),
-            replicated(mesh),
-        )
+        self.data = _shapes(mesh, image_size, self._stream.mean, self._stream.deviation)
 
     def batches(
         self,
@@ -188,14 +175,77 @@ class Streamed:
             yield Part(put_parts(images, sharding), None, put_parts(mask, sharding))
 
 
+class Synthetic:
+    """One batch of random images, on the devices from the first step: to time steps."""
+
+    is_in_memory = False
+    evaluated = ("validation", "test")
+    num_train, num_classes = 1_281_167, 1000  # of ImageNet
+
+    def __init__(self, mesh: Mesh, image_size: int) -> None:
+        """Makes no image yet."""
+        self.data = _shapes(mesh, image_size, np.full(3, 128.0), np.full(3, 64.0))
+        self._mesh, self._image_size = mesh, image_size
+
+    def batches(
+        self,
+        seed: int,
+        batch_size: int,
+        first_step: int,
+        last_step: int,
+        steps_per_call: int,
+    ) -> Generator[Split, None, None]:
+        """The same images and labels for every step."""
+        images = self._images(seed, (1, batch_size), split(self._mesh, axis=1))
+        for _ in range(first_step, last_step, steps_per_call):
+            yield images
+
+    def batch(self, seed: int, batch_size: int, step: int) -> Split:
+        """The images and labels of any step."""
+        del step
+        return self._images(seed, (batch_size,), split(self._mesh))
+
+    def parts(self, name: str, batch_size: int) -> Iterator[Part]:
+        """As many images as are evaluated at a time."""
+        del name
+        sharding = split(self._mesh)
+        images = self._images(0, (batch_size,), sharding)
+        yield Part(images, None, put(np.ones(batch_size, bool), sharding))
+
+    def _images(
+        self, seed: int, shape: tuple[int, ...], sharding: NamedSharding
+    ) -> Split:
+        def draw(key: jax.Array) -> Split:
+            keys, size = jax.random.split(key), (self._image_size, self._image_size, 3)
+            images = jax.random.bits(keys[0], (*shape, *size), jnp.uint8)
+            return Split(images, jax.random.randint(keys[1], shape, 0, 1000))
+
+        return jax.jit(draw, out_shardings=sharding)(jax.random.key(seed))
+
+
+def _shapes(
+    mesh: Mesh, image_size: int, mean: np.ndarray, deviation: np.ndarray
+) -> Data:
+    """The data of images that come with the batches: here is only their shape."""
+    shape = Split(
+        jnp.zeros((1, image_size, image_size, 3), jnp.uint8), jnp.zeros(1, jnp.int32)
+    )
+    statistics = (jnp.asarray(x, jnp.float32) for x in (mean, deviation))
+    return put(Data(shape, shape, shape, *statistics), replicated(mesh))
+
+
 def open_source(
     name: str, mesh: Mesh, *, image_size: int | None, num_workers: int
 ) -> Source:
     """The data set of a run: in memory, or streamed where a size of images is given.
+
+    ``"synthetic"``, with a size, is random images.
 
     Raises:
         ValueError, OSError: as `lars.data.load` and `lars.data.stream`.
     """
     if image_size is None:
         return InMemory(name, mesh)
+    if name == "synthetic":
+        return Synthetic(mesh, image_size)
     return Streamed(name, mesh, image_size=image_size, num_workers=num_workers)

@@ -4,13 +4,13 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from lars.data import Data
 from lars.init_scales import profile_scales
+from lars.sharding import device_mesh, fetch, put, replicated, split
 from lars.training import Result, Run, sweep_over
 
 KEYS = ["optimizer", "init_scale", "profile", "learning_rate", "seed"]
@@ -85,7 +85,8 @@ def run_sweep(
         train: `lars.training.Training.train`.
         data: what to train and evaluate on.
         num_kernels: how many kernels the model has.
-        devices: where to run; each makes the same number of runs.
+        devices: where to run, of all hosts; each makes the same number of runs. All
+            hosts call this alike, and all get the tables.
         runs_per_vmap: how many runs a device vectorises at a time.
 
     Yields:
@@ -94,10 +95,13 @@ def run_sweep(
     per_device = -(-RUNS_PER_PIECE // runs_per_vmap) * runs_per_vmap
     size = len(devices) * per_device
     compute = sweep_over(train, devices, runs_per_vmap)
+    mesh = device_mesh(devices)
+    data = put(data, replicated(mesh))
     for first in range(0, len(runs), size):
         piece = runs.iloc[first : first + size]
         filled = piece.iloc[np.arange(size) % len(piece)]
-        result = jax.device_get(compute(stack_runs(filled, num_kernels), data))
+        runs_there = put(stack_runs(filled, num_kernels), split(mesh))
+        result = fetch(compute(runs_there, data))
         columns = {
             name: values[: len(piece)] for name, values in result._asdict().items()
         }

@@ -19,6 +19,8 @@ from lars.init_scales import count_kernels, scale_kernels
 from lars.models import Model, Variables
 from lars.norms import l2_norm
 from lars.optimizer import trust_ratios
+from lars.rules import flatten_with_path, path_string
+from lars.sharding import device_mesh, replicated, split
 
 MakeOptimizer = Callable[[jax.Array], optax.GradientTransformation]
 
@@ -78,6 +80,9 @@ class Training(NamedTuple):
     init: Callable[[Run, Data], State]
     step: Callable[[State, Run, Data, jax.Array | Split], tuple[State, Report]]
     """Makes one step, on training images at given positions [B] or on given ones."""
+    are_finite: Callable[[State, Run, Data, jax.Array | Split], dict[str, jax.Array]]
+    """Whether each thing that a step computes is finite, by its name and in order: the
+    outputs of the layers, the loss, and the variables after it."""
     advance: Callable[[State, Run, Data, int], tuple[State, jax.Array]]
     """Makes a number of steps; returns the state and the loss of each batch."""
     evaluate: Callable[[State, Data, Split], Metrics]
@@ -135,9 +140,10 @@ def make_training(
             jnp.zeros((), jnp.int32), {**variables, "params": params}, opt_state
         )
 
-    def gradient(
-        variables: Variables, data: Data, batch: jax.Array | Split, key: jax.Array
-    ) -> tuple[jax.Array, Variables, Any]:
+    def seen(
+        data: Data, batch: jax.Array | Split, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The images and labels that the model is given, and the key of its dropout."""
         images, labels = (
             batch
             if isinstance(batch, Split)
@@ -147,6 +153,25 @@ def make_training(
         images = standardise(images, data.mean, data.deviation)
         if augmentation is not None:
             images = augment(image_key, images, augmentation)
+        return images, labels, model_key
+
+    def parts_of(
+        state: State, run: Run, batch: jax.Array | Split
+    ) -> tuple[jax.Array | Split, jax.Array]:
+        """The microbatches [microbatches, ...], and a key for each."""
+        init_key, _ = jax.random.split(jax.random.key(run.seed))
+        key = jax.random.fold_in(init_key, state.step)
+        # Every so manieth image, so that each device works on its own ones.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        keys = key[None] if microbatches == 1 else jax.random.split(key, microbatches)
+        return parts, keys
+
+    def gradient(
+        variables: Variables, data: Data, batch: jax.Array | Split, key: jax.Array
+    ) -> tuple[jax.Array, Variables, Any]:
+        images, labels, model_key = seen(data, batch, key)
 
         def loss_of(params: Any) -> tuple[jax.Array, Variables]:
             logits, updated = model.apply(
@@ -162,22 +187,12 @@ def make_training(
     def step(
         state: State, run: Run, data: Data, batch: jax.Array | Split
     ) -> tuple[State, Report]:
-        init_key, _ = jax.random.split(jax.random.key(run.seed))
-        key = jax.random.fold_in(init_key, state.step)
         params = state.variables["params"]
-        if microbatches == 1:
-            loss, variables, gradients = gradient(state.variables, data, batch, key)
-        else:
-            loss, variables, gradients = _mean_over_parts(
-                lambda variables, part, key: gradient(variables, data, part, key),
-                state.variables,
-                # Every so manieth image, so that each device works on its own ones.
-                jax.tree.map(
-                    lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1),
-                    batch,
-                ),
-                jax.random.split(key, microbatches),
-            )
+        loss, variables, gradients = _mean_over_parts(
+            lambda variables, part, key: gradient(variables, data, part, key),
+            state.variables,
+            *parts_of(state, run, batch),
+        )
         updates, opt_state = make_optimizer(run.learning_rate).update(
             gradients, state.opt_state, params
         )
@@ -190,6 +205,27 @@ def make_training(
         return state, Report(
             loss, weight_norms, gradient_norms, _trust_ratios(opt_state)
         )
+
+    def are_finite(
+        state: State, run: Run, data: Data, batch: jax.Array | Split
+    ) -> dict[str, jax.Array]:
+        def outputs(part_and_key: Any) -> dict[str, jax.Array]:
+            images, _, model_key = seen(data, *part_and_key)
+            made = model.outputs(state.variables, images, model_key)
+            names[:] = made  # in their order, which dictionaries lose in `map`
+            return {name: jnp.isfinite(x).all() for name, x in made.items()}
+
+        names: list[str] = []
+        flags = jax.lax.map(outputs, parts_of(state, run, batch))
+        after, report = step(state, run, data, batch)
+        return {
+            **{name: flags[name].all() for name in names},
+            "the loss": jnp.isfinite(report.loss),
+            **{
+                f"the step of {path_string(path)}": jnp.isfinite(leaf).all()
+                for path, leaf in flatten_with_path(after.variables)[0]
+            },
+        }
 
     def advance(
         state: State, run: Run, data: Data, steps: int
@@ -221,19 +257,25 @@ def make_training(
 
     def result(state: State, data: Data) -> Result:
         train_loss = evaluate(state, data, data.train).loss
-        finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(state.variables)]
         return Result(
             train_loss=train_loss,
             validation_accuracy=evaluate(state, data, data.validation).accuracy,
             test_accuracy=evaluate(state, data, data.test).accuracy,
-            diverged=~(jnp.isfinite(train_loss) & jnp.stack(finite).all()),
+            diverged=~(jnp.isfinite(train_loss) & all_finite(state.variables)),
         )
 
     def train(run: Run, data: Data) -> Result:
         state, _ = advance(init(run, data), run, data, num_steps)
         return result(state, data)
 
-    return Training(init, step, advance, evaluate, evaluate_part, result, train)
+    return Training(
+        init, step, are_finite, advance, evaluate, evaluate_part, result, train
+    )
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 def metrics_of(sums: Sums) -> Metrics:
@@ -286,7 +328,7 @@ def sweep_over(
 
     Args:
         train: `Training.train`.
-        devices: where to run; each gets an equal part of the runs.
+        devices: where to run, of all hosts; each gets an equal part of the runs.
         runs_per_vmap: how many runs a device vectorises at a time. The stacked runs
             must be a multiple of ``len(devices) * runs_per_vmap``. More is not faster
             on a CPU, and necessary to fill a GPU.
@@ -294,8 +336,8 @@ def sweep_over(
     Returns:
         A jitted function from stacked runs and data to stacked results.
     """
-    mesh = jax.sharding.Mesh(devices, ("runs",))
-    one, runs = jax.P(), jax.P("runs")
+    mesh = device_mesh(devices)
+    one, parts = replicated(mesh).spec, split(mesh).spec
 
     def on_one_device(runs: Run, data: Data) -> Result:
         return jax.lax.map(
@@ -309,8 +351,8 @@ def sweep_over(
         jax.shard_map(
             on_one_device,
             mesh=mesh,
-            in_specs=(runs, one),
-            out_specs=runs,
+            in_specs=(parts, one),
+            out_specs=parts,
             check_vma=False,
         )
     )
@@ -343,6 +385,9 @@ def _mean_over_parts(
     keys: jax.Array,
 ) -> tuple[jax.Array, Variables, Any]:
     """The mean loss and gradient; statistics are updated by one part after another."""
+    count = len(keys)
+    if count == 1:
+        return gradient(variables, *_first((parts, keys)))
 
     def add(carry: Any, part_and_key: Any) -> tuple[Any, None]:
         loss_sum, updated, gradient_sum = carry
@@ -353,8 +398,11 @@ def _mean_over_parts(
     zeros = jax.tree.map(jnp.zeros_like, variables["params"])
     start = (jnp.zeros(()), variables, zeros)
     (loss, updated, total), _ = jax.lax.scan(add, start, (parts, keys))
-    count = len(keys)
     return loss / count, updated, jax.tree.map(lambda g: g / count, total)
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], tree)
 
 
 def _smoothed_cross_entropy(

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -127,6 +128,37 @@ def test_an_interrupted_sweep_goes_on_to_the_same_result(environment, tmp_path):
     sessions = json.loads((part / "provenance.json").read_text())
     assert len(sessions) == 3
     assert sessions[2]["runs_after"] == 180
+
+
+def test_two_hosts_make_the_sweep_of_one(environment, tmp_path):
+    flags = (*SMALL_MAP, "--config.seeds=(0,)")
+    code, out, err = call(environment, *RESCUE, *flags, f"--workdir={tmp_path}/one")
+    assert code == 0, err
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    hosts = [
+        start(
+            environment,
+            *RESCUE,
+            *flags,
+            f"--workdir={tmp_path}/two",
+            f"--coordinator_address=localhost:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
+        )
+        for i in range(2)
+    ]
+    ends = [host.communicate(timeout=300) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], ends[0][1][-2000:]
+    one, two = tmp_path / "one" / "results.csv", tmp_path / "two" / "results.csv"
+    assert two.read_bytes() == one.read_bytes()
+    # What joins the hosts talks to the standard output as well.
+    said = [
+        [line for line in end[0].splitlines() if not line.startswith("[Gloo]")]
+        for end in ends
+    ]
+    assert said == [out.replace(f"{tmp_path}/one", f"{tmp_path}/two").splitlines(), []]
 
 
 def rows(folder):

@@ -390,7 +390,7 @@ def test_outputs_are_in_the_order_of_the_computation():
 
     @jax.jit
     def outputs(variables, images):
-        held = model.outputs(variables, images)
+        held = model.outputs(variables, images, None)
         names.extend(held)
         return held
 

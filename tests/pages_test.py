@@ -1,9 +1,13 @@
 """Pages get their tables from results, and nothing else in them changes."""
 
+import importlib
+import json
+
 import pytest
 
 from experiments import publish
 from lars import pages
+from lars.metrics import finished_metrics
 
 PAGE = "Prose.\n\n<!-- begin one -->\nold\n<!-- end one -->\n\nMore {braces} \\1.\n"
 
@@ -26,6 +30,17 @@ def test_the_pages_agree_with_the_results_that_are_kept(page):
     assert found
     for name, text in found.items():
         assert text == made[name], f"{page.name}: run `python -m experiments.publish`"
+
+
+@pytest.mark.parametrize("name", publish.RUNS)
+def test_the_configuration_states_what_its_run_reached(name):
+    stated = importlib.import_module(f"configs.{name}").__doc__
+    reached = finished_metrics(publish.DOCS / "runs" / name)["test/accuracy"]
+    assert f"test accuracy {reached:.4f}" in stated
+    # And the run is of the configuration as it is.
+    config = importlib.import_module(f"configs.{name}").get_config().to_dict()
+    kept = json.loads((publish.DOCS / "runs" / name / "config.json").read_text())
+    assert kept == json.loads(json.dumps(config))
 
 
 SESSION = {

@@ -9,7 +9,7 @@ from lars import data as datasets
 from lars.models import mlp
 from lars.sharding import device_mesh
 from lars.single_run import compile_run
-from lars.sources import InMemory
+from lars.sources import InMemory, Source, open_source
 from lars.training import Run, batch_positions, make_training
 
 # 1077 training images: eight batches an epoch.
@@ -80,6 +80,26 @@ def test_what_a_step_was_made_on_can_be_told_afterwards(run):
     for step in (0, 7, 8, 13):
         expected = batch_positions(run.seed, np.int32(step), 1, 1077, BATCH)
         np.testing.assert_array_equal(source.batch(3, BATCH, step), expected[0])
+
+
+def test_random_images_stand_for_a_stream():
+    mesh = device_mesh()
+    source = open_source("synthetic", mesh, image_size=6, num_workers=0)
+    assert isinstance(source, Source)
+    first, second = source.batches(0, 16, 3, 5, 1)
+    assert first.images.shape == (1, 16, 6, 6, 3)
+    assert first.images.sharding.num_devices == first.labels.sharding.num_devices == 8
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    alone = source.batch(0, 16, 4)
+    assert alone.images.shape == (16, 6, 6, 3)
+    (part,) = source.parts("test", 24)
+    assert part.mask.all()
+    pixels = np.asarray(part.split.images)
+    assert pixels.dtype == np.uint8
+    assert abs(pixels.mean() - 127.5) < 5 * 255 / np.sqrt(12 * pixels.size)
+    standard = datasets.standardise(pixels, source.data.mean, source.data.deviation)
+    assert abs(standard.mean()) < 0.1
+    assert set(np.asarray(part.split.labels)) <= set(range(source.num_classes))
 
 
 def test_a_run_that_has_diverged_stays_where_it_was(run):

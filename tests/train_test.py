@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lars.metrics import finished_metrics
+
 FIXTURE = Path(__file__).parent / "fixtures" / "tfds"
 TRAIN = (
     *(sys.executable, "-m", "experiments.train"),
@@ -26,6 +28,8 @@ TRAIN = (
     *("--config.num_steps=24", "--config.schedule.warmup_steps=3"),
     *("--config.log_every=2", "--config.evaluate_every=4"),
     *("--config.checkpoint_every=4", "--config.eval_batch_size=40"),
+    *("--config.steps_per_call=2", "--config.microbatches=2"),
+    "--config.augmentation.crop_padding=2",
 )
 
 
@@ -38,19 +42,19 @@ def environment(tmp_path_factory):
         # Compiled once for all of these runs.
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     environment.pop("JAX_NUM_CPU_DEVICES", None)
     return environment
 
 
-def start(environment, workdir, *flags, **changes):
+def start(environment, workdir, *flags, own_group=False, **changes):
     return subprocess.Popen(
         [*TRAIN, f"--workdir={workdir}", *flags],
         env={**environment, **changes},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=own_group,
     )
 
 
@@ -172,11 +176,13 @@ def test_killed_five_times_it_ends_the_same_to_the_bit(environment, whole, tmp_p
             if file.exists() and file.read_text().count("\n") > reached:
                 break
             time.sleep(0.005)
-        time.sleep(chance.random() * 0.3)
+        time.sleep(chance.random() * 0.1)
         process.kill()
         process.communicate()
-        if process.returncode == 0:  # it was faster
+        if finished_metrics(folder) is not None:  # it was faster
+            assert_same_end(folder, whole[0])
             shutil.rmtree(folder)
+            kills = 0
             continue
         kills += 1
     code, out, err = call(environment, folder)
@@ -203,6 +209,34 @@ def test_asked_to_stop_it_saves_first(environment, whole, tmp_path):
     code, _, err = call(environment, folder)
     assert code == 0, err
     assert_same_end(folder, whole[0])
+
+
+def test_a_run_that_says_it_is_finished_has_its_last_checkpoint(
+    environment, whole, tmp_path
+):
+    # Killed as soon as the last line of metrics is there.
+    folder = tmp_path / "run"
+    process = start(environment, folder)
+    while finished_metrics(folder) is None:
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+    assert_same_end(folder, whole[0])
+
+
+def test_asked_to_stop_it_stops_though_every_call_ends_with_a_checkpoint(
+    environment, tmp_path
+):
+    folder = tmp_path / "run"
+    process = start(environment, folder, "--config.checkpoint_every=2")
+    while not (folder / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # as some schedulers do
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert re.search(r"Stopped after (\d+) of 24 steps", err)[1] == newest(folder).name
 
 
 def test_a_damaged_checkpoint_is_passed_over(environment, whole, tmp_path):
@@ -241,7 +275,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(environment, tmp_path):
     flags = ("--config.init_scale=1e30", "--config.model.normalization=none")
     code, out, err = call(environment, tmp_path / "run", *flags)
     assert code == 0, err
-    assert "diverged: the loss of step 0 is not finite, first in hidden_1" in out
+    assert "diverged: step 0 is not finite, first in hidden_1" in out
     last = lines(tmp_path / "run")[-1]
     assert last["first_nonfinite"] == "hidden_1"
     assert last["diverged_at"] == 0
@@ -275,6 +309,7 @@ def test_a_streamed_run_goes_on_with_the_images_that_it_would_have_seen(
     flags = ("--config.dataset=photos", "--config.image_size=16", "--config.seed=3")
     flags += ("--config.data_workers=1", "--config.batch_size=10")
     flags += ("--config.log_every=1", "--config.evaluate_every=12")
+    flags += ("--config.steps_per_call=1",)
     place = {"TFDS_DATA_DIR": str(photos_dir)}
     code, out, err = call(environment, tmp_path / "whole", *flags, **place)
     assert code == 0, err
@@ -287,6 +322,16 @@ def test_a_streamed_run_goes_on_with_the_images_that_it_would_have_seen(
     process.kill()
     process.communicate(timeout=60)  # the process that decodes ends as well
     assert len(lines(tmp_path / "run")) < 25
+    # A terminal and schedulers send signals to the process that decodes, too.
+    process = start(environment, tmp_path / "run", *flags, **place, own_group=True)
+    reached = file.read_text().count("\n")
+    while file.read_text().count("\n") in (reached, 0):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert re.search(r"Stopped after \d+ of 24 steps", err)
     code, _, err = call(environment, tmp_path / "run", *flags, **place)
     assert code == 0, err
     assert_same_end(tmp_path / "run", tmp_path / "whole")
@@ -357,6 +402,32 @@ def test_two_processes_make_the_same_run_and_others_go_on_with_it(
     assert [session["first_step"] for session in sessions] == [0, 8]
 
 
+def test_when_one_host_is_asked_to_stop_both_do(environment, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        start(
+            environment,
+            tmp_path,
+            "--config.num_steps=100000",
+            f"--coordinator_address=localhost:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
+        )
+        for i in range(2)
+    ]
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert processes[0].poll() is None
+        time.sleep(0.005)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], ends[0][1][-2000:]
+    stopped = re.search(r"Stopped after (\d+) of 100000 steps", ends[0][1])[1]
+    assert newest(tmp_path).name == stopped
+    assert "Stopped" not in ends[1][1]
+
+
 def test_hosts_that_are_told_half_of_it_are_told_the_rest(environment, tmp_path):
     code, _, err = call(environment, tmp_path, "--num_processes=2")
     assert code == 2
@@ -366,12 +437,16 @@ def test_hosts_that_are_told_half_of_it_are_told_the_rest(environment, tmp_path)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.batch_size=33"], r"batch_size must be a multiple of 8 .* got 33"),
+        (["--config.batch_size=33"], r"batch_size must be a multiple of 16 .* got 33"),
+        (["--config.data_workers=-1"], "data_workers .* at least 0, got -1"),
         (["--config.microbatches=3"], r"multiple of 24 \(3 microbatches on 8 dev"),
         (["--config.evaluate_every=3"], r"multiple of log_every \(2\), got 3"),
         (["--config.checkpoint_every=0"], "checkpoint_every .* at least 1, got 0"),
         (
-            ["--config.steps_per_call=4", "--config.log_every=6"],
+            [
+                "--config.steps_per_call=4",
+                *("--config.log_every=6", "--config.evaluate_every=6"),
+            ],
             r"log_every must be a multiple of steps_per_call \(4\), got 6",
         ),
         (
@@ -386,7 +461,9 @@ def test_hosts_that_are_told_half_of_it_are_told_the_rest(environment, tmp_path)
     ],
 )
 def test_bad_input_is_named_within_seconds(environment, tmp_path, flags, message):
+    started = time.monotonic()
     code, _, err = call(environment, tmp_path / "run", *flags, JAX_NUM_CPU_DEVICES="8")
     assert code == 2, err
+    assert time.monotonic() - started < 60  # TFDS alone would try for 205 seconds
     assert re.search(message, err.strip().splitlines()[-1]), err
     assert not (tmp_path / "run").exists()

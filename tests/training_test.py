@@ -116,6 +116,23 @@ def test_steps_in_pieces_equal_steps_at_once(digits):
     )
 
 
+@pytest.mark.parametrize(
+    ("scale", "first"),
+    [(1.0, None), (3e18, "the step of batch_stats/norm_0/var"), (1e25, "norm_0")],
+)
+def test_what_is_not_finite_is_told_as_training_has_it(digits, scale, first):
+    # In evaluation, whose statistics are 0 and 1 at the start, norm_0 is finite.
+    model = network(normalization="batch")
+    parts = training(lars.lars, model, batch_size=32)
+    run = run_of([scale, 1, 1])
+    state = jax.jit(parts.init)(run, digits)
+    batch = batch_positions(run.seed, jnp.int32(0), 1, 1077, 32)[0]
+    flags = parts.are_finite(state, run, digits, batch)
+    layers = ["hidden_0", "norm_0", "hidden_1", "norm_1", "output", "the loss"]
+    assert list(flags)[:6] == layers
+    assert next((name for name, finite in flags.items() if not finite), None) == first
+
+
 @pytest.mark.parametrize("first", [0, 3, 7, 8, 13])
 def test_every_epoch_visits_different_images_once(first):
     positions = batch_positions(jnp.int32(5), jnp.int32(0), 40, 77, 9)

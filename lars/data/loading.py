@@ -41,8 +41,9 @@ class Data(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """The number of classes."""
-        return int(self.train.labels.max()) + 1
+        """The number of classes, up to the last that has an image."""
+        splits = (self.train, self.validation, self.test)
+        return max(int(split.labels.max()) for split in splits) + 1
 
 
 def standardise(images: jax.Array, mean: jax.Array, deviation: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -336,11 +337,15 @@ def _read_ahead(batches: Any, num_workers: int) -> Any:
 
 
 def _leave_with_parent(worker_index: int, worker_count: int) -> None:
-    """Ends this worker when the process that it reads for is gone.
+    """Ends this worker when the process that it reads for is gone, and not before.
 
     A process that is killed cannot end its workers, and Grain's wait for it for ever.
+    Ctrl-C in a terminal, and schedulers, signal to workers as well: these go on for as
+    long as the process, which may want to stop in its own time.
     """
     del worker_index, worker_count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

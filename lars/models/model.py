@@ -26,9 +26,9 @@ class Model(NamedTuple):
     in float32, and the variables with updated statistics. The key is what dropout draws
     from in training; None means evaluation, which draws and updates nothing."""
 
-    outputs: Callable[[Variables, jax.Array], dict[str, jax.Array]]
-    """From variables and images to the output of every layer in evaluation, by its
-    path, in the order of the computation; of normalizations, in float32."""
+    outputs: Callable[[Variables, jax.Array, jax.Array | None], dict[str, jax.Array]]
+    """From what `apply` takes to the output of every layer, by its path, in the order
+    of the computation; of normalizations, in float32."""
 
 
 def as_model(module: nn.Module) -> Model:
@@ -48,13 +48,17 @@ def as_model(module: nn.Module) -> Model:
         )
         return logits.astype(jnp.float32), {**variables, **updated}
 
-    def outputs(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+    def outputs(
+        variables: Variables, images: jax.Array, key: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        is_training = key is not None
         _, held = module.apply(
             variables,
             images,
-            False,
+            is_training,
+            rngs={"dropout": key} if is_training else {},
             capture_intermediates=True,
-            mutable=["intermediates"],
+            mutable=["intermediates", *(["batch_stats"] if is_training else [])],
         )
         named: Any = traverse_util.flatten_dict(dict(held["intermediates"]), sep="/")
         return {
