@@ -37,8 +37,8 @@ def get_config(optimizer: str = "recommended") -> config_dict.ConfigDict:
             "settings": arm["settings"],
             "learning_rate": arm["learning_rate"],
         },
-        steps_per_call=50,
-        log_every=50,
-        evaluate_every=50,
+        steps_per_call=100,
+        log_every=100,
+        evaluate_every=100,
         checkpoint_every=100,
     )

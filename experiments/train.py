@@ -99,6 +99,7 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
 
             stops = interruption.is_requested(step % config.log_every == 0)
             if step % config.checkpoint_every == 0 or is_last or stops:
+                writer.sync()
                 checkpoints.save(step, progress)
             if stops and not is_last:
                 display.close()
@@ -115,6 +116,7 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
             batch = source.batch(config.seed, config.batch_size, first)
             last |= where_it_began(plan.training, progress, run, source, batch)
         writer.write(last, {})
+        writer.sync()
         session.record(seconds=round(time.monotonic() - started, 1))
     return last
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 
 from lars.results import write_whole
 
@@ -45,16 +46,28 @@ class MetricsWriter:
         )
 
     def write(self, metrics: Mapping[str, Any], speeds: Mapping[str, float]) -> None:
-        """Writes the metrics of ``metrics["step"]``, and makes sure they stay."""
+        """Writes the metrics of ``metrics["step"]``."""
         if not self._is_first_host:
             return
         self._lines.write(json_line(metrics))
         self._lines.flush()
-        os.fsync(self._lines.fileno())
-        for name, value in {**metrics, **speeds}.items():
-            if name != "step" and isinstance(value, (int, float)):
-                self._events.add_scalar(name, value, metrics["step"])
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in {**metrics, **speeds}.items()
+            if name != "step" and isinstance(value, (int, float))
+        ]
+        # One event for all, where `SummaryWriter.add_scalar` writes one for each.
+        file_writer: Any = self._events.file_writer
+        file_writer.add_summary(Summary(value=values), metrics["step"])
         self._events.flush()
+
+    def sync(self) -> None:
+        """Makes sure that what was written stays, whatever happens to the machine.
+
+        To be called before a checkpoint that continues from these metrics.
+        """
+        if self._is_first_host:
+            os.fsync(self._lines.fileno())
 
 
 def json_line(metrics: Mapping[str, Any]) -> str:

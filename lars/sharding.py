@@ -61,6 +61,8 @@ def shardings_of(tree: Any, mesh: Mesh, placement: str) -> Any:
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
     """Places arrays that every host has as a whole."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
 
     def place(x: Any) -> jax.Array:
         whole = np.asarray(x)
