@@ -277,7 +277,7 @@ def test_a_grouped_convolution_is_two_separate_ones():
     model = alexnet(10, batch_norm=True, dropout_rate=0.5, compute_dtype="float32")
     images = normal(2, 28, 28, 1)
     variables = jax.jit(model.init)(KEY, images)
-    outputs = jax.jit(model.outputs)(variables, images)
+    outputs = jax.jit(model.outputs)(variables, images, None)
     for number in (2, 4, 5):
         layer = variables["params"][f"conv{number}"]
         halves = [
@@ -342,7 +342,7 @@ def test_with_last_scales_of_zero_every_block_is_its_shortcut():
     model = resnet(10, depth=18, **settings)
     images = normal(2, 8, 8, 3)
     variables = jax.jit(model.init)(KEY, images)
-    outputs = jax.jit(model.outputs)(variables, images)
+    outputs = jax.jit(model.outputs)(variables, images, None)
     stem = outputs["stem"]
     assert float(jnp.abs(stem).max()) > 0.1
     np.testing.assert_array_equal(outputs["stage1_block1"], stem)
@@ -353,7 +353,9 @@ def test_with_last_scales_of_zero_every_block_is_its_shortcut():
         np.testing.assert_array_equal(outputs[f"{stage}_block1"], shortcut)
         np.testing.assert_array_equal(outputs[f"{stage}_block2"], shortcut)
     ordinary = resnet(10, depth=18, **{**settings, "zero_init_last_scale": False})
-    outputs = jax.jit(ordinary.outputs)(jax.jit(ordinary.init)(KEY, images), images)
+    outputs = jax.jit(ordinary.outputs)(
+        jax.jit(ordinary.init)(KEY, images), images, None
+    )
     assert (outputs["stage1_block1"] != outputs["stem"]).any()
 
 
@@ -372,7 +374,7 @@ def test_in_version_1_5_the_middle_convolution_has_the_stride():
     model = resnet(1000, depth=50, zero_init_last_scale=True, compute_dtype="float32")
     variables = shapes(model, 224)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    outputs = jax.eval_shape(model.outputs, variables, image)
+    outputs = jax.eval_shape(model.outputs, variables, image, None)
     pixels = {name: x.shape[1] for name, x in outputs.items() if x.ndim == 4}
     assert (pixels["stem/conv"], pixels["stem"]) == (112, 56)
     for stage, before in ((2, 56), (3, 28), (4, 14)):
@@ -380,7 +382,7 @@ def test_in_version_1_5_the_middle_convolution_has_the_stride():
         convolutions = [pixels[f"{block}/conv{i}"] for i in (1, 2, 3)]
         assert convolutions == [before, before // 2, before // 2]
     small = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    outputs = jax.eval_shape(model.outputs, shapes(model, 32), small)
+    outputs = jax.eval_shape(model.outputs, shapes(model, 32), small, None)
     assert (outputs["stem"].shape[1], outputs["stage4_block3"].shape[1]) == (32, 4)
 
 
@@ -431,7 +433,7 @@ def test_in_bfloat16_parameters_gradients_and_logits_stay_float32(model):
 
     variables = jax.jit(model.init)(KEY, images)
     gradients, (logits, after) = step(variables, images)
-    inner = jax.eval_shape(model.outputs, variables, images)
+    inner = jax.eval_shape(model.outputs, variables, images, None)
     for leaf in jax.tree.leaves((variables, gradients, logits, after)):
         assert leaf.dtype == jnp.float32
     for name, output in inner.items():  # normalizations are rounded after them

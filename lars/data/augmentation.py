@@ -38,8 +38,8 @@ def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> ja
     if padding:
         padded = jnp.pad(images, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
         corners = jax.random.randint(crop_key, (count, 2), 0, 2 * padding + 1)
-        rows = corners[:, :1] + jnp.arange(height)
-        columns = corners[:, 1:] + jnp.arange(width)
+        rows = corners[:, :1] + jnp.arange(height)[None]
+        columns = corners[:, 1:] + jnp.arange(width)[None]
         # Two gathers of whole rows and columns: one of pixels is far slower on a CPU.
         images = jax.vmap(lambda image, row, column: image[row][:, column])(
             padded, rows, columns
