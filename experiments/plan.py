@@ -1,5 +1,6 @@
 """What a run will be: everything that is built, and refused, before the first step."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ class Plan(NamedTuple):
 
     model: Model
     training: Training
+    schedule: Callable[[int], jax.Array]  # the learning rate of a step
     source: Source
     run: Run
     compiled: Compiled
@@ -105,7 +107,12 @@ def plan_of(config: Config) -> Plan:
         log_every=config.log_every,
         eval_batch_size=config.eval_batch_size,
     )
-    return Plan(model, training, source, jax.device_get(run), compiled)
+    schedule = learning_rate_schedule(
+        config.optimizer.learning_rate, config.num_steps, **config.schedule
+    )
+    return Plan(
+        model, training, jax.jit(schedule), source, jax.device_get(run), compiled
+    )
 
 
 def print_plan(config: Config, plan: Plan) -> None:
@@ -114,16 +121,13 @@ def print_plan(config: Config, plan: Plan) -> None:
     optimizer = config.optimizer
     print(describe_parameters(optimizer.name, optimizer.settings, params))
     epochs = config.num_steps * config.batch_size / plan.source.num_train
-    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} devices"
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
     print(
         f"\n{config.num_steps} steps of {config.batch_size} images on {devices}: "
         f"{epochs:.1f} epochs of the {plan.source.num_train} of {config.dataset}."
     )
-    schedule = learning_rate_schedule(
-        optimizer.learning_rate, config.num_steps, **config.schedule
-    )
     print("\nlearning rate")
     for corner, value in corner_values(
-        schedule, config.num_steps, config.schedule.warmup_steps
+        plan.schedule, config.num_steps, config.schedule.warmup_steps
     ).items():
         print(f"  {corner:28} {value:.6g}")

@@ -33,6 +33,9 @@ from lars.single_run import layer_metrics, where_it_began
 MAY_CHANGE = ("placement", "data_workers", "checkpoint_every")
 """Settings that a run may go on with others of: they are of the machines."""
 
+# So that --help shows their flags, too.
+flags.adopt_module_key_flags(command)
+flags.adopt_module_key_flags(hosts)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, and end.")
 
 
@@ -87,9 +90,10 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
 
             if step % config.log_every == 0 or is_last:
                 if progress.diverged_at >= 0:
-                    break
+                    break  # nothing has changed since, and nothing will
                 speed = display.speed(seen.loss)
                 line = {"step": step, "train/batch_loss": progress.mean_loss()}
+                line["learning_rate"] = float(plan.schedule(step - 1))
                 line |= layer_metrics(progress, seen)
                 if step % config.evaluate_every == 0 or is_last:
                     line |= compiled.evaluate(progress, source, "validation")
@@ -97,7 +101,7 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
                 display.show(line, speed)
                 session.record(seconds=round(time.monotonic() - started, 1))
 
-            stops = interruption.is_requested(step % config.log_every == 0)
+            stops = interruption.is_requested(hosts_meet=step % config.log_every == 0)
             if step % config.checkpoint_every == 0 or is_last or stops:
                 writer.sync()
                 checkpoints.save(step, progress)
@@ -105,11 +109,13 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
                 display.close()
                 interruption.leave(f"Stopped after {step} of {config.num_steps} steps")
 
-        display.close()
         checkpoints.wait()  # a run that says it is finished has its last checkpoint
         last: dict[str, Any] = {"finished": True, "step": step}
         if progress.diverged_at < 0:
             for split in source.evaluated:
+                display.says(f"evaluating {split}")
+                if interruption.is_requested(hosts_meet=True):
+                    interruption.leave("Stopped before the last evaluation")
                 last |= compiled.evaluate(progress, source, split)
         else:
             first = int(progress.diverged_at)
@@ -117,6 +123,7 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
             last |= where_it_began(plan.training, progress, run, source, batch)
         writer.write(last, {})
         writer.sync()
+        display.close()
         session.record(seconds=round(time.monotonic() - started, 1))
     return last
 

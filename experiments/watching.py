@@ -66,6 +66,10 @@ class Display:
         self._bar.set_postfix(self._shown, refresh=False)  # with the next update
         self._timed_from, self._since = self._step, time.perf_counter()
 
+    def says(self, doing: str) -> None:
+        """Says what is done now, before the bar."""
+        self._bar.set_description(doing)
+
     def close(self) -> None:
         """Leaves the bar as it is."""
         self._bar.close()
@@ -118,4 +122,6 @@ class Interruption:
         # Schedulers may say SIGTERM twice; a person who says Ctrl-C twice means it.
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self._signal is None:
+            sys.stderr.write("\nStopping after this step; Ctrl-C stops at once.\n")
         self._signal = number

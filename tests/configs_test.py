@@ -215,7 +215,7 @@ def test_a_single_run_reads_every_setting_and_makes_two_steps(
         changes |= {"batch_size": 16, "microbatches": 2}
     values = {**values, **changes}
     read = set()
-    _, _, source, run, compiled = plan.plan_of(Spy(values, read))
+    _, _, _, source, run, compiled = plan.plan_of(Spy(values, read))
     assert leaves(values) == read
     progress = compiled.init(run, source.data)
     before = jax.device_get(progress.state.variables["params"])

@@ -46,6 +46,8 @@ TESTS = {
     "lars/rescue.py": ("tests/rescue_test.py",),
     "lars/optimizers.py": ("tests/optimizers_test.py",),
     "lars/schedules.py": ("tests/schedules_test.py",),
+    "lars/models/convolution.py": ("tests/convolution_test.py",),
+    "lars/single_run.py": ("tests/single_run_test.py", "tests/training_test.py"),
 }
 
 
@@ -757,6 +759,44 @@ TABLE = {
     "lars/schedules.py": (
         ("another power", "power=2", "power=3"),
         ("always restarted", "whole(count + warmup_steps)", "whole(count)"),
+    ),
+    "lars/models/convolution.py": (
+        ("patches down and then across", "for axis in (2, 1)", "for axis in (1, 2)"),
+        ("no stride", "i + last + 1, stride, axis", "i + last + 1, 1, axis"),
+        (
+            "groups swapped",
+            "list(map(product, *groups))",
+            "list(map(product, *groups))[::-1]",
+        ),
+        ("never a product", "cpu=as_product, default", "cpu=as_convolution, default"),
+        ("always a product", "default=as_convolution", "default=as_product"),
+        ("memory of one byte a number", " * images.dtype.itemsize", ""),
+        ("dilations not refused", "if dilations != {1} or", "if"),
+    ),
+    "lars/single_run.py": (
+        ("order of the epoch kept", "in_epoch == 0,", "number == 0,"),
+        (
+            "order of the first epoch",
+            "epoch_order(run.seed, epoch, count)",
+            "epoch_order(run.seed, 0 * epoch, count)",
+        ),
+        (
+            "the same batch of each epoch",
+            "in_epoch * batch_size, batch_size",
+            "0 * in_epoch, batch_size",
+        ),
+        (
+            "mean loss of the whole run",
+            "begins = state.step % log_every == 0",
+            "begins = state.step < 0",
+        ),
+        ("loss not looked at", "jnp.isfinite(report.loss) & all", "all"),
+        ("goes on after divergence", "        is_fine &= was_fine\n", ""),
+        (
+            "the last report is the first",
+            "lambda x: x[-1], reports",
+            "lambda x: x[0], reports",
+        ),
     ),
     "lars/optimizers.py": (
         ("optimizers exchanged", '"lamb": optax.lamb', '"lamb": optax.adam'),

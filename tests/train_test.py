@@ -128,6 +128,10 @@ def test_the_metrics_of_a_run(whole):
                 np.testing.assert_allclose(
                     line[f"trust_ratio/{name}"], 1e-3 * w / (g + beta * w), rtol=1e-4
                 )
+    # The warm-up of three steps to 10, and then 10 (1 - t / 21)² from there on.
+    rates = [line["learning_rate"] for line in metrics[:-1]]
+    expected = [10 / 3] + [10 * (1 - (t - 3) / 21) ** 2 for t in range(3, 24, 2)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
     last = metrics[-1]
     assert last["finished"]
     assert last["train/loss"] < metrics[0]["train/batch_loss"]
