@@ -115,3 +115,14 @@ def test_a_run_that_has_diverged_stays_where_it_was(run):
     progress, _ = compiled.advance(progress, run, source.data, batches[1])
     assert progress.diverged_at == diverged_at
     jax.tree.map(np.testing.assert_array_equal, progress.state, kept)
+
+
+def test_after_it_has_diverged_no_step_is_made_though_it_would_be_fine(run):
+    _, run, source, compiled = run
+    progress = compiled.init(run, source.data)
+    progress = progress._replace(diverged_at=jax.numpy.int32(0))
+    kept = jax.device_get(progress.state)
+    (batch,) = source.batches(3, BATCH, 0, 5, 5)
+    progress, report = compiled.advance(progress, run, source.data, batch)
+    assert np.isfinite(report.loss)
+    jax.tree.map(np.testing.assert_array_equal, progress.state, kept)
