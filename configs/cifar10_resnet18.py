@@ -3,8 +3,7 @@
     python -m experiments.train --config=configs/cifar10_resnet18.py \
         --workdir=runs/resnet18
 
-Time and result: not measured here yet; there was no accelerator to measure them on. On
-two cores an epoch takes about an hour.
+Time and result: not measured here yet; there was no accelerator to measure them on.
 
 The learning rate is 4 √(B / 512), a rule that others use for ResNet-50 on ImageNet
 (https://github.com/NUS-HPC-AI-Lab/LARS-ImageNet-PyTorch).
@@ -14,6 +13,7 @@ import math
 
 from ml_collections import config_dict
 
+from configs import optimizers
 from configs.run import run_config
 
 TRAIN_IMAGES = 45_000
@@ -33,22 +33,11 @@ def get_config() -> config_dict.ConfigDict:
         },
         num_steps=100 * steps_per_epoch,
         batch_size=BATCH_SIZE,
-        schedule={
-            "decay": "quadratic",
-            "warmup_steps": 5 * steps_per_epoch,
-            "warmup_start": 0.0,
-            "restart_after_warmup": True,
-        },
+        schedule=optimizers.warmed_up(5 * steps_per_epoch),
         augmentation={"crop_padding": 4, "flip": True},
-        optimizer={
-            "name": "lars",
-            "settings": {
-                "layer": "module",
-                "weight_decay": 5e-4,
-                "weight_decay_mask": {"rank": (2, 4)},
-            },
-            "learning_rate": 4 * math.sqrt(BATCH_SIZE / 512),
-        },
+        optimizer=optimizers.lars_with_decay(
+            4 * math.sqrt(BATCH_SIZE / 512), weight_decay=5e-4
+        ),
         log_every=steps_per_epoch,
         evaluate_every=steps_per_epoch,
         checkpoint_every=5 * steps_per_epoch,

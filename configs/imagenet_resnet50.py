@@ -9,14 +9,15 @@ The settings are those with which others report a test accuracy of 77.1%: a rate
 (https://github.com/NUS-HPC-AI-Lab/LARS-ImageNet-PyTorch). They adapt kernels alone;
 here each module has one ratio, as in all configurations.
 
-A batch is worked on in 8 parts, to fit one device of 80 GB. On eight such devices,
-``--config.microbatches=1`` is faster.
+A batch is worked on in 8 parts, for the memory of one device; on many devices,
+``--config.microbatches`` can be smaller.
 """
 
 import math
 
 from ml_collections import config_dict
 
+from configs import optimizers
 from configs.run import run_config
 
 TRAIN_IMAGES = 1_271_167
@@ -41,21 +42,10 @@ def get_config() -> config_dict.ConfigDict:
         batch_size=BATCH_SIZE,
         microbatches=8,
         label_smoothing=0.1,
-        schedule={
-            "decay": "quadratic",
-            "warmup_steps": WARMUP_EPOCHS * TRAIN_IMAGES // BATCH_SIZE,
-            "warmup_start": 0.0,
-            "restart_after_warmup": True,
-        },
-        optimizer={
-            "name": "lars",
-            "settings": {
-                "layer": "module",
-                "weight_decay": 1e-4,
-                "weight_decay_mask": {"rank": (2, 4)},
-            },
-            "learning_rate": 4 * math.sqrt(BATCH_SIZE / 512),
-        },
+        schedule=optimizers.warmed_up(WARMUP_EPOCHS * TRAIN_IMAGES // BATCH_SIZE),
+        optimizer=optimizers.lars_with_decay(
+            4 * math.sqrt(BATCH_SIZE / 512), weight_decay=1e-4
+        ),
         log_every=steps_per_epoch // 5,
         evaluate_every=steps_per_epoch // 5 * 5,
         checkpoint_every=steps_per_epoch // 5,

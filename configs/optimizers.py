@@ -22,6 +22,30 @@ LINEAR: dict[str, Any] = {
     "restart_after_warmup": False,
 }
 
+
+def warmed_up(warmup_steps: int) -> dict[str, Any]:
+    """The paper's decay, begun after a warm-up from 0, as MLPerf has it."""
+    return {
+        "decay": "quadratic",
+        "warmup_steps": warmup_steps,
+        "warmup_start": 0.0,
+        "restart_after_warmup": True,
+    }
+
+
+def lars_with_decay(learning_rate: float, weight_decay: float) -> dict[str, Any]:
+    """LARS as the networks for images are trained: kernels are decayed, no others."""
+    return {
+        "name": "lars",
+        "settings": {
+            "layer": "module",
+            "weight_decay": weight_decay,
+            "weight_decay_mask": {"rank": (2, 4)},
+        },
+        "learning_rate": learning_rate,
+    }
+
+
 COMPARED: dict[str, Arm] = {
     "sgd": {
         "label": "SGD with momentum",

@@ -67,7 +67,7 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
         with command.reported_errors():
             restored = checkpoints.restore_newest(compiled.like)
         step, progress = restored or (0, compiled.init(run, source.data))
-        session = results.Session(folder, first_step=step)
+        session = results.Session(folder, first_step=step, seconds=0.0)
         writer = MetricsWriter(folder, step)
         display = Display(config.num_steps, step, config.batch_size)
         batches = stack.enter_context(

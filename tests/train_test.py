@@ -371,25 +371,35 @@ def test_eight_devices_make_the_same_run(
     close(tmp_path, on_one_device)
 
 
-def test_two_processes_make_the_same_run_and_others_go_on_with_it(
-    environment, on_one_device, tmp_path
-):
+def two_hosts(environment, workdir, *flags, **changes):
+    """Two processes that make one run."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    processes = [
+    return [
         start(
             environment,
-            tmp_path,
-            *FIRST_STEPS,
-            "--config.placement=fsdp",
+            workdir,
+            *flags,
             f"--coordinator_address=localhost:{port}",
             "--num_processes=2",
             f"--process_id={i}",
-            JAX_NUM_CPU_DEVICES="4",
+            **changes,
         )
         for i in range(2)
     ]
+
+
+def test_two_processes_make_the_same_run_and_others_go_on_with_it(
+    environment, on_one_device, tmp_path
+):
+    processes = two_hosts(
+        environment,
+        tmp_path,
+        *FIRST_STEPS,
+        "--config.placement=fsdp",
+        JAX_NUM_CPU_DEVICES="4",
+    )
     ends = [process.communicate(timeout=300) for process in processes]
     assert [p.returncode for p in processes] == [0, 0], ends[0][1][-2000:]
     assert "test accuracy" in ends[0][0]
@@ -407,20 +417,7 @@ def test_two_processes_make_the_same_run_and_others_go_on_with_it(
 
 
 def test_when_one_host_is_asked_to_stop_both_do(environment, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [
-        start(
-            environment,
-            tmp_path,
-            "--config.num_steps=100000",
-            f"--coordinator_address=localhost:{port}",
-            "--num_processes=2",
-            f"--process_id={i}",
-        )
-        for i in range(2)
-    ]
+    processes = two_hosts(environment, tmp_path, "--config.num_steps=100000")
     while not (tmp_path / "metrics.jsonl").exists():
         assert processes[0].poll() is None
         time.sleep(0.005)
