@@ -65,6 +65,16 @@ class Sums(NamedTuple):
     examples: Any
 
 
+class Curve(NamedTuple):
+    """What a run was like at several points, [points, ...], spread evenly over it."""
+
+    train_loss: jax.Array  # of all training images, as they are
+    test_loss: jax.Array
+    test_accuracy: jax.Array
+    weight_norms: jax.Array  # [points, parameters]: of the step before, as in `Report`
+    gradient_norms: jax.Array
+
+
 class Result(NamedTuple):
     """What a finished run reports."""
 
@@ -91,6 +101,8 @@ class Training(NamedTuple):
     result: Callable[[State, Data], Result]
     train: Callable[[Run, Data], Result]
     """Everything: `init`, all steps, `result`."""
+    curve: Callable[[Run, Data, int], Curve]
+    """Makes the steps of `train`, and looks at the run at a number of points."""
 
 
 def make_training(
@@ -227,17 +239,24 @@ def make_training(
             },
         }
 
-    def advance(
-        state: State, run: Run, data: Data, steps: int
-    ) -> tuple[State, jax.Array]:
-        def loss_of_step(state: State, batch: jax.Array) -> tuple[State, jax.Array]:
+    def advance_reporting(
+        state: State, run: Run, data: Data, steps: int, kept: Callable[[Report], Any]
+    ) -> tuple[State, Any]:
+        """Makes steps, and stacks what is kept of their reports."""
+
+        def step_and_keep(state: State, batch: jax.Array) -> tuple[State, Any]:
             state, report = step(state, run, data, batch)
-            return state, report.loss
+            return state, kept(report)
 
         positions = batch_positions(
             run.seed, state.step, steps, data.train.labels.shape[0], batch_size
         )
-        return jax.lax.scan(loss_of_step, state, positions)
+        return jax.lax.scan(step_and_keep, state, positions)
+
+    def advance(
+        state: State, run: Run, data: Data, steps: int
+    ) -> tuple[State, jax.Array]:
+        return advance_reporting(state, run, data, steps, lambda report: report.loss)
 
     def evaluate_part(state: State, data: Data, split: Split, mask: jax.Array) -> Sums:
         images = standardise(split.images, data.mean, data.deviation)
@@ -268,8 +287,34 @@ def make_training(
         state, _ = advance(init(run, data), run, data, num_steps)
         return result(state, data)
 
+    def curve(run: Run, data: Data, num_points: int) -> Curve:
+        if num_steps % num_points:
+            raise ValueError(
+                f"num_points must divide num_steps ({num_steps}), got {num_points}."
+            )
+
+        def to_next_point(state: State, _: None) -> tuple[State, Curve]:
+            state, (weight_norms, gradient_norms) = advance_reporting(
+                state,
+                run,
+                data,
+                num_steps // num_points,
+                lambda report: (report.weight_norms, report.gradient_norms),
+            )
+            test = evaluate(state, data, data.test)
+            return state, Curve(
+                evaluate(state, data, data.train).loss,
+                test.loss,
+                test.accuracy,
+                weight_norms[-1],
+                gradient_norms[-1],
+            )
+
+        _, points = jax.lax.scan(to_next_point, init(run, data), length=num_points)
+        return points
+
     return Training(
-        init, step, are_finite, advance, evaluate, evaluate_part, result, train
+        init, step, are_finite, advance, evaluate, evaluate_part, result, train, curve
     )
 
 

@@ -1,0 +1,19 @@
+"""Sizes of the figures of the paper and of the book: the full ones, and quick ones.
+
+    python -m experiments.figures --figure=NAME --workdir=results/figures [--quick]
+
+The pages docs/paper.md and docs/book.md state the time that each full one took.
+"""
+
+import copy
+from typing import Any
+
+from configs import book, paper
+
+SIZES: dict[str, dict[str, Any]] = {**paper.SIZES, **book.SIZES}
+QUICK: dict[str, dict[str, Any]] = {**paper.QUICK, **book.QUICK}
+
+
+def settings(name: str, quick: bool = False) -> dict[str, Any]:
+    """The settings of an item: the full ones, or with those of the quick version."""
+    return copy.deepcopy({**SIZES[name], **(QUICK[name] if quick else {})})

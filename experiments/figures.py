@@ -1,0 +1,178 @@
+"""Figures, tables and exercises of the LARS paper and of the book, by name.
+
+    python -m experiments.figures --figure=NAME --workdir=results/figures
+
+NAME is ``table1`` ... ``table5`` or ``figure1`` ... ``figure5`` of the paper, one of the
+book's items (``book_...``), a list of names, or ``paper``, ``book`` or ``all``. Writes
+NAME/NAME.csv, NAME/NAME.png and ``provenance.json`` to the workdir, and prints what
+became of each claim. Interrupted, the same command goes on where it stopped; figures
+that need the same runs share them. ``--quick`` makes a small version, in less than two
+minutes, that is not what the pages show.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from absl import flags
+from tqdm import tqdm
+
+from configs import figures as sizes
+from experiments import command
+from lars import results
+from lars.devices import use_every_core
+from lars.figures import Item, Settings, book, paper
+
+ITEMS: dict[str, Item] = {**paper.ITEMS, **book.ITEMS}
+
+FIGURE = flags.DEFINE_list("figure", None, "Names of figures, or paper, book or all.")
+QUICK = flags.DEFINE_bool("quick", False, "A small version, in less than two minutes.")
+
+
+def main(workdir: str) -> None:
+    """Makes the figures that the flags ask for."""
+    use_every_core()
+    with command.reported_errors():
+        names = chosen(FIGURE.value)
+        for name in names:
+            settings = settings_of(name, QUICK.value)
+            for folder in {place(workdir, name), kept_place(workdir, name)}:
+                results.claim(folder, settings)
+    # A polite request to stop is the same as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in names:
+        make(name, workdir, settings_of(name, QUICK.value))
+
+
+def make(name: str, workdir: str, settings: Settings) -> pd.DataFrame:
+    """Computes what is not there of one figure's table, draws and judges it."""
+    item, folder = ITEMS[name], place(workdir, name)
+    with command.reported_errors():  # such as data that is not prepared
+        table = computed(name, kept_place(workdir, name), settings)
+    results.write_table(folder / f"{name}.csv", table)
+    results.write_whole(
+        folder / "provenance.json",
+        (kept_place(workdir, name) / "provenance.json").read_text(),
+    )
+    item.draw(table, settings).savefig(folder / f"{name}.png", dpi=120)
+    print(f"\n{name}: {item.title}")
+    for claim in item.claims(table, settings):
+        print(f"  {claim.verdict:>13}: {claim.says}\n{'':17}{claim.found}")
+    print(f"  Picture: {folder / name}.png   Table: {folder / name}.csv")
+    return table
+
+
+def computed(name: str, folder: Path, settings: Settings) -> pd.DataFrame:
+    """The table of an item, of what the folder holds and what is computed now."""
+    item, file = ITEMS[name], folder / "results.csv"
+    kept = results.read_table(file) if file.exists() else pd.DataFrame()
+    cells = item.cells(settings)
+    held = {} if kept.empty else _by_cell(kept, list(cells[0]))
+    left = [cell for cell in cells if tuple(cell.values()) not in held]
+    if left:
+        session = results.Session(folder, parts_before=len(held))
+        started, done = time.monotonic(), len(cells) - len(left)
+        try:
+            for cell, rows in _measured(name, left, len(cells), settings):
+                kept = pd.concat([kept, rows], ignore_index=True)
+                results.write_table(file, kept)
+                held[tuple(cell.values())] = rows
+                done += 1
+        except KeyboardInterrupt:
+            print(
+                f"{done} of {len(cells)} parts are in {file}; the same command "
+                "continues from there.",
+                file=sys.stderr,
+            )
+            raise
+        finally:
+            session.record(
+                parts_after=len(held), seconds=round(time.monotonic() - started, 1)
+            )
+    parts = [held[tuple(cell.values())] for cell in cells]
+    # Columns that only other items of a shared table have are not this one's.
+    return pd.concat(parts, ignore_index=True).dropna(axis="columns", how="all")
+
+
+def _measured(
+    name: str, left: Sequence[Mapping[str, Any]], total: int, settings: Settings
+) -> Iterator[tuple[Mapping[str, Any], pd.DataFrame]]:
+    """Computes parts, with progress; each row says how long its part took."""
+    with tqdm(
+        left,
+        desc=name,
+        total=total,
+        initial=total - len(left),
+        unit="part",
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 10,
+    ) as bar:
+        for cell in bar:
+            bar.set_postfix_str(", ".join(str(value) for value in cell.values()))
+            started = time.monotonic()
+            rows = _in_float64(ITEMS[name].measure(cell, settings))
+            rows["part_seconds"] = round(time.monotonic() - started, 3)
+            rows = rows.assign(**cell)
+            yield cell, rows[[*cell, *rows.columns.drop(list(cell))]]
+
+
+def seconds_of(name: str, table: pd.DataFrame, settings: Settings) -> float:
+    """How long the parts of a table took."""
+    keys = list(ITEMS[name].cells(settings)[0])
+    return float(table.groupby(keys)["part_seconds"].first().sum())
+
+
+def settings_of(name: str, quick: bool) -> dict[str, Any]:
+    """The sizes of an item; items that share a table share its sizes."""
+    return sizes.settings(ITEMS[name].kept_in or name, quick)
+
+
+def chosen(names: Sequence[str] | None) -> list[str]:
+    """The items that are asked for.
+
+    Raises:
+        ValueError: for a name that there is not.
+    """
+    groups = {"all": ITEMS, "paper": paper.ITEMS, "book": book.ITEMS}
+    for name in names or [""]:
+        if name not in ITEMS and name not in groups:
+            raise ValueError(
+                f"--figure must be of {', '.join([*groups, *ITEMS])}, got {name!r}."
+            )
+    return list(
+        dict.fromkeys(x for name in names or [] for x in groups.get(name, [name]))
+    )
+
+
+def place(workdir: str, name: str) -> Path:
+    """Where the picture of an item goes."""
+    return Path(workdir) / name
+
+
+def kept_place(workdir: str, name: str) -> Path:
+    """Where the rows of an item are kept: alone, or with those of others."""
+    return Path(workdir) / (ITEMS[name].kept_in or name)
+
+
+def _by_cell(table: pd.DataFrame, keys: list[str]) -> dict[tuple, pd.DataFrame]:
+    return {tuple(key): rows for key, rows in table.groupby(keys, sort=False)}
+
+
+def _in_float64(rows: pd.DataFrame) -> pd.DataFrame:
+    """float32 numbers as the shortest decimals that give them, as a file has them."""
+    return rows.assign(
+        **{
+            name: rows[name].astype(str).astype(np.float64)
+            for name in rows.columns
+            if rows[name].dtype == np.float32
+        }
+    )
+
+
+if __name__ == "__main__":
+    command.run_measurement(main)

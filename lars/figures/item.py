@@ -1,0 +1,65 @@
+"""What every figure is: a computation that can be continued, a picture, and verdicts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+Settings = Mapping[str, Any]
+"""The sizes of an item, from ``configs/figures.py``."""
+
+Verdict = Literal["confirmed", "partly", "not confirmed", "misprint"]
+
+
+class Claim(NamedTuple):
+    """A statement of the source, and what became of it."""
+
+    says: str  # the statement, in words of this code's own; Markdown in one line
+    found: str  # what the table says, with numbers and spread; Markdown in one line
+    verdict: Verdict
+
+
+class Item(NamedTuple):
+    """A figure, a table or an exercise that one command computes, draws and judges."""
+
+    title: str
+    about: str  # what the source shows, and what is computed here; Markdown
+    cells: Callable[[Settings], Sequence[Mapping[str, Any]]]
+    """The parts that the table is computed in, each named by a few values. The names of
+    the values are the first columns of the table."""
+    measure: Callable[[Mapping[str, Any], Settings], pd.DataFrame]
+    """From a part to its rows, without the columns that name the part."""
+    draw: Callable[[pd.DataFrame, Settings], Figure]
+    """Draws the whole table."""
+    claims: Callable[[pd.DataFrame, Settings], list[Claim]]
+    """What the whole table says of each claim. Verdicts follow from numbers: none is
+    written down."""
+    kept_in: str | None = None
+    """The name of a table that several items share; None is a table of its own."""
+
+
+def mean_and_spread(values: Any, digits: int = 3) -> str:
+    """The mean, and in brackets the lowest and the highest, as the pages have them."""
+    values = np.asarray(values, float)
+    return (
+        f"{values.mean():.{digits}g} ({values.min():.{digits}g} to "
+        f"{values.max():.{digits}g})"
+    )
+
+
+def median_and_spread(values: Any, digits: int = 3) -> str:
+    """The median, and in brackets the lowest and the highest."""
+    values = np.asarray(values, float)
+    return (
+        f"{np.median(values):.{digits}g} ({values.min():.{digits}g} to "
+        f"{values.max():.{digits}g})"
+    )
+
+
+def judged(holds: Sequence[bool]) -> Verdict:
+    """The verdict on a claim of several parts: all of them hold, some, or none."""
+    if all(holds):
+        return "confirmed"
+    return "partly" if any(holds) else "not confirmed"

@@ -1,0 +1,69 @@
+"""How the pictures look: colours that all readers tell apart, quiet axes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which readers with any common colour vision tell apart
+# (https://jfly.uni-koeln.de/color/). Markers and line styles differ as well.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+
+def panels(
+    rows: int, columns: int, title: str, *, height: float = 3.4, width: float = 4.6
+) -> tuple[Figure, np.ndarray]:
+    """A figure with a grid of quiet axes.
+
+    Returns:
+        The figure, and its axes in an array of shape [rows, columns].
+    """
+    figure = Figure(
+        figsize=(width * columns, height * rows + 0.6), layout="constrained"
+    )
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11.5)
+    return figure, grid
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour, marker and line of the series of a number."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINES[number % len(LINES)],
+    }
+
+
+def line_with_band(
+    axes: Axes,
+    x: Sequence[float] | Any,
+    middle: Sequence[float] | Any,
+    lowest: Sequence[float] | Any,
+    highest: Sequence[float] | Any,
+    number: int,
+    label: str,
+    **settings: Any,
+) -> None:
+    """A line, and a band from the lowest to the highest value.
+
+    Args:
+        axes: where to draw.
+        x: positions.
+        middle: the line, usually the median over seeds.
+        lowest: the lower edge of the band.
+        highest: the upper edge.
+        number: which of the looks the series has.
+        label: for the legend.
+        **settings: further ones of `Axes.plot`.
+    """
+    style = {**look(number), "markersize": 4.5, "linewidth": 1.6, **settings}
+    axes.plot(x, middle, label=label, **style)
+    axes.fill_between(x, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
