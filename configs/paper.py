@@ -2,5 +2,81 @@
 
 from typing import Any
 
-SIZES: dict[str, dict[str, Any]] = {}
-QUICK: dict[str, dict[str, Any]] = {}
+_MINIATURE: dict[str, Any] = {"name": "miniature_alexnet", "patch_size": 4, "width": 8}
+
+_LARGE_BATCH: dict[str, Any] = {
+    "dataset": "fashion_mnist",
+    "models": {
+        "plain": {**_MINIATURE, "batch_norm": False},
+        "batch_norm": {**_MINIATURE, "batch_norm": True},
+    },
+    # Four learning rates each, placed by a pilot of one seed on validation data so that
+    # the best of a batch size is inside; those of SGD grow with the batch, as Goyal et
+    # al. 2017 have it (https://arxiv.org/abs/1706.02677).
+    "optimizers": {
+        "sgd": {
+            "label": "SGD, linear scaling",
+            "name": "sgd",
+            "settings": {"momentum": 0.9, "weight_decay": 5e-4},
+            "learning_rates": [0.01, 0.04, 0.16, 0.64],
+            "scaling_power": 1,
+        },
+        "nesterov": {
+            "label": "Nesterov, tuned for each batch",
+            "name": "sgd",
+            "settings": {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+            "learning_rates": [0.1, 0.3, 1.0, 3.0],
+            "scaling_power": 0,
+        },
+        "lars": {
+            "label": "LARS",
+            "name": "lars",
+            "settings": {"weight_decay": 5e-4},
+            "learning_rates": [5.0, 15.0, 40.0, 120.0],
+            "scaling_power": 0,
+        },
+        "lamb": {
+            "label": "LAMB",
+            "name": "lamb",
+            "settings": {"weight_decay": 0.01},
+            "learning_rates": [0.01, 0.03, 0.1, 0.3],
+            "scaling_power": 0,
+        },
+    },
+    "base_batch_size": 128,
+    "batch_sizes": [128, 1024, 8192, 16384],
+    "epochs": 8,
+    "warmup_epochs": 1,
+    "decay": "quadratic",
+    "seeds": [0, 1, 2],
+    # Figure 4: with the four of LARS, eight; and the longer runs of Table 5.
+    "rates_between": [2.5, 25.0, 70.0, 240.0],
+    "longer_epochs": [8, 10, 12, 14, 16],
+    "rates_of_longer_training": [15.0, 40.0],
+}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "large_batch": _LARGE_BATCH,
+    "table2": {
+        "dataset": "cifar10",
+        "image_size": 227,
+        "images": 512,
+        "microbatches": 8,
+        "seeds": [0, 1, 2],
+        "draws": [0, 1, 2, 3, 4],
+    },
+}
+QUICK: dict[str, dict[str, Any]] = {
+    "table2": {"dataset": "digits", "image_size": 28, "draws": [0]},
+    "large_batch": {
+        "dataset": "digits",
+        "models": {
+            name: {**model, "patch_size": 2, "width": 4}
+            for name, model in _LARGE_BATCH["models"].items()
+        },
+        "batch_sizes": [128, 1024],
+        "base_batch_size": 32,
+        "epochs": 4,
+        "longer_epochs": [4, 8],
+    },
+}

@@ -5,5 +5,9 @@ You, Gitman, Ginsburg, `Large Batch Training of Convolutional Networks
 """
 
 from lars.figures.item import Item
+from lars.figures.paper import large_batch
 
-ITEMS: dict[str, Item] = {}
+ITEMS: dict[str, Item] = {
+    "large_batch": large_batch.ITEM,
+}
+"""In the order of the paper; behind them what it lacks."""
