@@ -10,8 +10,10 @@ rescue: .venv/runtime
 	$(BIN)/python -m experiments.rescue --config=configs/rescue.py \
 	  --workdir=results/rescue
 
-## Every figure and table of the pages: the map, and the wider search behind it
+## Every figure and table of the pages: the paper's and the book's, the rescue map, and
+## the wider search behind it. Some hours on two cores; it goes on where it was stopped.
 figures: rescue
+	$(BIN)/python -m experiments.figures --figure=all --workdir=results/figures
 	$(BIN)/python -m experiments.rescue --config=configs/rescue.py:search \
 	  --workdir=results/search
 	$(BIN)/python -m experiments.publish

@@ -46,6 +46,29 @@ def lars_with_decay(learning_rate: float, weight_decay: float) -> dict[str, Any]
     }
 
 
+def going_on(warmup_steps: int, warmup_start: float) -> dict[str, Any]:
+    """The paper's decay as the paper has it: it goes on from under the warm-up."""
+    return {
+        "decay": "quadratic",
+        "warmup_steps": warmup_steps,
+        "warmup_start": warmup_start,
+        "restart_after_warmup": False,
+    }
+
+
+def of_the_paper(name: str, learning_rate: float, weight_decay: float) -> Arm:
+    """SGD or LARS as the paper's authors have them, for weights and biases alike.
+
+    Each array is a layer of its own. Where a norm is zero the rate is that of SGD, as
+    in their code from 30 July 2017 on (https://github.com/NVIDIA/caffe/commit/c29388b).
+    """
+    settings: dict[str, Any] = {"momentum": 0.9, "weight_decay": weight_decay}
+    if name == "lars":
+        settings |= {"trust_coefficient": 0.001, "layer": "parameter"}
+        settings |= {"zero_norm": "one", "zero_gradient": "one"}
+    return {"name": name, "settings": settings, "learning_rate": learning_rate}
+
+
 COMPARED: dict[str, Arm] = {
     "sgd": {
         "label": "SGD with momentum",

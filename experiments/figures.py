@@ -2,12 +2,12 @@
 
     python -m experiments.figures --figure=NAME --workdir=results/figures
 
-NAME is ``table1`` ... ``table5`` or ``figure1`` ... ``figure5`` of the paper, one of the
-book's items (``book_...``), a list of names, or ``paper``, ``book`` or ``all``. Writes
-NAME/NAME.csv, NAME/NAME.png and ``provenance.json`` to the workdir, and prints what
-became of each claim. Interrupted, the same command goes on where it stopped; figures
-that need the same runs share them. ``--quick`` makes a small version, in less than two
-minutes, that is not what the pages show.
+NAME is ``table1`` ... ``table5`` or ``figure1`` ... ``figure5`` of the paper, one of
+the book's items (``book_...``), several with commas between them, or ``paper``,
+``book`` or ``all``. Writes NAME/NAME.csv, NAME/NAME.png and ``provenance.json`` to the
+workdir, and prints what became of each claim. Interrupted, the same command goes on
+where it stopped; figures that need the same runs share them. ``--quick`` makes a small
+version, in less than two minutes, that is not what the pages show.
 """
 
 import signal

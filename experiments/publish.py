@@ -3,7 +3,7 @@
     python -m experiments.publish
 
 Takes what there is of ``results/rescue``, ``results/search``, ``results/benchmark``,
-``results/throughput`` and ``results/runs``, keeps their tables, configurations,
+``results/throughput``, ``results/runs`` and ``results/figures``, keeps their tables, configurations,
 provenance and picture under ``docs/``, and writes the tables into the pages, beside the
 table of variants, which is the code's. What is in docs/ is therefore what the pages
 say, and a test compares the two.
@@ -19,13 +19,20 @@ from typing import Any
 import pandas as pd
 from absl import app
 
+from experiments import figures
 from lars import benchmark, pages, presets, rescue, results, sweep, throughput
+from lars.figures import Item, book, page, paper
+from lars.figures.page import Entry
 from lars.metrics import finished_metrics
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", DOCS / "rescue.md")
+PAGES = (
+    ROOT / "README.md",
+    *(DOCS / name for name in ("rescue.md", "paper.md", "book.md")),
+)
 RESCUES = ("rescue", "search")
+SOURCES: dict[str, Mapping[str, Item]] = {"paper": paper.ITEMS, "book": book.ITEMS}
 RUNS = ("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn")
 KEPT = {  # of results/NAME, in docs/FOLDER
     "rescue": (
@@ -42,6 +49,14 @@ KEPT = {  # of results/NAME, in docs/FOLDER
         )
         for name in RUNS
     },
+    **{
+        f"figures/{name}": (
+            f"{source}/{name}",
+            ("config.json", f"{name}.csv", "provenance.json", f"{name}.png"),
+        )
+        for source, items in SOURCES.items()
+        for name in items
+    },
 }
 
 
@@ -56,9 +71,9 @@ def main(argv: list[str]) -> None:
             for file in files:
                 shutil.copy(source / file, target / file)
     blocks = all_blocks()
-    for page in PAGES:
-        results.write_whole(page, pages.fill(page.read_text(), blocks))
-        print(f"wrote {page.relative_to(ROOT)}")
+    for file in PAGES:
+        results.write_whole(file, pages.fill(file.read_text(), blocks))
+        print(f"wrote {file.relative_to(ROOT)}")
 
 
 def all_blocks() -> dict[str, str]:
@@ -77,7 +92,45 @@ def all_blocks() -> dict[str, str]:
         },
         "variants": rescue.markdown(variants_table()),
         **runs_blocks(),
+        **{
+            mark: text
+            for source in SOURCES
+            for mark, text in figure_blocks(source).items()
+        },
     }
+
+
+def figure_blocks(source: str) -> dict[str, str]:
+    """The items of the paper or of the book, from the tables kept in docs/."""
+    entries = []
+    for name, item in SOURCES[source].items():
+        table, settings = kept_figure(source, name)
+        sessions = json.loads((DOCS / source / name / "provenance.json").read_text())
+        parts = len(table[list(item.cells(settings)[0])].drop_duplicates())
+        seconds = figures.seconds_of(name, table, settings)
+        made = provenance(parts, sessions, seconds, "part(s)")
+        entries.append(
+            Entry(
+                name,
+                item,
+                item.claims(table, settings),
+                f"`python -m experiments.figures --figure={name} "
+                f"--workdir=results/figures`: {made}",
+            )
+        )
+    return {
+        f"{source}-overview": page.overview(entries),
+        f"{source}-items": "\n\n".join(page.section_of(e, source) for e in entries),
+    }
+
+
+def kept_figure(source: str, name: str) -> tuple[pd.DataFrame, Any]:
+    """The table of an item that is kept in docs/, and its settings."""
+    folder = DOCS / source / name
+    return (
+        results.read_table(folder / f"{name}.csv"),
+        json.loads((folder / "config.json").read_text()),
+    )
 
 
 def variants_table() -> pd.DataFrame:
@@ -176,8 +229,19 @@ def searched_rates_table(
     )
 
 
-def provenance(runs: int, sessions: list[dict[str, Any]]) -> str:
+def provenance(
+    runs: int,
+    sessions: list[dict[str, Any]],
+    seconds: float | None = None,
+    noun: str = "runs",
+) -> str:
     """One sentence of all the sessions that made a table.
+
+    Args:
+        runs: how many runs, or parts, it has.
+        sessions: the sessions.
+        seconds: how long it took; None if it is what the sessions took.
+        noun: what they are.
 
     Raises:
         ValueError: if a session's code is not known: results that no commit can give
@@ -199,9 +263,11 @@ def provenance(runs: int, sessions: list[dict[str, Any]]) -> str:
             f"{s['device']['kind']}"
         )
     )
+    if seconds is None:
+        seconds = sum(s["seconds"] for s in sessions)
     versions = all_of(lambda s: ", ".join(f"{k} {v}" for k, v in s["versions"].items()))
     return (
-        f"{runs} runs in {sum(s['seconds'] for s in sessions):.0f} seconds on "
+        f"{runs} {noun} in {seconds:.0f} seconds on "
         f"{devices}; {versions}; commit {all_of(lambda s: s['commit'][:10])}."
     )
 

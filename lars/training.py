@@ -7,7 +7,7 @@ A run is data (a seed, scales, a learning rate), so that a sweep is an array of 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from lars.optimizer import trust_ratios
 from lars.rules import flatten_with_path, path_string
 from lars.sharding import device_mesh, replicated, split
 
+_Outcome = TypeVar("_Outcome", bound=tuple)
 MakeOptimizer = Callable[[jax.Array], optax.GradientTransformation]
 
 
@@ -66,13 +67,13 @@ class Sums(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """What a run was like at several points, [points, ...], spread evenly over it."""
+    """What a run was like at several points [points, ...], the last of them its end."""
 
-    train_loss: jax.Array  # of all training images, as they are
+    train_loss: jax.Array  # over as many training images as there are test images
     test_loss: jax.Array
     test_accuracy: jax.Array
-    weight_norms: jax.Array  # [points, parameters]: of the step before, as in `Report`
-    gradient_norms: jax.Array
+    weight_norms: jax.Array  # [points, parameters], as in `Report`: the mean over the
+    gradient_norms: jax.Array  # same number of steps before each point
 
 
 class Result(NamedTuple):
@@ -288,29 +289,36 @@ def make_training(
         return result(state, data)
 
     def curve(run: Run, data: Data, num_points: int) -> Curve:
-        if num_steps % num_points:
+        between = num_steps // num_points
+        if not between:
             raise ValueError(
-                f"num_points must divide num_steps ({num_steps}), got {num_points}."
+                f"num_points must be at most num_steps ({num_steps}), got {num_points}."
             )
+        # As many training images as there are test images: as good a mean of the loss.
+        unseen = data.test
+        seen = Split(*(x[: len(unseen.labels)] for x in data.train))
 
         def to_next_point(state: State, _: None) -> tuple[State, Curve]:
-            state, (weight_norms, gradient_norms) = advance_reporting(
+            state, norms = advance_reporting(
                 state,
                 run,
                 data,
-                num_steps // num_points,
+                between,
                 lambda report: (report.weight_norms, report.gradient_norms),
             )
-            test = evaluate(state, data, data.test)
+            test = evaluate(state, data, unseen)
             return state, Curve(
-                evaluate(state, data, data.train).loss,
+                evaluate(state, data, seen).loss,
                 test.loss,
                 test.accuracy,
-                weight_norms[-1],
-                gradient_norms[-1],
+                *(norm.mean(axis=0) for norm in norms),
             )
 
-        _, points = jax.lax.scan(to_next_point, init(run, data), length=num_points)
+        # What does not divide comes before the first point: the last is the end.
+        state, before = init(run, data), num_steps % num_points
+        if before:
+            state, _ = advance(state, run, data, before)
+        _, points = jax.lax.scan(to_next_point, state, length=num_points)
         return points
 
     return Training(
@@ -365,14 +373,14 @@ def batch_positions(
 
 
 def sweep_over(
-    train: Callable[[Run, Data], Result],
+    train: Callable[[Run, Data], _Outcome],
     devices: Sequence[Any],
     runs_per_vmap: int,
-) -> Callable[[Run, Data], Result]:
+) -> Callable[[Run, Data], _Outcome]:
     """Compiles a training function for stacked runs, shared among the devices.
 
     Args:
-        train: `Training.train`.
+        train: `Training.train`, or another function of a run.
         devices: where to run, of all hosts; each gets an equal part of the runs.
         runs_per_vmap: how many runs a device vectorises at a time. The stacked runs
             must be a multiple of ``len(devices) * runs_per_vmap``. More is not faster
@@ -384,7 +392,7 @@ def sweep_over(
     mesh = device_mesh(devices)
     one, parts = replicated(mesh).spec, split(mesh).spec
 
-    def on_one_device(runs: Run, data: Data) -> Result:
+    def on_one_device(runs: Run, data: Data) -> _Outcome:
         return jax.lax.map(
             lambda run: train(run, data),
             runs,

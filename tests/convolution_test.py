@@ -16,8 +16,9 @@ CASES = [
     ((2, 6, 6, 4), (1, 1, 4, 3), (2, 2), [(0, 0), (0, 0)], 1),
     ((2, 6, 7, 2), (2, 3, 2, 3), (1, 2), [(0, 1), (2, 0)], 1),
     ((2, 5, 5, 4), (3, 3, 2, 6), (1, 1), [(1, 1), (1, 1)], 2),
+    ((2, 9, 11, 3), (4, 3, 3, 5), (4, 3), "VALID", 1),
 ]
-IDS = ["plain", "stride", "valid", "one pixel", "uneven", "groups"]
+IDS = ["plain", "stride", "valid", "one pixel", "uneven", "groups", "tiles"]
 
 
 def whole_numbers(*shapes):

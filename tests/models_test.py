@@ -469,3 +469,52 @@ def test_batch_statistics_are_those_of_all_devices_together():
         together,
         alone,
     )
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_miniature_has_the_layers_of_alexnet_in_its_manner(batch_norm):
+    model = MODELS["miniature_alexnet"](
+        10, patch_size=4, width=8, batch_norm=batch_norm
+    )
+    variables = jax.jit(model.init)(KEY, normal(1, 28, 28, 1))
+    params = variables["params"]
+    # 28 pixels are 7 patches; maxima leave 3 and then 1 of them, with 32 channels.
+    assert {name: layer["kernel"].shape for name, layer in params.items()} == {
+        "conv1": (4, 4, 1, 8),
+        "conv2": (3, 3, 8, 16),
+        "conv3": (3, 3, 16, 32),
+        "fc4": (32, 64),
+        "fc5": (64, 10),
+    }
+    for layer in params.values():
+        assert (layer["bias"] == np.float32(0.01)).all()
+        fan_in = float(np.prod(layer["kernel"].shape[:-1]))
+        np.testing.assert_allclose(layer["kernel"].var() * fan_in, 2, rtol=0.25)
+    # Normalization has statistics and, as in AlexNet-BN, no parameters.
+    assert ("batch_stats" in variables) == batch_norm
+    images = normal(64, 28, 28, 1, seed=1)
+    logits, updated = jax.jit(model.apply)(variables, images, KEY)
+    assert logits.shape == (64, 10)
+    if batch_norm:
+        # Behind it every channel has mean 0 and variance 1 over batch and pixels.
+        out = model.outputs(variables, images, KEY)["norm2"]
+        np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=1e-5)
+        np.testing.assert_allclose(out.var((0, 1, 2)), 1, rtol=1e-2)
+        before, after = (
+            v["batch_stats"]["norm1"]["mean"] for v in (variables, updated)
+        )
+        assert not np.array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": 0}, "model.patch_size must be at least 1, got 0"),
+        ({"width": 2.5}, "model.width must be at least 1, got 2.5"),
+        ({"patch_size": 9}, "at least 9x9 pixels, its patch_size, got 8x8"),
+    ],
+)
+def test_bad_settings_of_the_miniature_are_named(changes, message):
+    settings = {"patch_size": 2, "width": 4, "batch_norm": False, **changes}
+    with pytest.raises(ValueError, match=message):
+        shapes(MODELS["miniature_alexnet"](10, **settings), 8, channels=1)

@@ -48,6 +48,8 @@ TESTS = {
     "lars/schedules.py": ("tests/schedules_test.py",),
     "lars/models/convolution.py": ("tests/convolution_test.py",),
     "lars/single_run.py": ("tests/single_run_test.py", "tests/training_test.py"),
+    "lars/figures/paper/grid.py": ("tests/paper_proxies_test.py",),
+    "experiments/figures.py": ("tests/figures_test.py",),
 }
 
 
@@ -701,7 +703,60 @@ TABLE = {
             '    dtype: jax.typing.DTypeLike = jnp.bfloat16\n    "',
         ),
     ),
+    "lars/figures/paper/grid.py": (
+        (
+            "rate chosen on test data",
+            'validation=table["validation_accuracy"]',
+            'validation=table["test_accuracy"]',
+        ),
+        ("worst rate", ".idxmax()", ".idxmin()"),
+        (
+            "choice blind to divergence",
+            '["validation_accuracy"].mask(table["diverged"], 0.0)',
+            '["validation_accuracy"]',
+        ),
+        (
+            "report blind to divergence",
+            '["test_accuracy"].mask(table["diverged"], 0.0)',
+            '["test_accuracy"]',
+        ),
+        (
+            "of equal rates any",
+            '.sort_values("learning_rate", kind="stable")',
+            '.sort_values("learning_rate", ascending=False, kind="stable")',
+        ),
+        ("rates never scaled", "rate * factor **", "rate * 1 **"),
+        (
+            "decay restarted",
+            '"restart_after_warmup": False',
+            '"restart_after_warmup": True',
+        ),
+        ("no warm-up", 'settings["warmup_epochs"] * in_epoch', "0 * in_epoch"),
+    ),
+    "experiments/figures.py": (
+        ("parts computed twice", "not in held]", "is not None]"),
+        (
+            "float32 widened",
+            ".astype(str).astype(np.float64)",
+            ".astype(np.float64)",
+        ),
+        (
+            "rows of other parts",
+            "parts = [held[tuple(cell.values())] for cell in cells]",
+            "parts = [kept]",
+        ),
+    ),
     "lars/training.py": (
+        (
+            "curve of the last norms",
+            "*(norm.mean(axis=0) for norm in norms),",
+            "*(norm[-1] for norm in norms),",
+        ),
+        (
+            "curve without its first steps",
+            "before = init(run, data), num_steps % num_points",
+            "before = init(run, data), 0",
+        ),
         (
             "test accuracy of the validation set",
             "evaluate(state, data, data.test)",
@@ -914,7 +969,7 @@ def first_failure(mutant: Mutant) -> str | None:
     """Runs the tests on the mutant; the first that fails, or None."""
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place)
-        for folder in ("lars", "tests"):
+        for folder in ("lars", "experiments", "configs", "docs", "tests"):
             shutil.copytree(ROOT / folder, copy / folder)
         shutil.copy(ROOT / "pyproject.toml", copy)
         file = copy / mutant.file

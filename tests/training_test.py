@@ -323,3 +323,34 @@ def test_the_recommended_setting_rescues_where_sgd_fails(digits, scale):
         jax.config.update("jax_disable_most_optimizations", True)
     assert accuracy["recommended"] > 0.92
     assert accuracy["sgd"] < 0.2
+
+
+@pytest.mark.parametrize("num_points", [1, 7, 40])
+def test_a_curve_is_the_run_seen_at_its_points(digits, num_points):
+    parts = training(lars.lars)
+    run = run_of([1, 1, 1])
+    curve = jax.jit(lambda run, data: parts.curve(run, data, num_points))(run, digits)
+    between = STEPS // num_points
+    ends = STEPS - between * np.arange(num_points)[::-1]
+    step, evaluate = jax.jit(parts.step), jax.jit(parts.evaluate)
+    state = parts.init(run, digits)
+    positions = batch_positions(run.seed, jnp.int32(0), STEPS, 1077, 128)
+    norms = []
+    for number in range(STEPS):
+        state, report = step(state, run, digits, positions[number])
+        norms.append((report.weight_norms, report.gradient_norms))
+        if number + 1 in ends:
+            i = list(ends).index(number + 1)
+            test = evaluate(state, digits, digits.test)
+            np.testing.assert_allclose(curve.test_loss[i], test.loss, rtol=1e-4)
+            assert abs(curve.test_accuracy[i] - test.accuracy) < 0.01
+            means = np.mean(np.asarray(norms[-between:]), axis=0)
+            np.testing.assert_allclose(curve.weight_norms[i], means[0], rtol=1e-4)
+            np.testing.assert_allclose(curve.gradient_norms[i], means[1], rtol=1e-3)
+    assert curve.train_loss.shape == (num_points,)
+
+
+def test_more_points_than_steps_are_refused(digits):
+    parts = training(lars.lars)
+    with pytest.raises(ValueError, match=r"at most num_steps \(40\), got 41"):
+        jax.eval_shape(lambda r, d: parts.curve(r, d, 41), run_of([1, 1, 1]), digits)

@@ -1,4 +1,4 @@
-"""What every figure is: a computation that can be continued, a picture, and verdicts."""
+"""What every figure is: a computation in parts, a picture, and verdicts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple

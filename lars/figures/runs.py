@@ -1,4 +1,4 @@
-"""Training runs that figures are made of: all rates or all seeds of a setting at once."""
+"""Training runs that figures are made of: the rates or seeds of a setting at once."""
 
 import functools
 import json
@@ -12,7 +12,6 @@ import pandas as pd
 
 from lars import data as datasets
 from lars.data import Data
-from lars.figures.item import Settings
 from lars.models import MODELS, Model
 from lars.optimizers import optimizer_maker
 from lars.rules import flatten_with_path, path_string
@@ -21,81 +20,80 @@ from lars.training import (
     Curve,
     Result,
     Run,
-    Training,
     make_training,
     num_kernels,
     sweep_over,
 )
 
 
+class Setting(NamedTuple):
+    """What distinguishes one training function from another; all else is data."""
+
+    dataset: str
+    model: Mapping[str, Any]  # with its name, as in ``config.model``
+    optimizer: Mapping[str, Any]  # its ``name`` and ``settings``
+    schedule: Mapping[str, Any]
+    num_steps: int
+    batch_size: int
+
+
 class _Prepared(NamedTuple):
-    """A setting that is ready to run, with its data where it runs."""
+    """A training function that is compiled, with its data where it runs."""
 
     model: Model
-    num_steps: int
     data: Data
     compute: Callable[[Run, Data], Any]
 
 
 def results_of(
-    cell: Mapping[str, Any],
-    settings: Settings,
+    setting: Setting,
     learning_rates: Sequence[float],
     seeds: Sequence[int],
+    init_scale: float = 1.0,
 ) -> pd.DataFrame:
     """Trains every rate with every seed, and evaluates at the end.
 
     Args:
-        cell: with ``model`` and ``optimizer``, names in the settings, ``batch_size`` and
-            ``epochs``.
-        settings: with ``dataset``, ``models``, ``optimizers``, ``warmup_epochs`` and
-            ``decay``.
+        setting: what is trained.
         learning_rates: peaks of the schedule.
         seeds: of the initial weights and the order of the images.
+        init_scale: what every initial kernel is multiplied by.
 
     Returns:
-        A row a run: ``learning_rate``, ``seed``, ``steps`` and what `Result` holds.
+        A row a run: ``learning_rate``, ``seed`` and what `Result` holds.
     """
     pairs = [(rate, seed) for rate in learning_rates for seed in seeds]
-    prepared = _prepare("train", _described(cell, settings, len(pairs)))
-    result: Result = _run(prepared, pairs)
+    result: Result = _run(_prepare_once(setting, len(pairs), None), pairs, init_scale)
     return pd.DataFrame(
         {
             "learning_rate": [rate for rate, _ in pairs],
             "seed": [seed for _, seed in pairs],
-            "steps": prepared.num_steps,
             **result._asdict(),
         }
     )
 
 
 def curves_of(
-    cell: Mapping[str, Any],
-    settings: Settings,
-    learning_rate: float,
-    seeds: Sequence[int],
-    num_points: int,
+    setting: Setting, learning_rate: float, seeds: Sequence[int], num_points: int
 ) -> pd.DataFrame:
     """Trains every seed, and looks at the run at points spread evenly over it.
 
     Returns:
-        A row a run and point: ``learning_rate``, ``seed``, ``steps`` and ``epoch`` so
-        far, the losses and the test accuracy of `Curve`, and ``weight_norm/PATH`` and
+        A row a run and point: ``learning_rate``, ``seed``, the ``step`` that it is
+        after, the losses and the test accuracy of `Curve`, and ``weight_norm/PATH`` and
         ``gradient_norm/PATH`` of every parameter.
     """
     pairs = [(learning_rate, seed) for seed in seeds]
-    prepared = _prepare(
-        f"curve of {num_points}", _described(cell, settings, len(pairs))
-    )
-    curve: Curve = _run(prepared, pairs)
+    prepared = _prepare_once(setting, len(pairs), num_points)
+    curve: Curve = _run(prepared, pairs, 1.0)
     names = _parameter_names(prepared)
+    between = setting.num_steps // num_points
     return pd.concat(
         pd.DataFrame(
             {
                 "learning_rate": learning_rate,
                 "seed": seed,
-                "steps": steps_between(prepared.num_steps, num_points),
-                "epoch": cell["epochs"] * np.arange(1, num_points + 1) / num_points,
+                "step": setting.num_steps - between * np.arange(num_points)[::-1],
                 "train_loss": curve.train_loss[i],
                 "test_loss": curve.test_loss[i],
                 "test_accuracy": curve.test_accuracy[i],
@@ -113,81 +111,56 @@ def curves_of(
     )
 
 
-def steps_between(num_steps: int, num_points: int) -> np.ndarray:
-    """How many steps have been made at each point."""
-    return num_steps // num_points * np.arange(1, num_points + 1)
+def images_in(dataset: str) -> int:
+    """How many training images there are."""
+    return len(datasets.load(dataset).train.labels)
 
 
-def steps_per_epoch(settings: Settings, batch_size: int) -> int:
-    """Full batches in the training images."""
-    return len(datasets.load(settings["dataset"]).train.labels) // batch_size
-
-
-def _described(cell: Mapping[str, Any], settings: Settings, runs: int) -> str:
-    """What a compiled computation depends on: the same text is compiled once."""
-    return json.dumps(
-        {
-            "dataset": settings["dataset"],
-            "model": settings["models"][cell["model"]],
-            "optimizer": {
-                name: settings["optimizers"][cell["optimizer"]][name]
-                for name in ("name", "settings")
-            },
-            "decay": settings["decay"],
-            "warmup_epochs": settings["warmup_epochs"],
-            "batch_size": cell["batch_size"],
-            "epochs": cell["epochs"],
-            "runs": runs,
-        }
-    )
+def _prepare_once(setting: Setting, runs: int, num_points: int | None) -> _Prepared:
+    """Compiles a setting, unless it is the one that was compiled last."""
+    return _prepare(json.dumps(setting._asdict()), runs, num_points)
 
 
 @functools.lru_cache(maxsize=1)
-def _prepare(kind: str, description: str) -> _Prepared:
-    what = json.loads(description)
-    data = datasets.load(what["dataset"])
-    arguments = dict(what["model"])
+def _prepare(description: str, runs: int, num_points: int | None) -> _Prepared:
+    setting = Setting(**json.loads(description))
+    data = datasets.load(setting.dataset)
+    arguments = dict(setting.model)
     model = MODELS[arguments.pop("name")](data.num_classes, **arguments)
-    in_epoch = len(data.train.labels) // what["batch_size"]
-    schedule = {
-        "decay": what["decay"],
-        "warmup_steps": what["warmup_epochs"] * in_epoch,
-        "warmup_start": 0.0,
-        "restart_after_warmup": False,  # as in the paper
-    }
-    num_steps = what["epochs"] * in_epoch
-    optimizer = what["optimizer"]
-    training: Training = make_training(
+    training = make_training(
         model,
-        optimizer_maker(optimizer["name"], optimizer["settings"], schedule, num_steps),
-        num_steps=num_steps,
-        batch_size=what["batch_size"],
-    )
-    function: Any = training.train
-    if kind != "train":
-        num_points = int(kind.removeprefix("curve of "))
-
-        def function(run: Run, data: Data) -> Curve:
-            return training.curve(run, data, num_points)
-
-    devices = jax.devices()[: what["runs"]]
-    return _Prepared(
-        model,
-        num_steps,
-        put(data, replicated(device_mesh(devices))),
-        sweep_over(function, devices, 1),
+        optimizer_maker(
+            setting.optimizer["name"],
+            setting.optimizer["settings"],
+            setting.schedule,
+            setting.num_steps,
+        ),
+        num_steps=setting.num_steps,
+        batch_size=setting.batch_size,
     )
 
+    def function(run: Run, data: Data) -> Result | Curve:
+        if num_points is None:
+            return training.train(run, data)
+        return training.curve(run, data, num_points)
 
-def _run(prepared: _Prepared, pairs: Sequence[tuple[float, int]]) -> Any:
+    devices = jax.devices()[:runs]
+    data = put(data, replicated(device_mesh(devices)))
+    return _Prepared(model, data, sweep_over(function, devices, 1))
+
+
+def _run(
+    prepared: _Prepared, pairs: Sequence[tuple[float, int]], init_scale: float
+) -> Any:
     """Runs pairs of a rate and a seed, shared among the devices."""
     devices = jax.devices()[: len(pairs)]
     # The devices get equal parts; what is too much is made twice and left out.
     size = -(-len(pairs) // len(devices)) * len(devices)
     filled = [pairs[i % len(pairs)] for i in range(size)]
+    kernels = num_kernels(prepared.model, prepared.data)
     runs = Run(
         seed=jnp.asarray([seed for _, seed in filled], jnp.int32),
-        kernel_scales=jnp.ones((size, num_kernels(prepared.model, prepared.data))),
+        kernel_scales=jnp.full((size, kernels), init_scale, jnp.float32),
         learning_rate=jnp.asarray([rate for rate, _ in filled], jnp.float32),
     )
     runs = put(runs, split(device_mesh(devices)))

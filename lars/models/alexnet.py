@@ -32,14 +32,16 @@ class _Sizes(NamedTuple):
 _FULL = _Sizes(11, 4, (96, 256, 384, 384, 256), 4096)
 _SMALL = _Sizes(5, 1, (24, 64, 96, 96, 64), 512)
 
-_KERNEL_DEVIATIONS = {
+KERNEL_DEVIATIONS = {
     **dict.fromkeys(("conv1", "conv2", "conv3", "conv4", "conv5", "fc8"), 0.01),
     **dict.fromkeys(("fc6", "fc7"), 0.005),
 }
+"""Of the initial kernel of each layer, which is drawn around 0."""
 
 # NVIDIA caffe, models/alexnet_bn/train_val2.prototxt and bvlc_alexnet.
-_BIASES_WITH_NORM = {**dict.fromkeys(_KERNEL_DEVIATIONS, 0.01), "fc6": 0.1, "fc7": 0.1}
-_BIASES = {**dict.fromkeys(_KERNEL_DEVIATIONS, 0.1), "conv1": 0, "conv3": 0, "fc8": 0}
+BIASES_WITH_NORM = {**dict.fromkeys(KERNEL_DEVIATIONS, 0.01), "fc6": 0.1, "fc7": 0.1}
+"""What the biases of each layer of AlexNet-BN begin at."""
+_BIASES = {**dict.fromkeys(KERNEL_DEVIATIONS, 0.1), "conv1": 0, "conv3": 0, "fc8": 0}
 
 
 def alexnet(
@@ -148,11 +150,11 @@ class _AlexNet(nn.Module):
         return nn.Dense(self.num_classes, **self._settings("fc8"))(x)
 
     def _settings(self, name: str) -> dict[str, Any]:
-        bias = (_BIASES_WITH_NORM if self.batch_norm else _BIASES)[name]
+        bias = (BIASES_WITH_NORM if self.batch_norm else _BIASES)[name]
         return {
             "name": name,
             "dtype": jnp.dtype(self.compute_dtype),
-            "kernel_init": nn.initializers.normal(_KERNEL_DEVIATIONS[name]),
+            "kernel_init": nn.initializers.normal(KERNEL_DEVIATIONS[name]),
             "bias_init": nn.initializers.constant(bias),
         }
 

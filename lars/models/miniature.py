@@ -1,5 +1,7 @@
 """AlexNet in miniature: small enough to be trained hundreds of times on two cores."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -59,7 +61,7 @@ class _MiniatureAlexNet(nn.Module):
                 f"{self.patch_size} pixels, its patch_size, got "
                 f"{images.shape[1]}x{images.shape[2]}."
             )
-        settings = {
+        settings: dict[str, Any] = {
             "kernel_init": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
             "bias_init": nn.initializers.constant(BIAS),
         }

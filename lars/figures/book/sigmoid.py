@@ -59,8 +59,8 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         Claim(
             "The gradient vanishes for inputs that are large and for those that are "
             "small.",
-            f"It is {peak.gradient:.4f} at x = {abs(peak.x):.2f} and {end.gradient:.4g} "
-            f"at x = ±{end.x:.4g}.",
+            f"It is {peak.gradient:.4f} at x = {abs(peak.x):.2f} and "
+            f"{end.gradient:.4g} at x = ±{end.x:.4g}.",
             judged([end.gradient < peak.gradient / 100, abs(peak.x) < 0.01]),
         ),
         Claim(

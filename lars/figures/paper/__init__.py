@@ -5,9 +5,27 @@ You, Gitman, Ginsburg, `Large Batch Training of Convolutional Networks
 """
 
 from lars.figures.item import Item
-from lars.figures.paper import large_batch
+from lars.figures.paper import (
+    figure1,
+    figure2,
+    figure3,
+    figure4,
+    large_batch,
+    table1,
+    table2,
+    table3,
+    table5,
+)
 
 ITEMS: dict[str, Item] = {
+    "table1": table1.ITEM,
+    "figure1": figure1.ITEM,
+    "table2": table2.ITEM,
+    "figure2": figure2.ITEM,
+    "table3": table3.ITEM,
+    "figure3": figure3.ITEM,
+    "figure4": figure4.ITEM,
+    "table5": table5.ITEM,
     "large_batch": large_batch.ITEM,
 }
 """In the order of the paper; behind them what it lacks."""

@@ -9,9 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lars.figures.item import Settings
-from lars.figures.runs import results_of
+from lars.figures.runs import Setting, images_in, results_of
+from lars.figures.style import line_with_band, panels
+
+TITLES = {
+    "plain": "without batch normalization",
+    "batch_norm": "with batch normalization",
+}
 
 KEPT_IN = "large_batch"
 """The table that the items share."""
@@ -25,7 +32,7 @@ def cells_of(
     epochs: Sequence[int] | None = None,
     rates: Sequence[str] = ("all",),
 ) -> list[dict[str, Any]]:
-    """The parts of some models, optimizers and batch sizes, each with all seeds apart."""
+    """The parts for some models, optimizers and batch sizes, one for each seed."""
     return [
         {
             "model": model,
@@ -46,17 +53,42 @@ def cells_of(
 
 def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     """Trains with every learning rate of the part."""
-    rates = learning_rates(settings, cell)
-    rows = results_of(cell, settings, rates, [cell["seed"]])
-    return rows.drop(columns="seed")
+    setting = setting_of(cell, settings)
+    rows = results_of(setting, learning_rates(settings, cell), [cell["seed"]])
+    return rows.drop(columns="seed").assign(steps=setting.num_steps)
+
+
+def setting_of(cell: Mapping[str, Any], settings: Settings) -> Setting:
+    """What a part trains: so many whole epochs, with the paper's schedule.
+
+    Args:
+        cell: with ``model`` and ``optimizer``, names in the settings, ``batch_size``
+            and ``epochs``.
+        settings: of the grid.
+    """
+    in_epoch = images_in(settings["dataset"]) // cell["batch_size"]
+    optimizer = settings["optimizers"][cell["optimizer"]]
+    return Setting(
+        dataset=settings["dataset"],
+        model=settings["models"][cell["model"]],
+        optimizer={name: optimizer[name] for name in ("name", "settings")},
+        schedule={
+            "decay": settings["decay"],
+            "warmup_steps": settings["warmup_epochs"] * in_epoch,
+            "warmup_start": 0.0,
+            "restart_after_warmup": False,
+        },
+        num_steps=cell["epochs"] * in_epoch,
+        batch_size=cell["batch_size"],
+    )
 
 
 def learning_rates(settings: Settings, cell: Mapping[str, Any]) -> list[float]:
     """The learning rates of a part.
 
-    ``rates`` of it is ``"all"``, the search space of its optimizer, times a power of the
-    batch size over the base batch size; ``"between"``, further ones; or ``"longer"``,
-    those of longer training.
+    ``rates`` of it is ``"all"``, the search space of its optimizer, times a power of
+    the batch size over the base batch size; ``"between"``, further ones; or
+    ``"longer"``, those of longer training.
     """
     if cell["rates"] == "between":
         return list(settings["rates_between"])
@@ -103,3 +135,36 @@ def counted_accuracies(table: pd.DataFrame) -> pd.DataFrame:
 def over_seeds(rows: pd.DataFrame, by: str, value: str = "accuracy") -> pd.DataFrame:
     """The mean, the lowest and the highest of a value over seeds, for each of `by`."""
     return rows.groupby(by)[value].agg(["mean", "min", "max"]).reset_index()
+
+
+def accuracy_figure(table: pd.DataFrame, settings: Settings, title: str) -> Figure:
+    """Accuracy against batch size, a panel a model that is in the table."""
+    best = chosen(table)
+    models = [model for model in settings["models"] if model in set(best["model"])]
+    seeds = len(settings["seeds"])
+    figure, axes = panels(
+        1,
+        len(models),
+        f"{title}\nLines: mean of {seeds} seeds; bands: lowest to highest.",
+    )
+    for panel, model in zip(axes[0], models, strict=True):
+        for number, (name, arm) in enumerate(settings["optimizers"].items()):
+            rows = best[(best["model"] == model) & (best["optimizer"] == name)]
+            if rows.empty:
+                continue
+            line = over_seeds(rows, "batch_size")
+            line_with_band(
+                panel,
+                line["batch_size"],
+                line["mean"],
+                line["min"],
+                line["max"],
+                number,
+                arm["label"],
+            )
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(settings["batch_sizes"], map(str, settings["batch_sizes"]))
+        panel.minorticks_off()
+        panel.set(xlabel="batch size", ylabel="test accuracy", title=TITLES[model])
+        panel.legend(frameon=False, fontsize=9)
+    return figure

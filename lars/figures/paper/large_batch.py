@@ -8,9 +8,6 @@ from matplotlib.figure import Figure
 
 from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
 from lars.figures.paper import grid
-from lars.figures.style import line_with_band, panels
-
-TITLES = {"plain": "without batch normalization", "batch_norm": "with it"}
 
 
 def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
@@ -24,44 +21,11 @@ def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Accuracy against the batch size, a line an optimizer."""
-    return accuracy_figure(
+    return grid.accuracy_figure(
         table,
         settings,
         "Accuracy against batch size at equal epochs: best rate of each, by validation",
     )
-
-
-def accuracy_figure(table: pd.DataFrame, settings: Settings, title: str) -> Figure:
-    """Accuracy against batch size, a panel a model that is in the table."""
-    best = grid.chosen(table)
-    models = [model for model in settings["models"] if model in set(best["model"])]
-    seeds = len(settings["seeds"])
-    figure, axes = panels(
-        1,
-        len(models),
-        f"{title}\nLines: mean of {seeds} seeds; bands: lowest to highest.",
-    )
-    for panel, model in zip(axes[0], models, strict=True):
-        for number, (name, arm) in enumerate(settings["optimizers"].items()):
-            rows = best[(best["model"] == model) & (best["optimizer"] == name)]
-            if rows.empty:
-                continue
-            line = grid.over_seeds(rows, "batch_size")
-            line_with_band(
-                panel,
-                line["batch_size"],
-                line["mean"],
-                line["min"],
-                line["max"],
-                number,
-                arm["label"],
-            )
-        panel.set_xscale("log", base=2)
-        panel.set_xticks(settings["batch_sizes"], map(str, settings["batch_sizes"]))
-        panel.minorticks_off()
-        panel.set(xlabel="batch size", ylabel="test accuracy", title=TITLES[model])
-        panel.legend(frameon=False, fontsize=9)
-    return figure
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
@@ -96,9 +60,9 @@ ITEM = Item(
         "The paper compares LARS with SGD whose rate grows with the batch. Nado et al. "
         "([2021](https://arxiv.org/abs/2102.06356)) found that a well-tuned baseline "
         "does as well. Here four optimizers train a miniature of AlexNet on "
-        "Fashion-MNIST for equally many epochs, each with four learning rates for every "
-        "batch size, three seeds, and the same warm-up and decay; rates are chosen on "
-        "validation images."
+        "Fashion-MNIST for equally many epochs, each with four learning rates for "
+        "every batch size, three seeds, and the same warm-up and decay; rates are "
+        "chosen on validation images."
     ),
     cells=cells,
     measure=grid.measure,

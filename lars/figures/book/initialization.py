@@ -1,0 +1,114 @@
+"""What several items of the book share: initializations, and many short runs."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from lars.data import Data
+from lars.sweep import default_runs_per_vmap
+from lars.training import Run, Training, sweep_over
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "ReLU": jax.nn.relu,
+}
+
+Shapes = Sequence[tuple[int, int]]
+"""Inputs and outputs of each layer, from the first to the last."""
+
+
+def layer_shapes(inputs: int, width: int, depth: int, outputs: int) -> Shapes:
+    """The shapes of the layers of a network with `depth` layers of weights."""
+    sizes = [inputs, *[width] * (depth - 1), outputs]
+    return list(itertools.pairwise(sizes))
+
+
+def deviation(rule: str, n_in: int, n_out: int) -> float:
+    """The standard deviation of the weights of a layer.
+
+    Args:
+        rule: ``Xavier`` (Glorot and Bengio 2010,
+            https://proceedings.mlr.press/v9/glorot10a.html), ``He`` (He et al. 2015,
+            https://arxiv.org/abs/1502.01852), or ``sd X`` for the number X.
+        n_in: inputs of the layer.
+        n_out: its outputs.
+    """
+    if rule == "Xavier":
+        return (2 / (n_in + n_out)) ** 0.5
+    if rule == "He":
+        return (2 / n_in) ** 0.5
+    return float(rule.removeprefix("sd "))
+
+
+def draw_kernels(rule: str, shapes: Shapes, seed: int) -> list[np.ndarray]:
+    """Normal kernels [n_in, n_out], float32, of a rule of `deviation`.
+
+    The same seed draws the same numbers for every rule, but for their scale.
+    """
+    rng = np.random.default_rng(seed)
+    return [
+        np.float32(deviation(rule, *shape)) * rng.standard_normal(shape, np.float32)
+        for shape in shapes
+    ]
+
+
+def kernel_scales(rule: str, shapes: Shapes, activation: str) -> list[float]:
+    """What makes kernels of `lars.models.mlp` those of a rule of `deviation`.
+
+    That network draws from N(0, gain / n_in), with gain 2 for ReLU, else 1.
+    """
+    gain = 2.0 if activation == "ReLU" else 1.0
+    return [deviation(rule, *shape) / (gain / shape[0]) ** 0.5 for shape in shapes]
+
+
+def rounded(values: np.ndarray, digits: int = 5) -> np.ndarray:
+    """To so many significant digits: what a table that is kept has room for."""
+    short = [float(f"{value:.{digits}g}") for value in values.ravel().tolist()]
+    return np.reshape(np.array(short, float), values.shape)
+
+
+def train_all(
+    training: Training, runs: pd.DataFrame, scales: Sequence[Any], data: Data
+) -> pd.DataFrame:
+    """Trains every run, and adds what it came to.
+
+    Args:
+        training: what to do in each.
+        runs: a table with the columns learning_rate and seed.
+        scales: the kernel scales of each run.
+        data: what to train and evaluate on.
+    """
+    devices = jax.devices()
+    per_vmap = min(default_runs_per_vmap(devices), len(runs))
+    # Repetitions fill up what the devices share.
+    at_once = len(devices) * per_vmap
+    filled = np.arange(-(-len(runs) // at_once) * at_once) % len(runs)
+    stacked = Run(
+        jnp.asarray(runs["seed"].to_numpy()[filled], jnp.int32),
+        jnp.asarray(np.array(scales)[filled], jnp.float32),
+        jnp.asarray(runs["learning_rate"].to_numpy()[filled], jnp.float32),
+    )
+    result = sweep_over(training.train, devices, per_vmap)(stacked, data)
+    columns = ("validation_accuracy", "test_accuracy", "diverged")
+    return runs.assign(
+        **{name: np.asarray(getattr(result, name))[: len(runs)] for name in columns}
+    )
+
+
+def at_best_rate(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The runs at the learning rate that is best on validation data.
+
+    For each combination of the keys, that of the highest mean over seeds; of equal
+    ones the smallest.
+    """
+    means = table.groupby([*keys, "learning_rate"])["validation_accuracy"].mean()
+    best = means.groupby(level=list(keys)).idxmax()
+    chosen = pd.MultiIndex.from_tuples(best.tolist(), names=means.index.names)
+    index = pd.MultiIndex.from_frame(table[[*keys, "learning_rate"]])
+    return table[index.isin(chosen)]

@@ -1,0 +1,95 @@
+"""Figure 1: the gap between the test and the training loss, at two batch sizes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
+from lars.figures.paper import curves
+from lars.figures.style import panels
+
+OPTIMIZER = "sgd"
+
+
+def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
+    """SGD at a small and at a large batch."""
+    return curves.cells_of(settings, [OPTIMIZER])
+
+
+def draw(table: pd.DataFrame, settings: Settings) -> Figure:
+    """Left the gap, right the two losses it is the difference of."""
+    figure, axes = panels(
+        1,
+        2,
+        "SGD with batch normalization: the gap between test and training loss\n"
+        f"Lines: mean of {len(settings['seeds'])} seeds; bands: lowest to highest.",
+    )
+    left, right = axes[0]
+    for number, batch_size in enumerate(curves.sizes_of(settings, OPTIMIZER)):
+        rows = _with_gap(curves.rows_of(table, OPTIMIZER, batch_size))
+        curves.draw_over_epochs(left, rows, "gap", number, f"batch {batch_size}")
+        for i, name in enumerate(("train_loss", "test_loss")):
+            label = f"batch {batch_size}, {name.removesuffix('_loss')}"
+            curves.draw_over_epochs(right, rows, name, 2 * number + i, label)
+    left.set(xlabel="epochs", ylabel="|test loss − training loss|, nats")
+    right.set(xlabel="epochs", ylabel="loss, nats", yscale="log")
+    for panel in (left, right):
+        panel.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
+    """The large batch does not generalise worse: it is optimised worse."""
+    small, large = (
+        _with_gap(curves.rows_of(table, OPTIMIZER, size))
+        for size in curves.sizes_of(settings, OPTIMIZER)
+    )
+    gaps = [curves.at_end(rows, "gap") for rows in (small, large)]
+    losses = [curves.at_end(rows, "train_loss") for rows in (small, large)]
+    names = [f"batch {size}" for size in curves.sizes_of(settings, OPTIMIZER)]
+    return [
+        Claim(
+            "The gap is not larger at the large batch.",
+            "At the end, in nats: "
+            + "; ".join(
+                f"{mean_and_spread(gap)} at {name}"
+                for gap, name in zip(gaps, names, strict=True)
+            )
+            + ".",
+            judged([gaps[1].mean() <= gaps[0].max()]),
+        ),
+        Claim(
+            "What a large batch costs is therefore optimisation, not generalisation.",
+            "Training loss at the end: "
+            + "; ".join(
+                f"{mean_and_spread(loss)} at {name}"
+                for loss, name in zip(losses, names, strict=True)
+            )
+            + ".",
+            judged(
+                [losses[1].min() > losses[0].max(), gaps[1].mean() <= gaps[0].max()]
+            ),
+        ),
+    ]
+
+
+def _with_gap(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(gap=(rows["test_loss"] - rows["train_loss"]).abs())
+
+
+ITEM = Item(
+    title="Figure 1: the gap between test and training loss",
+    about=(
+        "The paper draws the gap of AlexNet-BN with SGD at batches of 512 (its text "
+        "says 256) and 8192. The proxy is that of Table 1 with batch normalization, "
+        "with the best rate of each batch size; the training loss is over as many "
+        "training images as there are test images."
+    ),
+    cells=cells,
+    measure=curves.measure,
+    draw=draw,
+    claims=claims,
+    kept_in=curves.KEPT_IN,
+)

@@ -1,0 +1,150 @@
+"""Figure 2: the local rate of layers over the epochs, at three batch sizes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
+from lars.figures.paper import curves
+from lars.figures.style import panels
+
+OPTIMIZER = "lars"
+PARAMETERS = ("conv1/kernel", "conv1/bias", "conv3/kernel", "conv3/bias")
+"""The first and the last convolution, as the paper has conv1 and conv5."""
+
+
+def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
+    """LARS at all batch sizes that there are curves of."""
+    return curves.cells_of(settings, [OPTIMIZER])
+
+
+def draw(table: pd.DataFrame, settings: Settings) -> Figure:
+    """A panel a parameter, a line a batch size."""
+    figure, axes = panels(
+        2,
+        2,
+        "LARS: the local rate η‖w‖/‖g‖ of layers\n"
+        f"Lines: mean of {len(settings['seeds'])} seeds; bands: lowest to highest.",
+        height=2.9,
+    )
+    for panel, name in zip(axes.flat, PARAMETERS, strict=True):
+        for number, batch_size in enumerate(curves.sizes_of(settings, OPTIMIZER)):
+            rows = _with_rates(table, settings, batch_size)
+            curves.draw_over_epochs(panel, rows, name, number, f"batch {batch_size}")
+        panel.set(title=name, yscale="log")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("local rate η‖w‖/‖g‖")
+    for panel in axes[-1]:
+        panel.set_xlabel("epochs")
+    axes[0, 0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
+    """Rates differ between layers, change over the run, and with the batch."""
+    sizes = curves.sizes_of(settings, OPTIMIZER)
+    by_size = {size: _with_rates(table, settings, size) for size in sizes}
+    kernels = [c for c in by_size[sizes[0]].columns if c.endswith("/kernel")]
+    apart = pd.concat(
+        rows[kernels].max(axis=1) / rows[kernels].min(axis=1)
+        for rows in by_size.values()
+    )
+    changes = {
+        name: pd.concat(
+            rows.groupby("seed")[name].max() / rows.groupby("seed")[name].min()
+            for rows in by_size.values()
+        )
+        for name in PARAMETERS
+    }
+    ends = {
+        name: [curves.at_end(by_size[size], name).mean() for size in sizes]
+        for name in PARAMETERS
+    }
+    falls = [
+        curves.at_end(rows, "conv1/kernel").mean()
+        < 0.5 * rows.groupby("epoch")["conv1/kernel"].mean().max()
+        for rows in by_size.values()
+    ]
+    peaks = [
+        rows.groupby("epoch")["conv1/kernel"].mean().idxmax()
+        for rows in by_size.values()
+    ]
+    return [
+        Claim(
+            "The local rate differs much from layer to layer.",
+            "The largest is "
+            f"{mean_and_spread(apart)} times the smallest among the kernels, over all "
+            "points, seeds and batch sizes.",
+            judged([apart.min() > 2]),
+        ),
+        Claim(
+            "It changes much in the course of training.",
+            "; ".join(
+                f"{name}: the largest is {mean_and_spread(change)} times the smallest"
+                for name, change in changes.items()
+            )
+            + ".",
+            judged([change.min() > 2 for change in changes.values()]),
+        ),
+        Claim(
+            "That of conv1 is highest in the first epochs and falls.",
+            "conv1/kernel is highest at epoch "
+            + ", ".join(
+                f"{peak:.3g} (batch {size})"
+                for peak, size in zip(peaks, sizes, strict=True)
+            )
+            + "; by the end it has fallen below half of that at "
+            f"{sum(falls)} of {len(falls)} batch sizes.",
+            judged(falls),
+        ),
+        Claim(
+            "At the end it is smaller for larger batches.",
+            "; ".join(
+                f"{name}: "
+                + ", ".join(
+                    f"{rate:.3g} (batch {size})"
+                    for rate, size in zip(rates, sizes, strict=True)
+                )
+                for name, rates in ends.items()
+            )
+            + ".",
+            judged([sorted(rates, reverse=True) == rates for rates in ends.values()]),
+        ),
+    ]
+
+
+def _with_rates(table: pd.DataFrame, settings: Settings, batch_size: int) -> Any:
+    """The rows of a batch size, with a column for the local rate of each parameter."""
+    rows = curves.rows_of(table, OPTIMIZER, batch_size)
+    names = [
+        column.removeprefix("weight_norm/")
+        for column in rows.columns
+        if column.startswith("weight_norm/")
+    ]
+    return rows.assign(
+        **{
+            name: settings["trust_coefficient"]
+            * rows[f"weight_norm/{name}"]
+            / rows[f"gradient_norm/{name}"]
+            for name in names
+        }
+    )
+
+
+ITEM = Item(
+    title="Figure 2: local rates of layers",
+    about=(
+        "The paper draws the local rate of four parameters of AlexNet-BN over 100 "
+        "epochs at batches of 256, 1024 and 8192. The scale of its axes fits η‖w‖/‖g‖ "
+        "with η = 0.001, without the global rate and without weight decay, which is "
+        "what is drawn here: of the proxy of Table 1 with batch normalization, from "
+        "the norms that training reports, averaged over the steps between two points."
+    ),
+    cells=cells,
+    measure=curves.measure,
+    draw=draw,
+    claims=claims,
+    kept_in=curves.KEPT_IN,
+)

@@ -1,0 +1,116 @@
+"""Figure 4: accuracy against the learning rate of LARS at the two largest batches."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lars.figures.item import Claim, Item, Settings, judged
+from lars.figures.paper import grid
+from lars.figures.style import line_with_band, panels
+
+MODEL, OPTIMIZER = "batch_norm", "lars"
+ON_PLATEAU = 0.02
+"""A rate is on the plateau if its mean accuracy is at most this below the best."""
+
+
+def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
+    """The two largest batches, with the rates of the grid and some between."""
+    return grid.cells_of(
+        settings,
+        [MODEL],
+        [OPTIMIZER],
+        sorted(settings["batch_sizes"])[-2:],
+        rates=["all", "between"],
+    )
+
+
+def draw(table: pd.DataFrame, settings: Settings) -> Figure:
+    """A line for each of the two batches."""
+    figure, axes = panels(
+        1,
+        1,
+        "LARS with batch normalization: accuracy against the peak learning rate\n"
+        f"Lines: mean of {len(settings['seeds'])} seeds; bands: lowest to highest.",
+        width=7.5,
+        height=3.8,
+    )
+    panel = axes[0, 0]
+    for number, (batch_size, line) in enumerate(_lines(table)):
+        line_with_band(
+            panel,
+            line["learning_rate"],
+            line["mean"],
+            line["min"],
+            line["max"],
+            number,
+            f"batch {batch_size}",
+        )
+    rates = sorted(table["learning_rate"].unique())
+    panel.set_xscale("log")
+    panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    panel.minorticks_off()
+    panel.set(xlabel="learning_rate γ (peak of the schedule)", ylabel="test accuracy")
+    panel.legend(frameon=False)
+    return figure
+
+
+def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
+    """A plateau, and a cliff behind it."""
+    del settings
+    found, wide, falls = [], [], []
+    for batch_size, line in _lines(table):
+        best = line["mean"].max()
+        plateau = line[line["mean"] >= best - ON_PLATEAU]["learning_rate"]
+        beyond = line[line["learning_rate"] > plateau.max()]
+        lost = 100 * (best - beyond["mean"].min()) if len(beyond) else np.nan
+        found.append(
+            f"batch {batch_size}: at most {100 * ON_PLATEAU:g} points below the best "
+            f"({100 * best:.3g}%) from γ = {plateau.min():g} to {plateau.max():g}"
+            + (
+                f", {lost:.3g} points below it beyond"
+                if len(beyond)
+                else ", the largest"
+            )
+        )
+        wide.append(plateau.max() / plateau.min() >= 22 / 13)
+        falls.append(bool(lost > 5))
+    text = "; ".join(found) + "."
+    return [
+        Claim(
+            "There is a plateau of learning rates that do equally well: from 13 to 22 "
+            "at batch 16K, from 17 to 28 at 32K.",
+            text,
+            judged(wide),
+        ),
+        Claim(
+            "Behind the plateau accuracy falls steeply (from 28 to 30 on).",
+            text,
+            judged(falls),
+        ),
+    ]
+
+
+def _lines(table: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
+    counted = grid.counted_accuracies(table)
+    return [
+        (int(str(batch_size)), grid.over_seeds(rows, "learning_rate"))
+        for batch_size, rows in counted.groupby("batch_size")
+    ]
+
+
+ITEM = Item(
+    title="Figure 4: accuracy against the learning rate of LARS",
+    about=(
+        "The paper trains AlexNet-BN at batches of 16K and 32K with two dozen learning "
+        "rates. The proxy is that of Table 1 with batch normalization at its two "
+        "largest batches, with eight rates and three seeds."
+    ),
+    cells=cells,
+    measure=grid.measure,
+    draw=draw,
+    claims=claims,
+    kept_in=grid.KEPT_IN,
+)

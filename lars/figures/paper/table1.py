@@ -1,0 +1,147 @@
+"""Table 1: SGD whose rate grows with the batch, without and with normalization."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
+from lars.figures.paper import grid
+from lars.figures.style import line_with_band, panels
+
+OPTIMIZER = "sgd"
+WORKS = 0.9
+"""A rate works if the mean accuracy is at least this part of that of the best one."""
+
+
+def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
+    """Both models, all batch sizes."""
+    return grid.cells_of(
+        settings, list(settings["models"]), [OPTIMIZER], settings["batch_sizes"]
+    )
+
+
+def draw(table: pd.DataFrame, settings: Settings) -> Figure:
+    """Accuracy against learning rate, a panel a model, a line a batch size."""
+    seeds = len(settings["seeds"])
+    figure, axes = panels(
+        1,
+        len(settings["models"]),
+        "SGD with warm-up: accuracy against the peak learning rate\n"
+        f"Lines: mean of {seeds} seeds; bands: lowest to highest. "
+        "A diverged run counts as 0.",
+    )
+    counted = grid.counted_accuracies(table)
+    for panel, model in zip(axes[0], settings["models"], strict=True):
+        for number, batch_size in enumerate(settings["batch_sizes"]):
+            is_one = (counted["model"] == model) & (counted["batch_size"] == batch_size)
+            line = grid.over_seeds(counted[is_one], "learning_rate")
+            line_with_band(
+                panel,
+                line["learning_rate"],
+                line["mean"],
+                line["min"],
+                line["max"],
+                number,
+                f"batch {batch_size}",
+            )
+        panel.set_xscale("log")
+        panel.set(
+            xlabel="learning_rate (peak of the schedule)",
+            ylabel="test accuracy",
+            title=grid.TITLES[model],
+            ylim=(0, 1),
+        )
+    axes[0, 0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
+    """What large batches cost SGD, and what batch normalization changes."""
+    smallest, largest = min(settings["batch_sizes"]), max(settings["batch_sizes"])
+    best = grid.chosen(table)
+    at = {
+        (model, size): rows
+        for (model, size), rows in best.groupby(["model", "batch_size"])
+    }
+
+    def percent(model: str, size: int) -> str:
+        return mean_and_spread(100 * at[model, size]["accuracy"])
+
+    def loss(model: str) -> float:
+        small, large = (at[model, size]["accuracy"] for size in (smallest, largest))
+        return 100 * (small.mean() - large.mean())
+
+    losses = {model: loss(model) for model in settings["models"]}
+    largest_working = {
+        model: _largest_working(table, model, largest) for model in settings["models"]
+    }
+    factor = largest / smallest
+    used = {
+        model: at[model, largest]["learning_rate"].iloc[0]
+        / at[model, smallest]["learning_rate"].iloc[0]
+        for model in settings["models"]
+    }
+    return [
+        Claim(
+            "Without batch normalization, SGD with a rate that grows with the batch "
+            "and a warm-up loses much accuracy at large batches (58.8% to 44.8%).",
+            f"Test accuracy in %: {percent('plain', smallest)} at batch {smallest}, "
+            f"{percent('plain', largest)} at {largest}.",
+            judged(
+                [
+                    losses["plain"] > 2,
+                    at["plain", smallest]["accuracy"].min()
+                    > at["plain", largest]["accuracy"].max(),
+                ]
+            ),
+        ),
+        Claim(
+            "With batch normalization it loses less (60.2% to 58.0%).",
+            f"{percent('batch_norm', smallest)} at batch {smallest}, "
+            f"{percent('batch_norm', largest)} at {largest}: "
+            f"{losses['batch_norm']:.3g} points lost, without it "
+            f"{losses['plain']:.3g}.",
+            judged([losses["batch_norm"] < losses["plain"]]),
+        ),
+        Claim(
+            "Batch normalization makes larger learning rates possible.",
+            f"The largest rate at batch {largest} with at least {WORKS:.0%} of the "
+            f"best accuracy: {largest_working['batch_norm']:g} with it, "
+            f"{largest_working['plain']:g} without.",
+            judged([largest_working["batch_norm"] > largest_working["plain"]]),
+        ),
+        Claim(
+            "The rate cannot grow in proportion to the batch up to such sizes.",
+            f"From batch {smallest} to {largest}, a factor of {factor:g}, the best "
+            f"rate changes by a factor of {used['plain']:.3g} without batch "
+            f"normalization and {used['batch_norm']:.3g} with it.",
+            judged([change < factor for change in used.values()]),
+        ),
+    ]
+
+
+def _largest_working(table: pd.DataFrame, model: str, batch_size: int) -> float:
+    counted = grid.counted_accuracies(table)
+    is_one = (counted["model"] == model) & (counted["batch_size"] == batch_size)
+    line = grid.over_seeds(counted[is_one], "learning_rate")
+    works = line["mean"] >= WORKS * line["mean"].max()
+    return float(line.loc[works, "learning_rate"].max())
+
+
+ITEM = Item(
+    title="Table 1: SGD at large batches",
+    about=(
+        "The paper trains AlexNet and AlexNet-BN on ImageNet with SGD, a rate that "
+        "grows with the batch, and a warm-up, at batches of 512 to 8192. The proxy is "
+        "a miniature of AlexNet (`lars.models.miniature_alexnet`) on Fashion-MNIST, at "
+        "equal epochs, with four rates and three seeds for each batch size; the best "
+        "rate is chosen on validation images."
+    ),
+    cells=cells,
+    measure=grid.measure,
+    draw=draw,
+    claims=claims,
+    kept_in=grid.KEPT_IN,
+)

@@ -1,0 +1,320 @@
+"""The book's items about symmetry, convexity, conditioning and the sigmoid."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from configs import figures as sizes
+from lars.figures.book import (
+    ITEMS,
+    dropout,
+    exercise1,
+    exercise2,
+    exercise3,
+    sigmoid_or_relu,
+    symmetry,
+)
+
+
+def computed(name, keep=lambda cell: True, **changes):
+    """The table of an item's quick version, of the parts that are kept."""
+    settings = {**sizes.settings(name, quick=True), **changes}
+    item = ITEMS[name]
+    with jax.numpy_rank_promotion("allow"):
+        return pd.concat(
+            [
+                item.measure(cell, settings).assign(**cell)
+                for cell in item.cells(settings)
+                if keep(cell)
+            ],
+            ignore_index=True,
+        ), settings
+
+
+def verdicts(name, table, settings):
+    found = ITEMS[name].claims(table, settings)
+    for claim in found:
+        assert "nan" not in claim.found, claim
+        assert "\n" not in claim.says + claim.found
+    return [claim.verdict for claim in found]
+
+
+@pytest.fixture(scope="module")
+def symmetry_table():
+    def keep(cell):
+        is_plain = cell["arm"] == "SGD, minibatches"
+        return cell["start"] == symmetry.STARTS[0] or is_plain
+
+    return computed("book_symmetry", keep, seeds=1)
+
+
+def test_equal_units_stay_equal_but_for_dropout_and_random_outgoing_weights(
+    symmetry_table,
+):
+    table, settings = symmetry_table
+    assert len(table) == 7 * settings["seeds"] * (settings["points"] + 1)
+    is_kept = (table["start"] == symmetry.STARTS[0]) & ~table["arm"].str.contains(
+        "dropout"
+    )
+    kept, broken = table[is_kept], table[~is_kept & (table["step"] > 0)]
+    assert (kept["spread_over_units"] == 0).all()
+    assert (kept["rank"] == 1).all()
+    assert kept["test_accuracy"].max() < 0.6
+    assert broken["spread_over_units"].min() > 0.01
+    assert broken["rank"].min() > 1
+    # The gradient of one image is the outer product of it and what the units get back.
+    later = kept[kept["step"] > 0]
+    assert later["gradient_off_product"].max() < 1e-6
+    assert later["gradient_over_inputs"].min() > 0.1
+    assert verdicts("book_symmetry", table, settings) == [
+        *["confirmed"] * 4,
+        "partly",
+    ]
+    ITEMS["book_symmetry"].draw(table, settings)
+
+
+def test_spread_and_rank():
+    assert symmetry.spread_over_units(np.float32([[1, 1], [-4, -4]])) == 0
+    assert symmetry.spread_over_units(np.float32([[1, 2], [-4, -4]])) == 0.25
+    assert symmetry.spread_over_units(np.zeros((3, 2))) == 0
+    column = np.linspace(0.1, 1, 64, dtype=np.float32)
+    assert symmetry.rank(np.outer(column, np.ones(5, np.float32))) == 1
+    assert symmetry.rank(np.float32([[1, 0], [0, 1e-3]])) == 2
+
+
+def test_claims_about_symmetry_follow_from_the_table(symmetry_table):
+    table, settings = symmetry_table
+    spoiled = table.assign(spread_over_units=0.1, gradient_over_inputs=0.0)
+    result = verdicts("book_symmetry", spoiled, settings)
+    assert result[0] == result[2] == "partly"
+    assert result[4] == "confirmed"
+
+
+def test_dropout_spreads_gradients_over_units_as_the_closed_form():
+    table, settings = computed("book_dropout")
+    without = table["dropout_rate"] == 0
+    assert (table[without]["spread"] == 0).all()
+    assert (table[without]["expected"] == 0).all()
+    single = table[~without & (table["batch_size"] == 1)]
+    np.testing.assert_allclose(single["spread"], single["of_the_masks"], rtol=1e-4)
+    # Of a batch of one the gradient's own norm cancels.
+    np.testing.assert_allclose(
+        single["expected"],
+        np.sqrt(single["dropout_rate"] / (1 - single["dropout_rate"])),
+        rtol=1e-4,
+    )
+    # Of one image B times, so does it, and 1/√B is left.
+    repeated = table[~without & (table["batch"] == "one image repeated")]
+    np.testing.assert_allclose(
+        repeated["expected"] * np.sqrt(repeated["batch_size"]),
+        np.sqrt(repeated["dropout_rate"] / (1 - repeated["dropout_rate"])),
+        rtol=1e-3,
+    )
+    medians = table[~without].groupby(["batch", "dropout_rate", "batch_size"]).median()
+    np.testing.assert_allclose(medians["spread"], medians["expected"], rtol=0.25)
+    assert verdicts("book_dropout", table, settings)[0] == "confirmed"
+    ITEMS["book_dropout"].draw(table, settings)
+
+
+def test_relative_spread_and_its_expectation_by_simulation():
+    random = np.random.default_rng(0)
+    per_image = random.standard_normal((6, 4))
+    masks = (random.random((6, 20000)) >= 0.3) / 0.7
+    gradient = per_image.T @ masks
+    np.testing.assert_allclose(
+        dropout.relative_spread(gradient),
+        dropout.expected_spread(0.3, per_image),
+        rtol=0.03,
+    )
+    assert dropout.relative_spread(np.ones((3, 5)) * [[1.1], [0.3], [-7]]) == 0
+
+
+@pytest.mark.parametrize("name", exercise1.SYMMETRIES)
+def test_transformed_weights_are_the_same_function(name):
+    symmetry = exercise1.SYMMETRIES[name]
+    images = np.random.default_rng(1).standard_normal((20, 8, 8, 1))
+    with jax.enable_x64(True):
+        plain, other = (
+            np.asarray(symmetry.apply(jax.tree.map(jnp.asarray, params), images))
+            for params in exercise1.initial(symmetry, seed=3)
+        )
+    assert plain.dtype == np.float64
+    assert plain.std() > 0.01
+    difference = np.abs(plain - other).max() / np.abs(plain).max()
+    assert difference < 1e-13 if symmetry.is_one else difference > 0.01
+
+
+def test_the_convolution_of_exercise_1_is_that_of_jax():
+    params, _ = exercise1.initial(exercise1.SYMMETRIES["permuted channels"], seed=0)
+    images = jnp.asarray(np.random.default_rng(1).standard_normal((5, 8, 8, 1)), "f4")
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    x = images
+    for name in ("first", "second"):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(
+            x, params[name], (1, 1), "SAME", dimension_numbers=numbers
+        )
+        x = jax.nn.relu(x)
+    np.testing.assert_allclose(
+        exercise1.cnn(params, images),
+        x.mean((1, 2)) @ params["output"],
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+def test_which_optimizers_respect_which_symmetry():
+    kept = ("permuted units", "tanh: signs", "Q and K rotated", *RESCALED, "Q A, K A⁻ᵀ")
+    table, settings = computed(
+        "book_exercise1",
+        lambda cell: cell["symmetry"] in kept or "tanh: layers" in cell["symmetry"],
+        num_steps=5,
+    )
+    # (What is left out are channels, and the heads.)
+    found = table.groupby(["symmetry", "dtype", "optimizer"])["difference"].max()
+    for optimizer in exercise1.OPTIMIZERS:
+        assert found["permuted units", "float64", optimizer] < 1e-9
+        assert found["tanh: signs", "float64", optimizer] < 1e-9
+        assert found["ReLU: units times c, 1/c", "float64", optimizer] > 1e-3
+        is_adam = optimizer == "Adam"
+        assert (found["Q and K rotated", "float64", optimizer] > 1e-5) == is_adam
+        for dtype in exercise1.DTYPES:
+            difference = found["ReLU: layers times c, 1/c", dtype, optimizer]
+            if optimizer == "LARS":
+                assert difference == 0
+            else:
+                assert difference > 1e-4
+    assert verdicts("book_exercise1", table, settings)[:2] == ["confirmed"] * 2
+    spoiled = table.assign(difference=0.5)
+    assert verdicts("book_exercise1", spoiled, settings)[1] == "not confirmed"
+
+
+RESCALED = ("ReLU: layers times c, 1/c", "ReLU: units times c, 1/c")
+
+
+def test_regressions_end_at_one_optimum_from_all_starts():
+    table, settings = computed("book_exercise2")
+    end = table[table["step"] == table.groupby("model")["step"].transform("max")]
+    for model in exercise2.MODELS[:2]:
+        rows = end[end["model"] == model]
+        np.testing.assert_allclose(rows["loss"], rows["loss"].iloc[0], rtol=1e-9)
+        assert rows["distance"].max() < 1e-3
+    hidden = table[table["model"] == "one hidden layer"]
+    assert (hidden[hidden["start"] == "constant"]["rank"] == 1).all()
+    assert (hidden[hidden["start"] == "zero"]["rank"] == 0).all()
+    assert (hidden[hidden["start"] == "random"]["rank"] == 16).all()
+    assert verdicts("book_exercise2", table, settings)[0] == "confirmed"
+    # Linear regression against the normal equations: the loss of their solution.
+    x, y = exercise2.problem("linear regression")
+    ridge = settings["ridges"]["linear regression"]
+    solution = np.linalg.solve(
+        x.T @ x / len(x) + ridge * np.eye(x.shape[1]), x.T @ y / len(x)
+    )
+    best = np.square(x @ solution - y).mean() / 2 + ridge * (solution**2).sum() / 2
+    losses = end[end["model"] == "linear regression"]["loss"]
+    np.testing.assert_allclose(losses, best, rtol=1e-9)
+    ITEMS["book_exercise2"].draw(table, settings)
+
+
+@pytest.mark.parametrize("model", exercise2.MODELS)
+def test_gradients_of_exercise_2_are_those_of_the_loss(model):
+    x, targets = exercise2.problem(model)
+    x, targets = x[:30], targets[:30]
+    shape = (x.shape[1], targets.shape[1])
+    weights = exercise2.initial(model, "random", shape, 4, seed=0)
+    _, gradients = exercise2.loss_and_gradient(model, weights, x, targets, 0.1)
+    random = np.random.default_rng(0)
+    ways = [random.standard_normal(w.shape) for w in weights]
+
+    def loss(t):
+        moved = [w + t * way for w, way in zip(weights, ways, strict=True)]
+        return exercise2.loss_and_gradient(model, moved, x, targets, 0.1)[0]
+
+    slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    expected = sum((g * way).sum() for g, way in zip(gradients, ways, strict=True))
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)
+
+
+def test_bounds_on_products_hold_but_for_the_spectral_radius():
+    table, settings = computed("book_exercise3")
+    assert verdicts("book_exercise3", table, settings) == [
+        "confirmed",
+        "partly",
+        *["confirmed"] * 3,
+    ]
+    pairs = table[table["product"] == "of two"]
+    nilpotent = pairs[pairs["matrices"] == "nilpotent"].iloc[0]
+    assert (nilpotent["radius_bound"], nilpotent["radius"]) == (0, 1)
+    many = table[table["product"] == "of many"].set_index("matrices")
+    known = many.dropna(subset="log10_condition")
+    assert (known["log10_ratio"] <= known["log10_condition"] + 1e-9).all()
+    assert many.loc["orthogonal", "log10_condition"].max() < 1e-11
+    # Of the same matrices, scaled: σ is smaller by √n in every step.
+    shift = many.loc["Gaussian"]["log10_largest"].to_numpy() - (
+        many.loc["Gaussian over √n"]["log10_largest"].to_numpy()
+    )
+    depths = many.loc["Gaussian"]["depth"].to_numpy()
+    np.testing.assert_allclose(shift, depths * np.log10(16) / 2, rtol=1e-9)
+    spoiled = table.assign(largest_bound=table["largest"] / 2)
+    assert verdicts("book_exercise3", spoiled, settings)[0] == "partly"
+    ITEMS["book_exercise3"].draw(table, settings)
+
+
+def test_lyapunov_exponents_are_those_of_a_simulation():
+    # ½ (ln 2 + ψ(1)) of one number is E ln |x|, which is -(γ + ln 2)/2.
+    np.testing.assert_allclose(
+        exercise3.log_growth(1, 1), -(np.euler_gamma + np.log(2)) / 2, rtol=1e-12
+    )
+    random = np.random.default_rng(0)
+    for size, position in ((5, 1), (5, 4), (8, 1), (8, 8)):
+        norms = np.linalg.norm(
+            random.standard_normal((200_000, size - position + 1)), axis=1
+        )
+        np.testing.assert_allclose(
+            exercise3.log_growth(size, position), np.log(norms).mean(), atol=0.01
+        )
+
+
+def test_gates_keep_or_lose_the_range_of_their_inputs():
+    random = np.random.default_rng(0)
+    a, inputs = random.standard_normal(300) * 3, random.uniform(-1, 1, 300)
+    # In float64, by the formula itself.
+    h, expected = 0.0, []
+    for gate, x in zip(1 / (1 + np.exp(-a)), inputs, strict=True):
+        h = gate * h + (1 - gate) * x
+        expected.append(h)
+    states = sigmoid_or_relu.gated(
+        "sigmoid", jnp.asarray(a, jnp.float32), jnp.asarray(inputs, jnp.float32)
+    )
+    np.testing.assert_allclose(states, expected, atol=1e-5)
+    assert np.abs(states).max() <= 1
+    for gate in (1.5, 2.0, 3.0):
+        states = np.asarray(
+            sigmoid_or_relu.gated(
+                "relu", jnp.full(300, gate, jnp.float32), jnp.ones(300, jnp.float32)
+            )
+        )
+        last = sigmoid_or_relu.overflow_step(gate)
+        assert np.isfinite(states[: last - 1]).all()
+        assert not np.isfinite(states[last - 1 :]).any()
+        steps = np.arange(1, 21)
+        np.testing.assert_allclose(states[:20], 1 - gate**steps, rtol=1e-5)
+
+
+def test_calibration_error():
+    labels = np.array([0, 0, 0, 1])
+    error = sigmoid_or_relu.calibration_error
+    assert error(np.full(4, 0.25), labels, 10) == 0
+    assert error(np.full(4, 0.75), labels, 10) == 0.5
+    np.testing.assert_allclose(error(np.array([0, 0, 1, 1]), labels, 10), 0.25)
+
+
+def test_the_sigmoid_is_better_as_gate_and_output_and_worse_in_hidden_layers():
+    table, settings = computed("book_sigmoid_or_relu")
+    assert verdicts("book_sigmoid_or_relu", table, settings) == ["confirmed"] * 5
+    ITEMS["book_sigmoid_or_relu"].draw(table, settings)
+    spoiled = table.assign(largest_state=2.0, calibration_error=0.5)
+    result = verdicts("book_sigmoid_or_relu", spoiled, settings)
+    assert result[0] == result[3] == "not confirmed"

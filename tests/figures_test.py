@@ -1,0 +1,151 @@
+"""Every figure has sizes, a quick version that runs, and goes on where it stopped."""
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+from configs import figures as sizes
+from experiments import figures
+from lars import data as datasets, results
+from lars.figures import Claim, Item, judged, mean_and_spread, page, style
+
+NAMES = list(figures.ITEMS)
+
+
+@pytest.fixture(autouse=True)
+def as_the_command_has_it(digits, monkeypatch):
+    """One device for each core is set by the test session; digits are prepared here."""
+    load = datasets.load
+    monkeypatch.setattr(figures, "use_every_core", lambda: None)
+    monkeypatch.setattr(
+        datasets, "load", lambda name: digits if name == "digits" else load(name)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_are_named_and_all_different(name):
+    for quick in (False, True):
+        cells = figures.ITEMS[name].cells(figures.settings_of(name, quick))
+        assert len({tuple(cell.values()) for cell in cells}) == len(cells) > 0
+        assert len({tuple(cell) for cell in cells}) == 1
+        # They are read back from a file, where nothing is a tuple or None.
+        kinds = (str, int, float)
+        assert all(isinstance(x, kinds) for cell in cells for x in cell.values())
+
+
+def test_sizes_are_those_of_the_items_and_quick_ones_change_what_there_is():
+    kept = {figures.ITEMS[name].kept_in or name for name in NAMES}
+    assert kept == sizes.SIZES.keys() == sizes.QUICK.keys()
+    for name, changes in sizes.QUICK.items():
+        assert changes.keys() <= sizes.SIZES[name].keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_quick_version_draws_and_judges(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.QUICK, "value", True)
+    with jax.numpy_dtype_promotion("standard"):  # Adam mixes floats and integers
+        settings = figures.settings_of(name, quick=True)
+        for folder in {
+            figures.place(tmp_path, name),
+            figures.kept_place(tmp_path, name),
+        }:
+            results.claim(folder, settings)
+        table = figures.make(name, tmp_path, settings)
+    file = figures.place(tmp_path, name) / name
+    picture = imread(file.with_suffix(".png"))
+    assert picture.shape[0] > 200
+    assert picture.std() > 0.01
+    # From the file alone the same is said: pages are made from it.
+    again = results.read_table(file.with_suffix(".csv"))
+    item = figures.ITEMS[name]
+    assert item.claims(again, settings) == item.claims(table, settings)
+    for claim in item.claims(again, settings):
+        assert claim.verdict in ("confirmed", "partly", "not confirmed", "misprint")
+        assert any(c.isdigit() for c in claim.found), "a finding has numbers"
+    assert figures.seconds_of(name, again, settings) > 0
+
+
+def counting_item(measured, stop_at=None):
+    def measure(cell, settings):
+        if cell["number"] == stop_at:
+            raise KeyboardInterrupt
+        measured.append(cell["number"])
+        value = np.float32(0.1) * np.arange(settings["rows"], dtype=np.float32)
+        return pd.DataFrame({"value": value + np.float32(cell["number"])})
+
+    return Item(
+        title="Counting",
+        about="Counts.",
+        cells=lambda settings: [
+            {"kind": kind, "number": number} for kind in ("a",) for number in range(4)
+        ],
+        measure=measure,
+        draw=lambda table, settings: style.panels(1, 1, "counted")[0],
+        claims=lambda table, settings: [Claim("It counts.", "4", judged([True]))],
+    )
+
+
+def test_what_was_stopped_goes_on_and_ends_the_same(tmp_path, monkeypatch, capsys):
+    def table_of(item, place):
+        monkeypatch.setitem(figures.ITEMS, "counting", item)
+        place.mkdir(exist_ok=True)
+        table = figures.computed("counting", place, {"rows": 3})
+        return table.drop(columns="part_seconds")
+
+    whole = table_of(counting_item([]), tmp_path / "whole")
+    measured = []
+    with pytest.raises(KeyboardInterrupt):
+        table_of(counting_item(measured, stop_at=2), tmp_path / "stopped")
+    assert "2 of 4 parts are in" in capsys.readouterr().err
+    parts = table_of(counting_item(measured), tmp_path / "stopped")
+    assert measured == [0, 1, 2, 3]  # nothing twice
+    pd.testing.assert_frame_equal(parts, whole, check_exact=True)
+    # And once more, all from the file.
+    pd.testing.assert_frame_equal(
+        table_of(counting_item(measured), tmp_path / "stopped"), whole, check_exact=True
+    )
+    assert measured == [0, 1, 2, 3]
+
+
+def test_numbers_of_a_table_are_the_same_in_its_file(tmp_path):
+    values = np.float32([0.1, 1 / 3, 1e-38, 3e38])
+    table = figures._in_float64(pd.DataFrame({"x": values, "y": np.arange(4)}))
+    results.write_table(tmp_path / "t.csv", table)
+    pd.testing.assert_frame_equal(
+        results.read_table(tmp_path / "t.csv"), table, check_exact=True
+    )
+    assert (table["x"].to_numpy().astype(np.float32) == values).all()
+
+
+@pytest.mark.parametrize("names", [["figur1"], None, [""]])
+def test_an_unknown_figure_is_named_with_those_that_there_are(names):
+    with pytest.raises(ValueError, match=r"--figure must be of all, paper, book, .*'"):
+        figures.chosen(names)
+
+
+def test_groups_of_figures():
+    assert figures.chosen(["all"]) == NAMES
+    assert figures.chosen(["book_sigmoid", "book"])[0] == "book_sigmoid"
+    assert len(figures.chosen(["paper", "book", "table1"])) == len(NAMES)
+
+
+def test_verdicts_and_spreads():
+    assert judged([True, True]) == "confirmed"
+    assert judged([True, False]) == "partly"
+    assert judged([False]) == "not confirmed"
+    assert mean_and_spread([1.0, 2.0, 6.0]) == "3 (1 to 6)"
+
+
+def test_a_section_shows_picture_claims_and_command():
+    item = counting_item([])
+    claims = [Claim("|w| grows.", "by 3", "partly"), Claim("b", "c", "misprint")]
+    entry = page.Entry("counting", item, claims, "made by a command")
+    section = page.section_of(entry, "folder")
+    assert "![Counting](folder/counting/counting.png)" in section
+    assert "| \\|w\\| grows. | by 3 | **partly** |" in section
+    assert section.endswith("made by a command")
+    overview = page.overview([entry])
+    assert "[Counting](#counting)" in overview
+    assert page.anchor_of("Exercise 4: can we, LARS?") == "exercise-4-can-we-lars"
