@@ -42,7 +42,7 @@ def judged(name, **changes):
     """The table, and the verdicts, of an item whose picture can be drawn."""
     settings = {**sizes.settings(name, quick=True), **changes}
     table = table_of(name, settings)
-    ITEMS[name].draw(table, settings).draw_without_rendering()
+    assert ITEMS[name].draw(table, settings).axes
     return table, [claim.verdict for claim in ITEMS[name].claims(table, settings)]
 
 
@@ -228,7 +228,7 @@ def test_a_factor_per_layer_adds_up_in_the_logarithm():
     assert keep_variance.layers_in_range(4.0) == pytest.approx(128, abs=0.1)
 
 
-SHORT = {"depths": (2, 3), "width": 16, "num_steps": 60}
+SHORT = {"depths": (2,), "width": 16, "num_steps": 60}
 
 
 def test_keeping_the_variance_is_judged_from_the_table():
@@ -236,7 +236,7 @@ def test_keeping_the_variance_is_judged_from_the_table():
     assert verdicts[:2] == ["confirmed"] * 2
     runs = table[table["part"] == "training"]
     assert runs[(runs["factor"] == 1)]["test_accuracy"].mean() > 0.5
-    assert len(runs) == 2 * 5
+    assert len(runs) == 5
 
 
 def test_relu_halves_what_xavier_keeps():
@@ -287,7 +287,7 @@ def test_a_step_below_half_a_spacing_is_lost():
 
 def test_each_danger_is_seen_and_judged():
     table, verdicts = judged("book_underflow")
-    assert verdicts == ["confirmed"] * 6 + ["not confirmed"]
+    assert verdicts == ["confirmed"] * 5 + ["not confirmed"]
     assert underflow.layers_until_lost(0.1) == pytest.approx(37.93, abs=0.01)
     assert underflow.layers_until_lost(10.0) == pytest.approx(38.53, abs=0.01)
     step = table[table["part"] == "step"]

@@ -6,9 +6,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from configs import paper_resnet50
 from configs.figures import settings as sizes
 from experiments import publish
-from lars.figures.paper import curves, figure1, figure3, figure4, grid, table1, table5
+from lars.figures.paper import (
+    curves,
+    figure1,
+    figure3,
+    figure4,
+    figure5,
+    grid,
+    table1,
+    table4,
+    table5,
+)
+from lars.schedules import learning_rate_schedule
 
 FULL = sizes("large_batch")
 
@@ -195,3 +207,56 @@ def test_curves_have_the_rates_that_are_best_on_validation_data():
 def test_a_figure_takes_less_than_an_hour(name):
     table, settings = publish.kept_figure("paper", name)
     assert publish.figures.seconds_of(name, table, settings) < 3600
+
+
+def test_a_rate_that_trains_worse_than_ten_times_it_is_a_misprint():
+    def table(low, high):
+        accuracies = {2.5: [low] * 3, 25.0: [high] * 3, 70.0: [0.5] * 3}
+        return pd.concat(runs(accuracies, batch_size=size) for size in (8192, 16384))
+
+    assert verdicts(table4, table(0.4, 0.7))[:2] == ["misprint", "misprint"]
+    assert verdicts(table4, table(0.7, 0.7))[:2] == ["misprint", "not confirmed"]
+
+
+def test_the_bound_on_growth_is_the_sum_over_the_schedule():
+    steps = 1000
+    schedule = learning_rate_schedule(
+        2.5,
+        steps,
+        decay="quadratic",
+        warmup_steps=0,
+        warmup_start=0.0,
+        restart_after_warmup=False,
+    )
+    total = sum(float(schedule(step)) for step in range(steps))
+    # Σ (1 - t/T)² is T/3 + 1/2 + 1/(6T).
+    expected = 0.001 * total * (1 - 1.5 / steps)
+    np.testing.assert_allclose(table4._exponent(2.5, steps), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", figure5.LEGEND)
+def test_figure_5_has_the_schedules_of_the_configurations(batch_size):
+    config = paper_resnet50.get_config(f"{batch_size},figure5")
+    rate, is_lars = figure5.LEGEND[batch_size]
+    assert config.optimizer.learning_rate == rate
+    assert config.optimizer["name"] == ("lars" if is_lars else "sgd")
+    ours = learning_rate_schedule(rate, config.num_steps, **config.schedule)
+    for part in (0.02, 0.1, 0.5, 0.9):  # of the run, whose images differ a little
+        np.testing.assert_allclose(
+            figure5.schedule_of(batch_size)(
+                int(part * 90 * figure5.IMAGES / batch_size)
+            ),
+            ours(int(part * config.num_steps)),
+            rtol=1e-2,
+        )
+
+
+def test_figure_5_is_judged_at_every_batch_size():
+    settings = sizes("curves")
+    small = curve("sgd", 128, 0.2, 0.5, accuracy=0.9)
+    good, bad = (
+        curve("lars", size, 0.2, 0.5, accuracy=accuracy)
+        for size, accuracy in ((1024, 0.895), (8192, 0.85))
+    )
+    table = pd.concat([small, good, bad])
+    assert verdicts(figure5, table, settings) == ["partly", "misprint"]

@@ -161,17 +161,6 @@ def test_the_gradient_of_the_last_bias_is_the_imbalance_of_the_labels(table, dig
     np.testing.assert_allclose(row.gradient_norm_at_4096, 1 / 64, rtol=0.3)
 
 
-def test_in_one_part_the_gradient_is_that_of_the_part(digits, monkeypatch):
-    monkeypatch.setattr(table2.datasets, "load", lambda name: digits)
-    settings = {**SETTINGS, "images": 16, "microbatches": 1}
-    cell = {"part": "gradient, own labels", "seed": 3}
-    with np.errstate(invalid="ignore"):  # one batch size: 0/0
-        rows = table2.measure(cell, {**settings})
-    np.testing.assert_allclose(
-        rows["gradient_norm"], rows["gradient_norm_of_parts"], rtol=1e-6
-    )
-
-
 def test_the_verdicts_that_need_no_data(table):
     verdicts = [claim.verdict for claim in table2.claims(table, SETTINGS)]
     assert verdicts[:4] == ["confirmed", "misprint", "misprint", "confirmed"]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 Settings = Mapping[str, Any]
 """The sizes of an item, from ``configs/figures.py``."""
 
-Verdict = Literal["confirmed", "partly", "not confirmed", "misprint"]
+Verdict = Literal["confirmed", "partly", "not confirmed", "misprint", "untested"]
 
 
 class Claim(NamedTuple):

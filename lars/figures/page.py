@@ -1,11 +1,11 @@
 """The pages of the paper and of the book: what was found, item by item, as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pandas as pd
 
-from lars.figures.item import Claim, Item
+from lars.figures.item import Claim, Item, Verdict
 
 
 class Entry(NamedTuple):
@@ -41,7 +41,7 @@ def section_of(entry: Entry, folder: str) -> str:
 
 def overview(entries: Sequence[Entry]) -> str:
     """How many claims of each item have which verdict, with links to them."""
-    verdicts = ("confirmed", "partly", "not confirmed", "misprint")
+    verdicts = get_args(Verdict)
     return pd.DataFrame(
         [
             {

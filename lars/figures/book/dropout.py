@@ -1,5 +1,6 @@
 """Why dropout tells equal units apart, and the choice of a batch does not."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,15 +91,6 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     images = jnp.reshape(data.train.images, (len(data.train.labels), -1))
     labels = data.train.labels
     rate, units = cell["dropout_rate"], settings["units"]
-    gradient = jax.jit(gradient_of_equal_units)
-    # Of each image alone: of one unit, without dropout.
-    alone = jax.jit(
-        lambda images, labels, constant, outgoing: jax.vmap(
-            lambda x, y: gradient_of_equal_units(
-                x[None], y[None], constant, outgoing, jnp.ones((1, units))
-            )[:, 0]
-        )(images, labels)
-    )
     rows = []
     for size in settings["batch_sizes"]:
         for seed in range(settings["seeds"]):
@@ -115,15 +107,37 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
                 {
                     "batch_size": size,
                     "seed": seed,
-                    "spread": relative_spread(np.asarray(gradient(*start, masks))),
+                    "spread": relative_spread(np.asarray(_gradient(*start, masks))),
                     "expected": expected_spread(
-                        rate, np.asarray(alone(*start), np.float64)
+                        rate, np.asarray(_alone(*start, units), np.float64)
                     ),
                     # Exactly so for a batch of one, whose kept units are all equal.
                     "of_the_masks": float(np.sqrt((~kept).sum() / max(kept.sum(), 1))),
                 }
             )
     return pd.DataFrame(rows)
+
+
+# Compiled once for every batch size, and not in every part anew.
+_gradient = jax.jit(gradient_of_equal_units)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _alone(
+    images: jax.Array,
+    labels: jax.Array,
+    constant: jax.Array,
+    outgoing: jax.Array,
+    units: int,
+) -> jax.Array:
+    """The gradient of one unit by each image alone, without dropout: [B, inputs]."""
+
+    def of_one(x: jax.Array, y: jax.Array) -> jax.Array:
+        masks = jnp.ones((1, units))
+        start = (x[None], y[None], constant, outgoing)
+        return gradient_of_equal_units(*start, masks)[:, 0]
+
+    return jax.vmap(of_one)(images, labels)
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:

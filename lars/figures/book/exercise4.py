@@ -104,8 +104,8 @@ ITEM = Item(
         "If we know that some terms diverge, can we fix this after the fact? The book "
         "points to LARS. A three-layer ReLU network on real digits starts from He's "
         "kernels times a scale from 10⁻⁸ to 10⁸; six optimizers have the same steps, "
-        "batches, number of learning rates and three seeds. A scale is rescued where the "
-        "median test accuracy is at least 0.95 of what SGD reaches at scale 1; in "
+        "batches, number of learning rates and three seeds. A scale is rescued where "
+        "the median test accuracy is at least 0.95 of what SGD reaches at scale 1; in "
         "brackets are the counts if one seed alone were judged. "
         "[The rescue map](rescue.md) tells more."
     ),

@@ -92,13 +92,14 @@ def gradient_norms(
     by_kernel, by_signal = _gradients(
         (first, stacked, last), images, labels, activation
     )
-    arrays = [
-        [by_signal[0], *by_signal[1], by_signal[2]],
-        [by_kernel[0], *by_kernel[1], by_kernel[2]],
-    ]
-    return np.array(
-        [[np.linalg.norm(np.asarray(x, np.float64)) for x in row] for row in arrays]
-    )
+    return np.array([_norms(by_signal), _norms(by_kernel)])
+
+
+def _norms(parts: Any) -> np.ndarray:
+    """The norms of the first layer, of the stacked hidden ones, and of the last."""
+    first, hidden, last = (np.asarray(part, np.float64) for part in parts)
+    stacks = (first[None], hidden, last[None])
+    return np.concatenate([np.sqrt(np.square(x).sum(axis=(1, 2))) for x in stacks])
 
 
 @partial(jax.jit, static_argnames="activation")

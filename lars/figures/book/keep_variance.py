@@ -240,7 +240,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     axes[0, 2].minorticks_off()
     axes[0, 2].axvline(1, color="black", lw=0.8, ls=":")
     axes[0, 2].set_ylim(0, 1.02)
-    axes[0, 2].legend(frameon=False, loc=(0.02, 0.4), fontsize=9)
+    axes[0, 2].legend(frameon=False, loc=(0.02, 0.52), fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(
         handles,

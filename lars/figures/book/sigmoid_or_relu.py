@@ -374,8 +374,8 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         Claim(
             "As a gate: the state is then a convex combination of the inputs, and "
             "stays within their range at any length.",
-            f"Inputs within ±1, {int(last['step'].max()):,} steps: the largest state is "
-            f"{mean_and_spread(smooth['largest_state'], 6)}.",
+            f"Inputs within ±1, {int(last['step'].max()):,} steps: the largest state "
+            f"is {mean_and_spread(smooth['largest_state'], 6)}.",
             judged([smooth["largest_state"].max() <= 1 + 1e-6]),
         ),
         Claim(

@@ -86,7 +86,7 @@ def _rounding(settings: Settings) -> pd.DataFrame:
     rows = []
     for name in FORMATS:
         weights = (2.0**exponents).astype(jnp.dtype(name))
-        for power in np.arange(-32, 0, 0.5):
+        for power in np.arange(-44, 0, 0.5):
             steps = (2.0**power * weights.astype(np.float64)).astype(weights.dtype)
             share = np.mean(weights - steps == weights)
             rows.append({"series": name, "x": 2.0**power, "share": share})

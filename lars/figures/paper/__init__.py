@@ -10,10 +10,12 @@ from lars.figures.paper import (
     figure2,
     figure3,
     figure4,
+    figure5,
     large_batch,
     table1,
     table2,
     table3,
+    table4,
     table5,
 )
 
@@ -25,6 +27,8 @@ ITEMS: dict[str, Item] = {
     "table3": table3.ITEM,
     "figure3": figure3.ITEM,
     "figure4": figure4.ITEM,
+    "table4": table4.ITEM,
+    "figure5": figure5.ITEM,
     "table5": table5.ITEM,
     "large_batch": large_batch.ITEM,
 }

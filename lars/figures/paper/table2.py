@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
+from jax.sharding import Mesh
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -20,6 +21,7 @@ from lars.figures.style import look, panels
 from lars.models import Model, Variables, alexnet
 from lars.models.alexnet import BIASES_WITH_NORM, KERNEL_DEVIATIONS
 from lars.norms import l2_norm
+from lars.sharding import device_mesh, fetch, put, replicated, split
 
 CLASSES = 1000  # of ImageNet
 BATCH_SIZE = 4096
@@ -117,34 +119,20 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     keys = jax.random.split(jax.random.key(cell["seed"]), 1 + parts)
     variables = _init(keys[0], side, channels)
 
-    # Each device works on whole parts: batch normalization sees a part alone, and no
-    # device waits for another.
-    devices = jax.devices()[:parts]
-    held = [
-        jax.device_put((variables, data.mean, deviation), device) for device in devices
-    ]
-    totals = [jax.tree.map(jnp.zeros_like, x[0]["params"]) for x in held]
-    norms = []
     part_size = size // parts
-    for i, batch in enumerate(
-        zip(
-            keys[1:],
-            images.reshape(parts, part_size, *images.shape[1:]),
-            labels.reshape(parts, part_size),
-            strict=True,
-        )
-    ):
-        of = i % len(devices)
-        totals[of], of_part = _add_gradient(
-            totals[of], *held[of], *jax.device_put(batch, devices[of]), side
-        )
-        norms.append(of_part)
-    mean = jax.tree.map(lambda *x: sum(x) / parts, *map(jax.device_get, totals))
-    rows = _rows({"weight_norm": variables["params"], "gradient_norm": mean})
-    squares = [jax.tree.map(np.square, x) for x in jax.device_get(norms)]
-    of_parts = jax.tree.map(lambda *x: math.sqrt(np.mean(x)), *squares)
+    mesh = device_mesh(jax.devices()[: math.gcd(parts, jax.device_count())])
+    fixed = put((variables, data.mean, deviation), replicated(mesh))
+    batches = (
+        keys[1:],
+        images.reshape(parts, part_size, *images.shape[1:]),
+        labels.reshape(parts, part_size),
+    )
+    sums, norms = fetch(_gradients_over(mesh, side)(fixed, put(batches, split(mesh))))
+    gradient = jax.tree.map(lambda x: x.sum(axis=0) / parts, sums)
+    rows = _rows({"weight_norm": variables["params"], "gradient_norm": gradient})
+    of_parts = jax.tree.map(lambda x: np.sqrt(np.mean(np.square(x))), norms)
     rows["gradient_norm_of_parts"] = [
-        of_parts[row.layer][_NAMES[row.kind]] for row in rows.itertuples()
+        float(of_parts[row.layer][_NAMES[row.kind]]) for row in rows.itertuples()
     ]
     rows["gradient_norm_at_4096"] = at_batch_size(
         rows["gradient_norm_of_parts"], part_size, rows["gradient_norm"], size
@@ -186,28 +174,45 @@ def _init(key: jax.Array, side: int, channels: int) -> Variables:
     return _model().init(key, jnp.zeros((1, side, side, channels)))
 
 
-@functools.partial(jax.jit, static_argnames="side", donate_argnums=0)
-def _add_gradient(
-    total: Any,
-    variables: Variables,
-    mean: jax.Array,
-    deviation: jax.Array,
-    key: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    side: int,
-) -> tuple[Any, Any]:
-    """Adds the gradient of a part of the batch, and gives its norms."""
-    x = standardise(images, mean, deviation)
-    x = jax.image.resize(x, (x.shape[0], side, side, x.shape[-1]), "bilinear")
+@functools.cache
+def _gradients_over(mesh: Mesh, side: int) -> Callable[[Any, Any], Any]:
+    """Compiles the sum of the gradients of parts of a batch, and the norm of each.
 
-    def loss(params: Any) -> jax.Array:
-        logits, _ = _model().apply({**variables, "params": params}, x, key)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean()
+    Each device works on whole parts, and gives a sum of its own: batch normalization
+    sees a part alone, and no device waits for another.
+    """
 
-    gradient = jax.grad(loss)(variables["params"])
-    return jax.tree.map(jnp.add, total, gradient), jax.tree.map(l2_norm, gradient)
+    def on_one_device(fixed: Any, batches: Any) -> tuple[Any, Any]:
+        variables, mean, deviation = fixed
+
+        def add(total: Any, batch: Any) -> tuple[Any, Any]:
+            key, images, labels = batch
+            x = standardise(images, mean, deviation)
+            x = jax.image.resize(x, (x.shape[0], side, side, x.shape[-1]), "bilinear")
+
+            def loss(params: Any) -> jax.Array:
+                logits, _ = _model().apply({**variables, "params": params}, x, key)
+                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+                return losses.mean()
+
+            gradient = jax.grad(loss)(variables["params"])
+            total = jax.tree.map(jnp.add, total, gradient)
+            return total, jax.tree.map(l2_norm, gradient)
+
+        zeros = jax.tree.map(jnp.zeros_like, variables["params"])
+        total, norms = jax.lax.scan(add, zeros, batches)
+        return jax.tree.map(lambda x: x[None], total), norms
+
+    one, parts = replicated(mesh).spec, split(mesh).spec
+    return jax.jit(
+        jax.shard_map(
+            on_one_device,
+            mesh=mesh,
+            in_specs=(one, parts),
+            out_specs=parts,
+            check_vma=False,
+        )
+    )
 
 
 def _rows(trees: Mapping[str, Any]) -> pd.DataFrame:
