@@ -31,5 +31,6 @@ ITEMS: dict[str, Item] = {
     "figure5": figure5.ITEM,
     "table5": table5.ITEM,
     "large_batch": large_batch.ITEM,
+    "large_batch_plain": large_batch.PLAIN,
 }
 """In the order of the paper; behind them what it lacks."""

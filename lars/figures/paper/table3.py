@@ -61,7 +61,8 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         *kept,
         *(
             Claim(
-                f"At large batches LARS is better than SGD {grid.TITLES[model]}.",
+                f"At large batches LARS is better than SGD with linear scaling, "
+                f"{grid.TITLES[model]}.",
                 f"At batch {largest}: LARS "
                 f"{mean_and_spread(100 * at[model, 'lars', largest])}%, SGD "
                 f"{mean_and_spread(100 * at[model, 'sgd', largest])}%; at {sizes[-2]}: "
@@ -84,8 +85,8 @@ ITEM = Item(
     about=(
         "The paper trains AlexNet and AlexNet-BN with LARS at batches of 512 to 32K. "
         "The proxy is that of Table 1, with the same budget. The largest batch leaves "
-        "it 24 steps, where the paper had 4,000: losses are larger here, and what the "
-        "proxy can tell is the comparison with SGD."
+        "it a few dozen steps, where the paper had thousands: losses are larger here, "
+        "and what the proxy can tell is the comparison with SGD."
     ),
     cells=cells,
     measure=grid.measure,
