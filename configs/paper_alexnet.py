@@ -101,7 +101,10 @@ def get_config(run: str = "bn,lars,8192") -> config_dict.ConfigDict:
                 "behind the batch size can be rate=NUMBER and epochs=NUMBER, got "
                 f"{setting!r}."
             )
-        given[name] = float(value)
+        try:
+            given[name] = float(value)
+        except ValueError as error:
+            raise ValueError(f"{name} must be a number, got {setting!r}.") from error
     warmup_epochs = WARMUP_EPOCHS[optimizer][network]
     if optimizer == "sgd" and batch_size == 512:
         warmup_epochs = 0

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from configs import figures as sizes
 from experiments import command
-from lars import results
+from lars import data as datasets, results
 from lars.devices import use_every_core
 from lars.figures import Item, Settings, book, paper
 
@@ -41,6 +41,8 @@ def main(workdir: str) -> None:
         names = chosen(FIGURE.value)
         for name in names:
             settings = settings_of(name, QUICK.value)
+            if "dataset" in settings:  # read now: what is missing is said at once
+                datasets.load(settings["dataset"])
             for folder in {place(workdir, name), kept_place(workdir, name)}:
                 results.claim(folder, settings)
     # A polite request to stop is the same as Ctrl-C.
@@ -52,8 +54,7 @@ def main(workdir: str) -> None:
 def make(name: str, workdir: str, settings: Settings) -> pd.DataFrame:
     """Computes what is not there of one figure's table, draws and judges it."""
     item, folder = ITEMS[name], place(workdir, name)
-    with command.reported_errors():  # such as data that is not prepared
-        table = computed(name, kept_place(workdir, name), settings)
+    table = computed(name, kept_place(workdir, name), settings)
     results.write_table(folder / f"{name}.csv", table)
     results.write_whole(
         folder / "provenance.json",

@@ -3,10 +3,10 @@
     python -m experiments.publish
 
 Takes what there is of ``results/rescue``, ``results/search``, ``results/benchmark``,
-``results/throughput``, ``results/runs`` and ``results/figures``, keeps their tables, configurations,
-provenance and picture under ``docs/``, and writes the tables into the pages, beside the
-table of variants, which is the code's. What is in docs/ is therefore what the pages
-say, and a test compares the two.
+``results/throughput``, ``results/runs`` and ``results/figures``, keeps their tables,
+configurations, provenance and pictures under ``docs/``, and writes the tables into the
+pages, beside the table of variants, which is the code's. What is in docs/ is therefore
+what the pages say, and a test compares the two.
 """
 
 import inspect

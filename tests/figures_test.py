@@ -1,5 +1,6 @@
 """Every figure has sizes, a quick version that runs, and goes on where it stopped."""
 
+import json
 from typing import get_args
 
 import jax
@@ -45,8 +46,7 @@ def test_sizes_are_those_of_the_items_and_quick_ones_change_what_there_is():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_quick_version_draws_and_judges(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures.QUICK, "value", True)
+def test_the_quick_version_draws_and_judges(name, tmp_path):
     with jax.numpy_dtype_promotion("standard"):  # Adam mixes floats and integers
         settings = figures.settings_of(name, quick=True)
         for folder in {
@@ -61,9 +61,10 @@ def test_the_quick_version_draws_and_judges(name, tmp_path, monkeypatch):
     assert picture.std() > 0.01
     # From the file alone the same is said: pages are made from it.
     again = results.read_table(file.with_suffix(".csv"))
+    held = json.loads((file.parent / "config.json").read_text())
     item = figures.ITEMS[name]
-    assert item.claims(again, settings) == item.claims(table, settings)
-    for claim in item.claims(again, settings):
+    assert item.claims(again, held) == item.claims(table, settings)
+    for claim in item.claims(again, held):
         assert claim.verdict in get_args(Verdict)
         assert any(c.isdigit() for c in claim.found), "a finding has numbers"
     assert figures.seconds_of(name, again, settings) > 0
@@ -151,3 +152,57 @@ def test_a_section_shows_picture_claims_and_command():
     overview = page.overview([entry])
     assert "[Counting](#counting)" in overview
     assert page.anchor_of("Exercise 4: can we, LARS?") == "exercise-4-can-we-lars"
+
+
+def rescue_table(accuracies):
+    """Runs of the exercise's map: the accuracy of each optimizer at each scale."""
+    return pd.DataFrame(
+        [
+            {
+                "optimizer": name,
+                "init_scale": scale,
+                "learning_rate": 1.0,
+                "seed": seed,
+                "validation_accuracy": accuracy,
+                "test_accuracy": accuracy,
+                "train_loss": 0.1,
+                "diverged": False,
+            }
+            for name, row in accuracies.items()
+            for scale, accuracy in zip((1e-4, 1.0, 1e4), row, strict=True)
+            for seed in range(3)
+        ]
+    )
+
+
+def test_each_lars_is_judged_against_what_has_one_rate_for_all_layers():
+    item, settings = figures.ITEMS["book_exercise4"], sizes.settings("book_exercise4")
+    found = item.claims(
+        rescue_table(
+            {
+                "sgd": (0.1, 0.95, 0.1),
+                "adam": (0.95, 0.95, 0.1),
+                "lamb": (0.95, 0.95, 0.95),  # layerwise: no peer of this claim
+                "paper": (0.1, 0.95, 0.95),
+                "recommended": (0.95, 0.95, 0.95),
+            }
+        ),
+        settings,
+    )
+    verdicts = [claim.verdict for claim in found]
+    assert verdicts == ["not confirmed", "confirmed"] * 2  # the paper's, and ours
+    assert "the paper" in found[0].says
+    assert "recommended" in found[1].says
+
+
+def test_the_sigmoid_is_judged_by_its_gradients():
+    item, settings = figures.ITEMS["book_sigmoid"], sizes.settings("book_sigmoid")
+
+    def verdicts(peak, end):
+        gradient = [end, peak, end]
+        table = pd.DataFrame({"x": [-8.0, 0.0, 8.0], "gradient": gradient})
+        return [claim.verdict for claim in item.claims(table, settings)]
+
+    assert verdicts(0.25, 3e-4) == ["confirmed", "partly"]
+    assert verdicts(1.0, 3e-4) == ["confirmed", "confirmed"]
+    assert verdicts(1.0, 1.0)[1] == "partly"

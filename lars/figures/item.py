@@ -34,8 +34,8 @@ class Item(NamedTuple):
     draw: Callable[[pd.DataFrame, Settings], Figure]
     """Draws the whole table."""
     claims: Callable[[pd.DataFrame, Settings], list[Claim]]
-    """What the whole table says of each claim. Verdicts follow from numbers: none is
-    written down."""
+    """What the whole table says of each claim. Verdicts follow from numbers by a rule,
+    or, of what only other sources can tell, from what these print."""
     kept_in: str | None = None
     """The name of a table that several items share; None is a table of its own."""
 

@@ -67,7 +67,7 @@ def anchor_of(title: str) -> str:
 def _table(claims: Sequence[Claim]) -> str:
     rows: list[Mapping[str, str]] = [
         {
-            "the source says": _in_cell(claim.says),
+            "claim": _in_cell(claim.says),
             "found here": _in_cell(claim.found),
             "verdict": f"**{claim.verdict}**",
         }

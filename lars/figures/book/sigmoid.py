@@ -64,11 +64,13 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             judged([end.gradient < peak.gradient / 100, abs(peak.x) < 0.01]),
         ),
         Claim(
-            "Through many layers the whole product may vanish, unless all inputs are "
-            "near zero.",
-            f"It vanishes even if they are: {layers} layers leave at most "
-            f"{peak.gradient**layers:.3g}.",
-            judged([peak.gradient**layers < 1e-3, False]),
+            "Through many layers the gradient may vanish, unless the inputs of the "
+            "sigmoids are near zero.",
+            f"{layers} layers multiply it by {end.gradient**layers:.3g} where the "
+            f"inputs are ±{end.x:g}, and by {peak.gradient**layers:.3g} where they are "
+            "0: near zero it vanishes too, unless the weights make up for a factor of "
+            f"{peak.gradient:.4f} a layer.",
+            judged([end.gradient**layers < 1e-3, peak.gradient**layers > 1e-3]),
         ),
     ]
 

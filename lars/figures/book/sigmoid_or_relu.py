@@ -145,17 +145,19 @@ def _output_rows(cell: Mapping[str, Any], settings: Settings) -> list[dict[str, 
     features, targets = jnp.asarray(x), jnp.asarray(y, jnp.float32)
     is_sigmoid = cell["function"] == "sigmoid"
 
-    def losses(params: dict[str, jax.Array]) -> jax.Array:
-        logits = features @ params["kernel"] + params["bias"]
+    def loss_of(logit: jax.Array, target: jax.Array) -> jax.Array:
         if is_sigmoid:
-            return optax.sigmoid_binary_cross_entropy(logits, targets)
+            return optax.sigmoid_binary_cross_entropy(logit, target)
         # The log of what is outside (0, 1) would be infinite or NaN: the floor is what
         # lets it be trained at all.
-        p = jnp.clip(jax.nn.relu(logits), settings["floor"], 1 - settings["floor"])
-        return -targets * jnp.log(p) - (1 - targets) * jnp.log1p(-p)
+        p = jnp.clip(jax.nn.relu(logit), settings["floor"], 1 - settings["floor"])
+        return -target * jnp.log(p) - (1 - target) * jnp.log1p(-p)
+
+    def logits_of(params: dict[str, jax.Array]) -> jax.Array:
+        return features @ params["kernel"] + params["bias"]
 
     def loss(params: dict[str, jax.Array]) -> jax.Array:
-        return losses(params).mean()
+        return loss_of(logits_of(params), targets).mean()
 
     rows = []
     for rate in settings["output_rates"]:
@@ -181,9 +183,9 @@ def _output_rows(cell: Mapping[str, Any], settings: Settings) -> list[dict[str, 
             p = 1 / (1 + np.exp(-logits)) if is_sigmoid else clipped(logits)
             with np.errstate(divide="ignore"):
                 log_loss = -np.log(np.where(test_y == 1, p, 1 - p))
-            # The slope of an example's loss in its own logit.
-            stuck = (seen <= settings["floor"]) | (seen >= 1 - settings["floor"])
-            right = (seen > 0.5) == (y == 1)
+            slopes = jax.vmap(jax.grad(loss_of))(logits_of(params), targets)
+            stuck = np.asarray(slopes) == 0
+            right = (seen > (0.0 if is_sigmoid else 0.5)) == (y == 1)
             rows.append(
                 {
                     "learning_rate": rate,
@@ -191,10 +193,8 @@ def _output_rows(cell: Mapping[str, Any], settings: Settings) -> list[dict[str, 
                     "test_accuracy": float(((p > 0.5) == (test_y == 1)).mean()),
                     "train_loss": float(loss(params)),
                     "infinite_losses": float(np.isinf(log_loss).mean()),
-                    "no_gradient": 0.0 if is_sigmoid else float(stuck.mean()),
-                    "wrong_without_gradient": 0.0
-                    if is_sigmoid
-                    else float((stuck & ~right).mean()),
+                    "no_gradient": float(stuck.mean()),
+                    "wrong_without_gradient": float((stuck & ~right).mean()),
                     "calibration_error": calibration_error(p, test_y, settings["bins"]),
                 }
             )

@@ -63,12 +63,16 @@ def _range(settings: Settings) -> pd.DataFrame:
                 is_finite = np.asarray(jnp.isfinite(x).all(axis=1))
                 rows.append(
                     {
-                        "series": f"{scale:g}",
+                        "series": f"He × {scale:g}",  # text, also alone in a file
                         "x": layer,
                         "share": float((is_zero | ~is_finite).mean()),
                     }
                 )
     return _over_seeds(pd.DataFrame(rows))
+
+
+def _scale_of(series: str) -> float:
+    return float(series.removeprefix("He × "))
 
 
 def layers_until_lost(scale: float) -> float:
@@ -248,8 +252,8 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     closed = {"color": "black", "lw": 0.9, "ls": ":"}
 
     for number, (series, rows) in enumerate(_series(table, "range")):
-        _band(lost, rows, number, f"He's × {series}", markersize=3)
-        lost.axvline(layers_until_lost(float(series)), **closed)
+        _band(lost, rows, number, series, markersize=3)
+        lost.axvline(layers_until_lost(_scale_of(series)), **closed)
     lost.axvline(np.nan, label="closed form", **closed)
     lost.set(xlabel="layers passed", ylabel="share of inputs", title="Inputs lost")
     lost.legend(frameon=False, loc="center left", fontsize=9)
@@ -347,7 +351,7 @@ def _band(
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """Each danger by itself, and then the question."""
-    ranges = {float(name): rows for name, rows in _series(table, "range")}
+    ranges = {_scale_of(name): rows for name, rows in _series(table, "range")}
     small, large = min(ranges), max(ranges)
 
     def lost_at(scale: float) -> tuple[float, float]:

@@ -161,18 +161,21 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     def described(row: pd.Series) -> str:
         return f"{row['mean']:.4f} ± {row['standard_error']:.4f}"
 
+    # From a file, shapes are lists.
+    shapes = [tuple(shape) for shape in settings["shapes"]]
+
     def errors_off(direction: str, distribution: str) -> np.ndarray:
         """By how many standard errors each gain differs from the closed form."""
         off = []
-        for shape in settings["shapes"]:
+        for shape in shapes:
             for rule in RULES:
                 found = row(direction, rule, shape, distribution)
                 difference = found["mean"] - closed_form(direction, rule, *shape)
                 off.append(abs(difference) / found["standard_error"])
         return np.array(off)
 
-    square = next(shape for shape in settings["shapes"] if shape[0] == shape[1])
-    other = next(shape for shape in settings["shapes"] if shape[0] != shape[1])
+    square = next(shape for shape in shapes if shape[0] == shape[1])
+    other = next(shape for shape in shapes if shape[0] != shape[1])
     normal = {way: errors_off(way, "normal") for way in ("forward", "backward")}
     uniform = np.concatenate(
         [errors_off(way, "uniform") for way in ("forward", "backward")]
@@ -203,15 +206,19 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             judged([bool((normal["backward"] < 4).all())]),
         ),
         Claim(
-            "Xavier's variance 2/(n_in + n_out) satisfies both conditions at once.",
-            f"In square layers: {square[0]} → {square[1]} has gains "
+            "Both conditions cannot hold at once unless n_in = n_out; Xavier's "
+            "variance 2/(n_in + n_out) makes the mean of the two gains 1.",
+            f"In square layers both do: {square[0]} → {square[1]} has gains "
             f"{' and '.join(map(described, both[square]))}. In others neither: "
-            f"{other[0]} → {other[1]} has {' and '.join(map(described, both[other]))}. "
-            "Their mean is always 1.",
+            f"{other[0]} → {other[1]} has {' and '.join(map(described, both[other]))}, "
+            f"with a mean of {np.mean([gain['mean'] for gain in both[other]]):.4f}.",
             judged(
                 [
-                    all(abs(gain["mean"] - 1) < 0.05 for gain in both[shape])
-                    for shape in (square, other)
+                    all(abs(gain["mean"] - 1) < 0.05 for gain in both[square]),
+                    all(abs(gain["mean"] - 1) > 0.05 for gain in both[other]),
+                    bool(
+                        abs(np.mean([gain["mean"] for gain in both[other]]) - 1) < 0.05
+                    ),
                 ]
             ),
         ),

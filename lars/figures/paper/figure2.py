@@ -46,7 +46,7 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """Rates differ between layers, change over the run, and with the batch."""
     sizes = curves.sizes_of(settings, OPTIMIZER)
     by_size = {size: _with_rates(table, settings, size) for size in sizes}
-    kernels = [c for c in by_size[sizes[0]].columns if c.endswith("/kernel")]
+    kernels = [name for name in _parameters(table) if name.endswith("/kernel")]
     apart = pd.concat(
         rows[kernels].max(axis=1) / rows[kernels].min(axis=1)
         for rows in by_size.values()
@@ -62,15 +62,35 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         name: [curves.at_end(by_size[size], name).mean() for size in sizes]
         for name in PARAMETERS
     }
+    end_of = {size: rows["epoch"].max() for size, rows in by_size.items()}
+
+    def mean_over_seeds(size: int, name: str) -> pd.Series:
+        return by_size[size].groupby("epoch")[name].mean()
+
+    peaks = {
+        name: [mean_over_seeds(size, name).idxmax() for size in sizes]
+        for name in ("conv1/kernel", "conv3/kernel")
+    }
     falls = [
-        curves.at_end(rows, "conv1/kernel").mean()
-        < 0.5 * rows.groupby("epoch")["conv1/kernel"].mean().max()
-        for rows in by_size.values()
+        mean_over_seeds(size, "conv1/kernel").iloc[-1]
+        < 0.5 * mean_over_seeds(size, "conv1/kernel").max()
+        for size in sizes
     ]
-    peaks = [
-        rows.groupby("epoch")["conv1/kernel"].mean().idxmax()
-        for rows in by_size.values()
+    is_early = [
+        peak <= end_of[size] / 4
+        for size, peak in zip(sizes, peaks["conv1/kernel"], strict=True)
     ]
+    rises_first = [
+        by_size[size]["epoch"].min() < peak < end_of[size]
+        for size, peak in zip(sizes, peaks["conv3/kernel"], strict=True)
+    ]
+
+    def at_epochs(name: str) -> str:
+        return f"{name} is highest at epoch " + ", ".join(
+            f"{peak:.3g} (batch {size})"
+            for peak, size in zip(peaks[name], sizes, strict=True)
+        )
+
     return [
         Claim(
             "The local rate differs much from layer to layer.",
@@ -90,14 +110,14 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         ),
         Claim(
             "That of conv1 is highest in the first epochs and falls.",
-            "conv1/kernel is highest at epoch "
-            + ", ".join(
-                f"{peak:.3g} (batch {size})"
-                for peak, size in zip(peaks, sizes, strict=True)
-            )
-            + "; by the end it has fallen below half of that at "
+            f"{at_epochs('conv1/kernel')}; at the end it is below half of that at "
             f"{sum(falls)} of {len(falls)} batch sizes.",
-            judged(falls),
+            judged([*falls, *is_early]),
+        ),
+        Claim(
+            "That of the last convolution rises first, and falls from its peak on.",
+            f"{at_epochs('conv3/kernel')}, of {max(end_of.values()):g}.",
+            judged(rises_first),
         ),
         Claim(
             "At the end it is smaller for larger batches.",
@@ -115,20 +135,20 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
+def _parameters(table: pd.DataFrame) -> list[str]:
+    norms = [name for name in table.columns if name.startswith("weight_norm/")]
+    return [name.removeprefix("weight_norm/") for name in norms]
+
+
 def _with_rates(table: pd.DataFrame, settings: Settings, batch_size: int) -> Any:
     """The rows of a batch size, with a column for the local rate of each parameter."""
     rows = curves.rows_of(table, OPTIMIZER, batch_size)
-    names = [
-        column.removeprefix("weight_norm/")
-        for column in rows.columns
-        if column.startswith("weight_norm/")
-    ]
     return rows.assign(
         **{
             name: settings["trust_coefficient"]
             * rows[f"weight_norm/{name}"]
             / rows[f"gradient_norm/{name}"]
-            for name in names
+            for name in _parameters(table)
         }
     )
 

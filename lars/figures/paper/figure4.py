@@ -63,16 +63,19 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     found, wide, falls = [], [], []
     for batch_size, line in _lines(table):
         best = line["mean"].max()
-        plateau = line[line["mean"] >= best - ON_PLATEAU]["learning_rate"]
-        beyond = line[line["learning_rate"] > plateau.max()]
-        lost = 100 * (best - beyond["mean"].min()) if len(beyond) else np.nan
+        plateau = plateau_of(line)
+        near = line[
+            (line["learning_rate"] > plateau.max())
+            & (line["learning_rate"] <= 2 * plateau.max())
+        ]
+        lost = 100 * (best - near["mean"].min()) if len(near) else np.nan
         found.append(
             f"batch {batch_size}: at most {100 * ON_PLATEAU:g} points below the best "
             f"({100 * best:.3g}%) from γ = {plateau.min():g} to {plateau.max():g}"
             + (
-                f", {lost:.3g} points below it beyond"
-                if len(beyond)
-                else ", the largest"
+                f", {lost:.3g} points below it at γ = {near['learning_rate'].max():g}"
+                if len(near)
+                else ", with no rate just beyond"
             )
         )
         wide.append(plateau.max() / plateau.min() >= 22 / 13)
@@ -91,6 +94,14 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             judged(falls),
         ),
     ]
+
+
+def plateau_of(line: pd.DataFrame) -> pd.Series:
+    """The rates around the best one that are all on the plateau, with no gap."""
+    line = line.sort_values("learning_rate").reset_index(drop=True)
+    is_on = line["mean"] >= line["mean"].max() - ON_PLATEAU
+    stretch = (is_on != is_on.shift()).cumsum()
+    return line["learning_rate"][stretch == stretch[line["mean"].idxmax()]]
 
 
 def _lines(table: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:

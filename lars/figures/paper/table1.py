@@ -133,11 +133,17 @@ def _largest_working(table: pd.DataFrame, model: str, batch_size: int) -> float:
 ITEM = Item(
     title="Table 1: SGD at large batches",
     about=(
-        "The paper trains AlexNet and AlexNet-BN on ImageNet with SGD, a rate that "
-        "grows with the batch, and a warm-up, at batches of 512 to 8192. The proxy is "
-        "a miniature of AlexNet (`lars.models.miniature_alexnet`) on Fashion-MNIST, at "
-        "equal epochs, with four rates and three seeds for each batch size; the best "
-        "rate is chosen on validation images."
+        "The paper trains AlexNet and AlexNet-BN on ImageNet with SGD and a rate that "
+        "grows with the batch, at batches of 512 to 8192; AlexNet has a warm-up, "
+        "AlexNet-BN none and more epochs. The proxy is a miniature of AlexNet "
+        "(`lars.models.miniature_alexnet`) on Fashion-MNIST, with a warm-up "
+        "throughout, at equally many epochs of whole batches, with four rates and "
+        "three seeds for each batch size; the best rate is chosen on validation "
+        "images. The four rates grow in proportion to the batch. Where the smallest of "
+        "them is best, a smaller one may be better: the last two items have SGD that "
+        "is tuned for each batch. At the largest batch the running statistics of batch "
+        "normalization still hold a part of their initial values, for all optimizers "
+        "alike."
     ),
     cells=cells,
     measure=grid.measure,

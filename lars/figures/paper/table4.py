@@ -15,7 +15,7 @@ RATES = {
     "table 4, version 3": {8192: 0.6, 16384: 2.5, 32768: 2.9},
     "technical report": {8192: 6.4, 16384: 2.5, 32768: 2.9},
     "torchlars": {8192: 12.8, 16384: 25.0, 32768: 29.0},
-    "ICLR submission": {8192: 30.0, 16384: 33.0, 32768: 40.0},
+    "ICLR submission (decay 5e-4, 100 epochs)": {8192: 30.0, 16384: 33.0, 32768: 40.0},
 }
 """The peak rates γ by source: arXiv:1708.03888v3; UCB/EECS-2017-156, table 1; torchlars
 0.1.2 (https://pypi.org/project/torchlars), from the authors' log files; and the paper's
@@ -24,7 +24,9 @@ submission to ICLR 2018 (https://openreview.net/forum?id=rJ4uaX2aW)."""
 ACCURACIES = {256: 73.0, 8192: 72.7, 16384: 73.0, 32768: 72.3}
 """Top-1, in %, as printed."""
 
-TRUST_COEFFICIENT = 0.001
+OF_TORCHLARS = {8192: 73.78, 16384: 73.36, 32768: 72.26}
+"""What torchlars reports with its rates."""
+
 EPOCHS, IMAGES = 90, 1_281_167
 
 
@@ -83,13 +85,14 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    """Which rates cannot be as printed, and what needs ImageNet."""
+    """Which rates other sources contradict, and what the proxy shows."""
     version3, report = RATES["table 4, version 3"], RATES["technical report"]
     meant = RATES["torchlars"]
-    factors = {size: meant[size] / version3[size] for size in (16384, 32768)}
+    sizes = (16384, 32768)
+    apart = {size: abs(OF_TORCHLARS[size] - ACCURACIES[size]) for size in sizes}
     counted = grid.counted_accuracies(table)
     low, high = _compared(settings)
-    found, is_too_small = [], []
+    found = []
     for batch_size, rows in counted.groupby("batch_size"):
         at = {
             rate: rows[rows["learning_rate"] == rate]["accuracy"]
@@ -99,8 +102,6 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             f"{mean_and_spread(100 * at[low])}% with {low:g} and "
             f"{mean_and_spread(100 * at[high])}% with {high:g} at batch {batch_size}"
         )
-        is_too_small.append(at[low].max() < at[high].min())
-    steps = EPOCHS * IMAGES // 16384
     return [
         Claim(
             "At batch 8192, LARS has γ = 0.6.",
@@ -112,19 +113,16 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         Claim(
             "At batches of 16K and 32K, LARS has γ = 2.5 and 2.9, with η = 0.001.",
             "torchlars, from the authors' log files, has "
-            f"{meant[16384]:g} and {meant[32768]:g}, {factors[16384]:.3g} and "
-            f"{factors[32768]:.3g} times as much, and reports the table's accuracies "
-            f"with them. The proxy reaches {'; '.join(found)}.",
-            "misprint" if all(is_too_small) else "not confirmed",
-        ),
-        Claim(
-            "No weights grow by more than exp(η Σγ) in a run (the ICLR submission, "
-            "equation 7).",
-            f"With poly(2) the bound's exponent is ηγT/3: of {steps} steps at batch "
-            f"16384 it is {_exponent(version3[16384], steps):.3g} for the printed rate "
-            f"and {_exponent(meant[16384], steps):.3g} for the meant one. The exact "
-            "bound of a step, γη‖w‖, is a test of the optimizer.",
-            "untested",
+            + " and ".join(f"{meant[size]:g}" for size in sizes)
+            + ", and reports "
+            + " and ".join(f"{OF_TORCHLARS[size]:g}%" for size in sizes)
+            + " with them, where the paper has "
+            + " and ".join(f"{ACCURACIES[size]:g}%" for size in sizes)
+            + f". The proxy, in far fewer steps, reaches {'; '.join(found)}.",
+            "misprint"
+            if max(apart.values()) < 1
+            and all(meant[s] > 2 * version3[s] for s in sizes)
+            else "untested",
         ),
         Claim(
             "ResNet-50 keeps its accuracy with LARS up to batch 32K ("
@@ -136,11 +134,6 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             "untested",
         ),
     ]
-
-
-def _exponent(rate: float, steps: int) -> float:
-    """η Σ γ (1 - t/T)² over a run: Σ (1 - t/T)² is T/3, but for a part in T."""
-    return TRUST_COEFFICIENT * rate * steps / 3
 
 
 def _compared(settings: Settings) -> tuple[float, float]:
