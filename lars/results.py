@@ -100,7 +100,7 @@ def read_table(file: Path, dtypes: Mapping[str, Any] | None = None) -> pd.DataFr
     float32 numbers are written with the digits that float32 needs: only read as float32
     again are they the same, and written the same.
     """
-    return pd.read_csv(file, dtype=dtypes, float_precision="round_trip")
+    return pd.read_csv(file, dtype=dtypes)
 
 
 class Session:
