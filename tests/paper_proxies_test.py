@@ -126,21 +126,32 @@ def test_a_plateau_and_a_cliff_are_seen_and_their_absence_too():
 
 
 def test_what_sgd_loses_is_judged_against_the_spread():
+    settings = {**FULL, "batch_sizes": [128, 16384]}
+
     def table(plain, normalized):
         return pd.concat(
-            runs({rate: [a, a + 0.01, a + 0.02]}, model, "sgd", size)
-            for model, row in (("plain", plain), ("batch_norm", normalized))
-            for size, (rate, a) in row.items()
+            runs(
+                {rate: [a, a + 0.01, a + 0.02] for rate, a in row.items()},
+                model,
+                "sgd",
+                size,
+            )
+            for model, sizes in (("plain", plain), ("batch_norm", normalized))
+            for size, row in zip((128, 16384), sizes, strict=True)
         )
 
     paper = table(
-        {128: (0.1, 0.9), 16384: (0.2, 0.5)}, {128: (0.1, 0.9), 16384: (1.0, 0.8)}
+        ({0.1: 0.9, 0.3: 0.1}, {0.2: 0.5, 1.0: 0.1}),
+        ({0.1: 0.9, 0.3: 0.8}, {0.2: 0.7, 1.0: 0.8}),
     )
-    assert verdicts(table1, paper) == ["confirmed"] * 4
-    other = table(
-        {128: (0.1, 0.9), 16384: (12.8, 0.9)}, {128: (0.1, 0.9), 16384: (12.8, 0.8)}
+    assert verdicts(table1, paper, settings) == ["confirmed"] * 4
+    # A network that learns nothing has no highest rate, however high its rates are.
+    nothing = table(
+        ({0.1: 0.9}, {0.2: 0.1, 9.0: 0.1}), ({0.1: 0.9, 0.3: 0.8}, {0.2: 0.8})
     )
-    assert verdicts(table1, other) == ["not confirmed"] * 4
+    assert verdicts(table1, nothing, settings) == ["confirmed"] * 4
+    other = table(({0.1: 0.9}, {12.8: 0.9}), ({0.1: 0.9}, {12.8: 0.8}))
+    assert verdicts(table1, other, settings) == ["not confirmed"] * 4
 
 
 def test_longer_training_is_judged_by_all_lengths():
@@ -187,16 +198,19 @@ def test_the_gap_is_compared_at_the_same_training_loss():
     assert figure1.gap_at(figure1._with_gap(small[small.seed == 0]), 0.4) == (
         pytest.approx(0.2)
     )
-    assert verdicts(figure1, pd.concat([small, narrow]), settings) == ["confirmed"] * 2
+    assert verdicts(figure1, pd.concat([small, narrow]), settings) == ["confirmed"] * 3
     assert verdicts(figure1, pd.concat([small, wide]), settings) == [
+        "confirmed",
         "not confirmed",
         "confirmed",
     ]
+    widest = falling(8192, [0.9, 0.4], [0.0, 0.31])
+    assert verdicts(figure1, pd.concat([small, widest]), settings)[0] == "not confirmed"
     # A large batch that has learnt less than the small one at its first point.
     nothing = falling(8192, [2.3, 2.3], [0.0, 0.0])
-    assert verdicts(figure1, pd.concat([small, nothing]), settings)[0] == "untested"
+    assert verdicts(figure1, pd.concat([small, nothing]), settings)[1] == "untested"
     better = falling(8192, [0.9, 0.1], [0.0, 0.5])
-    assert verdicts(figure1, pd.concat([small, better]), settings)[1] == (
+    assert verdicts(figure1, pd.concat([small, better]), settings)[2] == (
         "not confirmed"
     )
 
@@ -236,7 +250,7 @@ def test_local_rates_are_judged_by_when_they_peak_and_where_they_end():
     late = ([1, 2, 9, 8], [1, 1.1, 1.2, 1.3])
     other = of(late, late, ([1, 2, 9, 8.5], [1, 1.1, 1.2, 1.4]))
     assert verdicts(figure2, other, settings) == [
-        "not confirmed",
+        "partly",
         "partly",
         "not confirmed",
         "not confirmed",

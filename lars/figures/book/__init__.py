@@ -33,8 +33,8 @@ ITEMS: dict[str, Item] = {
     "book_dropout": dropout.ITEM,
     "book_exercise1": exercise1.ITEM,
     "book_exercise2": exercise2.ITEM,
-    "book_exercise4": exercise4.ITEM,
     "book_exercise3": exercise3.ITEM,
+    "book_exercise4": exercise4.ITEM,
     "book_sigmoid_or_relu": sigmoid_or_relu.ITEM,
 }
 """In the order of the section."""
