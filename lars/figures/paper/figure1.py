@@ -116,7 +116,9 @@ ITEM = Item(
         "The paper draws the gap of AlexNet-BN with SGD at batches of 512 (its text "
         "says 256) and 8192. The proxy is that of Table 1 with batch normalization, "
         "with the best rate of each batch size; the training loss is over as many "
-        "training images as there are test images."
+        "training images as there are test images. At the large batch, what is seen in "
+        "the first epochs suffers from running statistics of batch normalization that "
+        "have seen few steps."
     ),
     cells=cells,
     measure=curves.measure,

@@ -146,6 +146,7 @@ def accuracy_figure(table: pd.DataFrame, settings: Settings, title: str) -> Figu
         1,
         len(models),
         f"{title}\nLines: mean of {seeds} seeds; bands: lowest to highest.",
+        width=4.6 if len(models) > 1 else 7.0,
     )
     for panel, model in zip(axes[0], models, strict=True):
         for number, (name, arm) in enumerate(settings["optimizers"].items()):
