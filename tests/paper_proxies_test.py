@@ -2,6 +2,8 @@
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -362,3 +364,19 @@ def test_lars_is_best_only_beyond_the_spread_of_all_its_peers(item, peers):
 
     assert verdict([0.91, 0.92, 0.93]) == "confirmed"
     assert verdict([0.89, 0.92, 0.93]) == "not confirmed"
+
+
+def test_the_path_of_a_run_is_the_sum_over_its_schedule():
+    steps = 90 * table4.IMAGES // 16384
+    schedule = learning_rate_schedule(
+        2.5,
+        steps,
+        decay="quadratic",
+        warmup_steps=0,
+        warmup_start=0.0,
+        restart_after_warmup=False,
+    )
+    total = 0.001 * jax.vmap(schedule)(jnp.arange(steps)).sum()
+    # Σ (1 - t/T)² is T/3 + 1/2 + 1/(6T).
+    length = table4.path_length(2.5, 16384, 90)
+    np.testing.assert_allclose(length * (1 + 1.5 / steps), total, rtol=1e-4)

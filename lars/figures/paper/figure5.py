@@ -119,9 +119,9 @@ ITEM = Item(
     title="Figure 5: ResNet-50 up to batch 32K",
     about=(
         "The paper draws the accuracy of ResNet-50 on ImageNet over 90 epochs at four "
-        "batch sizes. Here are the learning rates of its legend, as "
-        "`configs/paper_resnet50.py` has them, and the curves of the proxy of Table 1 "
-        "with batch normalization: a small batch with SGD, larger ones with LARS."
+        "batch sizes. Here are the learning rates of its legend, which "
+        "`configs/paper_resnet50.py` trains with, and the curves of the proxy of Table "
+        "1 with batch normalization: a small batch with SGD, larger ones with LARS."
     ),
     cells=cells,
     measure=curves.measure,

@@ -438,6 +438,10 @@ def _ratio_claim(table: pd.DataFrame) -> Claim:
     needed = float(PRINTED["conv5.w"].weight_norm) / float(stated)
     rows = _gradients(table, "drawn labels", "biases")
     conv5 = rows[rows["layer"] == "conv5"]
+    # Which of the two is nearer to what is computed, by the factor between them.
+    computed = _ratios(conv5).mean()
+    is_gradient = computed / float(stated) < math.sqrt(low * high) / computed
+    misprinted = "the gradient" if is_gradient else "the ratio"
     far_off = [
         name
         for name in wrong
@@ -453,8 +457,9 @@ def _ratio_claim(table: pd.DataFrame) -> Claim:
         f"{', '.join(wrong)}: its norms leave {low:.0f} to {high:.0f} for a ratio that "
         f"is printed as {stated}. That ratio "
         f"needs a gradient of {needed:.2g} in the place of "
-        f"{PRINTED['conv5.w'].gradient_norm}; the gradient that is computed here, on "
-        f"other images, is {mean_and_spread(conv5['gradient_norm_at_4096'], 2)}.",
+        f"{PRINTED['conv5.w'].gradient_norm}. Computed here, on other images, the "
+        f"gradient is {mean_and_spread(conv5['gradient_norm_at_4096'], 2)} and the "
+        f"ratio {mean_and_spread(_ratios(conv5), 2)}: {misprinted} is the misprint.",
         verdict,
     )
 
@@ -515,6 +520,11 @@ def _spread_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         for name, values in (("printed", stated), ("computed", computed))
         for kind in KINDS
     }
+    factors = [
+        x / float(printed(layer, kind).ratio)
+        for kind in KINDS
+        for layer, x in computed[kind].items()
+    ]
     correlations = {
         kind: np.corrcoef(np.log(stated[kind]), np.log(computed[kind]))[0, 1]
         for kind in KINDS
@@ -544,7 +554,8 @@ def _spread_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             )
             + "; the logarithms of the printed and the computed ratios have a "
             f"correlation of {correlations['weights']:.2f} and "
-            f"{correlations['biases']:.2f}.",
+            f"{correlations['biases']:.2f}, and a computed one is "
+            f"{min(factors):.2f} to {max(factors):.2f} times the printed one.",
             judged(
                 [
                     layer == expected
