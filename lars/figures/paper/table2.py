@@ -568,7 +568,7 @@ def _spread_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
 
 
 ITEM = Item(
-    title="Norms of weights and gradients at the first iteration",
+    title="Table 2: norms of weights and gradients at the first iteration",
     about=(
         "The paper's table gives, for every layer of AlexNet-BN, the norms of its "
         "parameters and of their gradient at the first iteration, and their ratio "
