@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from absl import app
+from absl import app, logging
 
 from experiments import figures
 from lars import benchmark, pages, presets, rescue, results, sweep, throughput
@@ -70,6 +70,7 @@ def main(argv: list[str]) -> None:
             target.mkdir(parents=True, exist_ok=True)
             for file in files:
                 shutil.copy(source / file, target / file)
+    logging.set_verbosity(logging.WARNING)  # JAX narrates at INFO
     blocks = all_blocks()
     for file in PAGES:
         results.write_whole(file, pages.fill(file.read_text(), blocks))
