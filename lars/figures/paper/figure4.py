@@ -1,9 +1,9 @@
 """Figure 4: accuracy against the learning rate of LARS at the two largest batches."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -12,6 +12,8 @@ from lars.figures.paper import grid
 from lars.figures.style import line_with_band, panels
 
 MODEL, OPTIMIZER = "batch_norm", "lars"
+STEEP = 0.05
+"""A fall is steep if accuracy is so much lower at a rate at most twice as high."""
 ON_PLATEAU = 0.02
 """A rate is on the plateau if its mean accuracy is at most this below the best."""
 
@@ -64,22 +66,14 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     for batch_size, line in _lines(table):
         best = line["mean"].max()
         plateau = plateau_of(line)
-        near = line[
-            (line["learning_rate"] > plateau.max())
-            & (line["learning_rate"] <= 2 * plateau.max())
-        ]
-        lost = 100 * (best - near["mean"].min()) if len(near) else np.nan
+        fall, (before, after) = steepest_fall(line, plateau.max())
         found.append(
             f"batch {batch_size}: at most {100 * ON_PLATEAU:g} points below the best "
             f"({100 * best:.3g}%) from γ = {plateau.min():g} to {plateau.max():g}"
-            + (
-                f", {lost:.3g} points below it at γ = {near['learning_rate'].max():g}"
-                if len(near)
-                else ", with no rate just beyond"
-            )
+            f"; beyond, {100 * fall:.3g} points less at {after:g} than at {before:g}"
         )
         wide.append(plateau.max() / plateau.min() >= 22 / 13)
-        falls.append(bool(lost > 5))
+        falls.append(fall > STEEP)
     text = "; ".join(found) + "."
     return [
         Claim(
@@ -94,6 +88,26 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             judged(falls),
         ),
     ]
+
+
+def steepest_fall(
+    line: pd.DataFrame, above: float
+) -> tuple[float, tuple[float, float]]:
+    """What the accuracy falls by at most between neighbouring rates from one on.
+
+    Neighbours are at most a factor of 2 apart: farther ones say nothing of a cliff.
+
+    Returns:
+        The fall, and the two rates; 0 and NaN where there are no neighbours.
+    """
+    line = line[line["learning_rate"] >= above].sort_values("learning_rate")
+    rates, accuracies = line["learning_rate"].tolist(), line["mean"].tolist()
+    falls = [
+        (accuracies[i] - accuracies[i + 1], (rates[i], rates[i + 1]))
+        for i in range(len(rates) - 1)
+        if rates[i + 1] <= 2 * rates[i]
+    ]
+    return max(falls, default=(0.0, (math.nan, math.nan)))
 
 
 def plateau_of(line: pd.DataFrame) -> pd.Series:

@@ -48,9 +48,17 @@ def _best_at(batch_size: int, table: pd.DataFrame, settings: Settings) -> Claim:
     }
     labels = {name: settings["optimizers"][name]["label"] for name in at}
     order = sorted(at, key=lambda name: -at[name]["accuracy"].mean())
+    is_here = table["batch_size"] == batch_size
+
+    def rate_of(name: str) -> str:
+        tried = table[is_here & (table["optimizer"] == name)]["learning_rate"]
+        rate = at[name]["learning_rate"].iloc[0]
+        edges = {tried.min(): ", its lowest", tried.max(): ", its highest"}
+        return f"{rate:g}{edges.get(rate, '')}"
+
     found = "; ".join(
-        f"{labels[name]} {mean_and_spread(100 * at[name]['accuracy'])} at rate "
-        f"{at[name]['learning_rate'].iloc[0]:g}"
+        f"{labels[name]} {mean_and_spread(100 * at[name]['accuracy'])} (rate "
+        f"{rate_of(name)})"
         for name in order
     )
     lars = at["lars"]["accuracy"]

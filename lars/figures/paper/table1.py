@@ -134,14 +134,14 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         ),
         Claim(
             "The rate cannot grow in proportion to the batch up to such sizes.",
-            f"From batch {smallest} to {largest}, a factor of {factor:g}, the best "
-            "rate "
-            + " and ".join(
+            f"From batch {smallest} to {largest} it would grow by a factor of "
+            f"{factor:g}: "
+            + "; ".join(
                 f"{grid.TITLES[model]} "
                 + (
-                    f"grows by a factor of {used[model]:.3g}"
+                    f"the best rate grows by a factor of {used[model]:.3g}"
                     if model in used
-                    else "is none at all: none trains"
+                    else f"none of the rates trains at {largest}"
                 )
                 for model in settings["models"]
             )

@@ -89,7 +89,8 @@ ITEM = Item(
         "The paper trains AlexNet and AlexNet-BN with LARS at batches of 512 to 32K. "
         "The proxy is that of Table 1, with the same budget. The largest batch leaves "
         "it a few dozen steps, where the paper had thousands: losses are larger here, "
-        "and what the proxy can tell is the comparison with SGD."
+        "and what the proxy can tell is the comparison with SGD, which the last two "
+        "items also have with rates that are tuned for each batch."
     ),
     cells=cells,
     measure=grid.measure,

@@ -61,7 +61,9 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     left.minorticks_off()
     left.set_yscale("log")
     left.set(xlabel="batch size", ylabel="learning_rate γ (peak of the schedule)")
-    left.legend(frameon=False, fontsize=9)
+    left.legend(
+        frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.45, -0.16)
+    )
     counted = grid.counted_accuracies(table)
     printed, meant = _compared(settings)
     for number, (batch_size, rows) in enumerate(counted.groupby("batch_size")):
