@@ -47,6 +47,8 @@ def main(workdir: str) -> None:
                 results.claim(folder, settings)
     # A polite request to stop is the same as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if QUICK.value:
+        print("Quick versions: smaller, and not what the pages show and judge.")
     for name in names:
         make(name, workdir, settings_of(name, QUICK.value))
 
@@ -105,21 +107,20 @@ def _measured(
 ) -> Iterator[tuple[Mapping[str, Any], pd.DataFrame]]:
     """Computes parts, with progress; each row says how long its part took."""
     with tqdm(
-        left,
         desc=name,
         total=total,
         initial=total - len(left),
         unit="part",
         dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 10,
     ) as bar:
-        for cell in bar:
+        for cell in left:
             bar.set_postfix_str(", ".join(str(value) for value in cell.values()))
             started = time.monotonic()
             rows = _in_float64(ITEMS[name].measure(cell, settings))
             rows["part_seconds"] = round(time.monotonic() - started, 3)
             rows = rows.assign(**cell)
             yield cell, rows[[*cell, *rows.columns.drop(list(cell))]]
+            bar.update()  # counted once it is on disk
 
 
 def seconds_of(name: str, table: pd.DataFrame, settings: Settings) -> float:
@@ -140,14 +141,13 @@ def chosen(names: Sequence[str] | None) -> list[str]:
         ValueError: for a name that there is not.
     """
     groups = {"all": ITEMS, "paper": paper.ITEMS, "book": book.ITEMS}
-    for name in names or [""]:
+    known = ", ".join([*groups, *ITEMS])
+    if not names:
+        raise ValueError(f"--figure=NAME is missing; NAME is one or more of {known}.")
+    for name in names:
         if name not in ITEMS and name not in groups:
-            raise ValueError(
-                f"--figure must be of {', '.join([*groups, *ITEMS])}, got {name!r}."
-            )
-    return list(
-        dict.fromkeys(x for name in names or [] for x in groups.get(name, [name]))
-    )
+            raise ValueError(f"--figure must be of {known}, got {name!r}.")
+    return list(dict.fromkeys(x for name in names for x in groups.get(name, [name])))
 
 
 def place(workdir: str, name: str) -> Path:

@@ -122,9 +122,16 @@ def test_numbers_of_a_table_are_the_same_in_its_file(tmp_path):
     assert (table["x"].to_numpy().astype(np.float32) == values).all()
 
 
-@pytest.mark.parametrize("names", [["figur1"], None, [""]])
-def test_an_unknown_figure_is_named_with_those_that_there_are(names):
-    with pytest.raises(ValueError, match=r"--figure must be of all, paper, book, .*'"):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["figur1"], r"--figure must be of all, paper, book, .*, got 'figur1'"),
+        ([""], r"--figure must be of all, .*, got ''"),
+        (None, r"--figure=NAME is missing; NAME is one or more of all, paper, book"),
+    ],
+)
+def test_an_unknown_figure_is_named_with_those_that_there_are(names, message):
+    with pytest.raises(ValueError, match=message):
         figures.chosen(names)
 
 

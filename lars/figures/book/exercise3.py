@@ -206,7 +206,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     right.set(
         xscale="log",
         xlabel="depth (matrices)",
-        ylabel="log₁₀ of the condition number",
+        ylabel="log₁₀ cond, lower bound by QR",
         title="conditioning over depth",
     )
     right.set_yscale("symlog", linthresh=1)

@@ -169,11 +169,11 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         below.set(xlabel="depth of the network, in layers", yscale="log")
         above.set_ylim(1e-40, 1e40)
         below.set_ylim(1e-42, 1e42)
-    axes[0, 0].set_ylabel("by a layer's pre-activations")
-    axes[1, 0].set_ylabel("by the first layer's kernel")
+    axes[0, 0].set_ylabel("gradient norm, by pre-activations")
+    axes[1, 0].set_ylabel("gradient norm, by the first kernel")
     axes[0, 0].plot([], [], color="black", lw=0.9, ls=":", label="closed form or bound")
     axes[1, 0].plot([], [], "kv", markersize=6, ls="", label="all exactly 0")
-    axes[1, 0].plot([], [], "kx", markersize=6, ls="", label="not finite")
+    axes[1, 0].plot([], [], "kx", markersize=6, ls="", label="some not finite")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     more, names = axes[1, 0].get_legend_handles_labels()
     figure.legend(
@@ -264,7 +264,7 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     return [
         Claim(
             "Sigmoids make the gradient vanish in deep networks.",
-            f"From layer {depth - 1} back to layer 1 of {depth} the gradient shrinks "
+            f"From layer {depth - 1} back to layer 1 of {depth} the gradient changes "
             "by a factor of "
             + ", ".join(f"{value:.2g} ({rule})" for rule, value in sigmoid.items())
             + f". With Xavier each layer leaves {factor('sigmoid', 'Xavier')} of the "
@@ -316,9 +316,9 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             f"{factor('tanh', 'Xavier')} with tanh, {factor('ReLU', 'Xavier')} with "
             f"ReLU (closed form {closed_form('ReLU', 'Xavier', width):.3g}) and "
             f"{factor('sigmoid', 'Xavier')} with sigmoids. From layer {depth - 1} of "
-            f"{depth} back to the first, the gradient shrinks by a factor of "
+            f"{depth} back to the first, what is left of the gradient is "
             + ", ".join(f"{value:.2g} ({name})" for name, value in kept.items())
-            + "; less than 10 counts as working.",
+            + "; more than a tenth counts as working.",
             judged([value > 0.1 for value in kept.values()]),
         ),
         Claim(

@@ -168,7 +168,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         slope = _slope(rule, n)
         growth.plot([0, last], [0, slope * last], color="black", lw=0.8, ls=":")
         sizes.axvline(slope * last, ymax=1 / 1.75, color="black", lw=0.8, ls=":")
-    sizes.axvline(np.nan, color="black", lw=0.8, ls=":", label="closed form, λ + ln σ")
+    sizes.axvline(np.nan, color="black", lw=0.8, ls=":", label="closed form, mean")
     sizes.set(
         xlabel=f"log₁₀ Frobenius norm after {last} matrices",
         ylabel="share of seeds below",

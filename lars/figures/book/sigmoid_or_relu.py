@@ -273,7 +273,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
             )
         rows = table[(table["role"] == "hidden") & (table["function"] == name)]
         by_depth = chosen(rows).groupby("depth")["test_accuracy"]
-        middle = by_depth.median()
+        middle = by_depth.mean()
         hidden.errorbar(
             list(by_depth.groups),
             middle,

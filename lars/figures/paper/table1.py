@@ -139,9 +139,9 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             + "; ".join(
                 f"{grid.TITLES[model]} "
                 + (
-                    f"the best rate grows by a factor of {used[model]:.3g}"
+                    f"the best of those tried grows by a factor of {used[model]:.3g}"
                     if model in used
-                    else f"none of the rates trains at {largest}"
+                    else f"none of those tried trains at {largest}"
                 )
                 for model in settings["models"]
             )
