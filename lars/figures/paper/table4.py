@@ -52,6 +52,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         2,
         "Learning rates of LARS for ResNet-50, and a proxy at a tenth and in full\n"
         f"Right: mean of {len(settings['seeds'])} seeds, bars from lowest to highest.",
+        height=4.4,
     )
     left, right = axes[0]
     for number, (source, rates) in enumerate(RATES.items()):
@@ -60,7 +61,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     left.set_xticks(list(ACCURACIES)[1:], map(str, list(ACCURACIES)[1:]))
     left.minorticks_off()
     left.set_yscale("log")
-    left.set(xlabel="batch size", ylabel="learning_rate γ (peak of the schedule)")
+    left.set(xlabel="batch size", ylabel="learning_rate γ (peak)")
     left.legend(
         frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.45, -0.16)
     )
