@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -73,6 +74,29 @@ def run_measurement(main: Callable[[str], None]) -> None:
             sys.exit(130)
 
     app.run(parsed_main, flags_parser=parse)
+
+
+def interrupt_on_signals() -> Callable[[], None]:
+    """Makes Ctrl-C and a polite request to stop raise KeyboardInterrupt.
+
+    Returns:
+        A check to be called between pieces of work. Where the exception is raised in a
+        destructor or a callback, Python drops it: the check raises it again.
+    """
+    signals: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        del frame
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if signals:
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    return check
 
 
 @contextlib.contextmanager

@@ -10,10 +10,9 @@ where it stopped; figures that need the same runs share them. ``--quick`` makes 
 version, in less than two minutes, that is not what the pages show.
 """
 
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +44,22 @@ def main(workdir: str) -> None:
                 datasets.load(settings["dataset"])
             for folder in {place(workdir, name), kept_place(workdir, name)}:
                 results.claim(folder, settings)
-    # A polite request to stop is the same as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_interrupt = command.interrupt_on_signals()
     if QUICK.value:
         print("Quick versions: smaller, and not what the pages show and judge.")
     for name in names:
-        make(name, workdir, settings_of(name, QUICK.value))
+        make(name, workdir, settings_of(name, QUICK.value), check_interrupt)
 
 
-def make(name: str, workdir: str, settings: Settings) -> pd.DataFrame:
+def make(
+    name: str,
+    workdir: str,
+    settings: Settings,
+    check_interrupt: Callable[[], None] = lambda: None,
+) -> pd.DataFrame:
     """Computes what is not there of one figure's table, draws and judges it."""
     item, folder = ITEMS[name], place(workdir, name)
-    table = computed(name, kept_place(workdir, name), settings)
+    table = computed(name, kept_place(workdir, name), settings, check_interrupt)
     results.write_table(folder / f"{name}.csv", table)
     results.write_whole(
         folder / "provenance.json",
@@ -70,7 +73,12 @@ def make(name: str, workdir: str, settings: Settings) -> pd.DataFrame:
     return table
 
 
-def computed(name: str, folder: Path, settings: Settings) -> pd.DataFrame:
+def computed(
+    name: str,
+    folder: Path,
+    settings: Settings,
+    check_interrupt: Callable[[], None] = lambda: None,
+) -> pd.DataFrame:
     """The table of an item, of what the folder holds and what is computed now."""
     item, file = ITEMS[name], folder / "results.csv"
     kept = results.read_table(file) if file.exists() else pd.DataFrame()
@@ -86,6 +94,7 @@ def computed(name: str, folder: Path, settings: Settings) -> pd.DataFrame:
                 results.write_table(file, kept)
                 held[tuple(cell.values())] = rows
                 done += 1
+                check_interrupt()
         except KeyboardInterrupt:
             print(
                 f"{done} of {len(cells)} parts are in {file}; the same command "

@@ -3,7 +3,6 @@
 On many hosts all compute, and the first writes.
 """
 
-import signal
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from experiments import hosts
-from experiments.command import Config, reported_errors
+from experiments.command import Config, interrupt_on_signals, reported_errors
 from experiments.setup import (
     check_count,
     check_each,
@@ -63,8 +62,7 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
     if left.empty:
         return folder, finished
 
-    # A polite request to stop is the same as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_interrupt = interrupt_on_signals()
     # No host writes before all have computed, and so have read what there was.
     session = results.Session(folder, runs_before=len(finished))
     started = time.monotonic()
@@ -92,6 +90,7 @@ def complete(config: Config, workdir: str) -> tuple[Path, pd.DataFrame]:
                         results.write_table(file, pd.concat([*tables, piece]))
                     tables.append(piece)
                     bar.update(len(piece))
+                    check_interrupt()
     except KeyboardInterrupt:
         print(
             f"{_rows(file)} of {len(wanted)} runs are in {file}; "

@@ -1,6 +1,8 @@
 """Every figure has sizes, a quick version that runs, and goes on where it stopped."""
 
+import contextlib
 import json
+import signal
 from typing import get_args
 
 import jax
@@ -10,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from configs import figures as sizes
-from experiments import figures
+from experiments import command, figures
 from lars import data as datasets, results
 from lars.figures import Claim, Item, Verdict, judged, mean_and_spread, page, style
 
@@ -213,3 +215,18 @@ def test_the_sigmoid_is_judged_by_its_gradients():
     assert verdicts(0.25, 3e-4) == ["confirmed", "partly"]
     assert verdicts(1.0, 3e-4) == ["confirmed", "confirmed"]
     assert verdicts(1.0, 1.0)[1] == "partly"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_that_is_dropped_is_raised_again(number):
+    held = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        check = command.interrupt_on_signals()
+        check()
+        with contextlib.suppress(KeyboardInterrupt):  # as Python does in destructors
+            signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    finally:
+        for n, handler in held.items():
+            signal.signal(n, handler)

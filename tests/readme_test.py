@@ -77,7 +77,7 @@ def test_the_readme_has_commands_and_every_file_it_names():
         text = page.read_text()
         for link in re.findall(r"\]\(([^)]+)\)", text):
             file, _, heading = link.partition("#")
-            target = page.parent / file
+            target = page.parent / file if file else page
             assert link.startswith("http") or target.exists(), link
             if heading and not link.startswith("http"):
                 titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
