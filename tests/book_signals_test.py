@@ -19,6 +19,7 @@ from lars.figures.book import (
     underflow,
     variance,
 )
+from lars.figures.runs import at_best_rate
 from lars.init_scales import scale_kernels
 from lars.models import mlp
 
@@ -135,7 +136,7 @@ def test_the_best_rate_is_chosen_on_validation_data_and_per_setting():
         (4, 1.0, 0, 0.3, 0.2),
     ]
     columns = ["depth", "learning_rate", "seed", "validation_accuracy", "test_accuracy"]
-    best = initialization.at_best_rate(pd.DataFrame(rows, columns=columns), ["depth"])
+    best = at_best_rate(pd.DataFrame(rows, columns=columns), ["depth"])
     assert best["learning_rate"].tolist() == [0.1, 0.1, 1.0]
 
 

@@ -111,6 +111,55 @@ def curves_of(
     )
 
 
+def shared_among(
+    devices: Sequence[Any],
+    compute: Callable[[Run, Data], Any],
+    runs: Run,
+    data: Data,
+    runs_per_vmap: int = 1,
+) -> Any:
+    """Computes stacked runs, in equal parts on the devices.
+
+    What the parts are too large by is made twice, and left out.
+
+    Args:
+        devices: those of `compute`.
+        compute: what `lars.training.sweep_over` made.
+        runs: any number of runs.
+        data: what to train and evaluate on.
+        runs_per_vmap: as in `sweep_over`.
+
+    Returns:
+        What `compute` returns of each run, in NumPy arrays.
+    """
+    count, at_once = len(runs.seed), len(devices) * runs_per_vmap
+    filled = np.arange(-(-count // at_once) * at_once) % count
+    mesh = device_mesh(devices)
+    stacked = put(jax.tree.map(lambda x: x[filled], runs), split(mesh))
+    results = fetch(compute(stacked, put(data, replicated(mesh))))
+    return jax.tree.map(lambda x: x[:count], results)
+
+
+def at_best_rate(
+    table: pd.DataFrame, keys: Sequence[str], measure: str = "validation_accuracy"
+) -> pd.DataFrame:
+    """The runs at the learning rate that is best on validation data.
+
+    For each combination of the keys, that of the highest mean over seeds; of equal
+    ones the smallest.
+
+    Args:
+        table: with the keys, ``learning_rate`` and the measure; a row a run.
+        keys: the columns that a rate is chosen for.
+        measure: the column of accuracies that it is chosen by.
+    """
+    means = table.groupby([*keys, "learning_rate"])[measure].mean()
+    best = means.groupby(level=list(keys)).idxmax()
+    chosen = pd.MultiIndex.from_tuples(best.tolist(), names=means.index.names)
+    index = pd.MultiIndex.from_frame(table[[*keys, "learning_rate"]])
+    return table[index.isin(chosen)]
+
+
 def images_in(dataset: str) -> int:
     """How many training images there are."""
     return len(datasets.load(dataset).train.labels)
@@ -153,19 +202,14 @@ def _run(
     prepared: _Prepared, pairs: Sequence[tuple[float, int]], init_scale: float
 ) -> Any:
     """Runs pairs of a rate and a seed, shared among the devices."""
-    devices = jax.devices()[: len(pairs)]
-    # The devices get equal parts; what is too much is made twice and left out.
-    size = -(-len(pairs) // len(devices)) * len(devices)
-    filled = [pairs[i % len(pairs)] for i in range(size)]
     kernels = num_kernels(prepared.model, prepared.data)
     runs = Run(
-        seed=jnp.asarray([seed for _, seed in filled], jnp.int32),
-        kernel_scales=jnp.full((size, kernels), init_scale, jnp.float32),
-        learning_rate=jnp.asarray([rate for rate, _ in filled], jnp.float32),
+        seed=jnp.asarray([seed for _, seed in pairs], jnp.int32),
+        kernel_scales=jnp.full((len(pairs), kernels), init_scale, jnp.float32),
+        learning_rate=jnp.asarray([rate for rate, _ in pairs], jnp.float32),
     )
-    runs = put(runs, split(device_mesh(devices)))
-    results = fetch(prepared.compute(runs, prepared.data))
-    return jax.tree.map(lambda x: x[: len(pairs)], results)
+    devices = jax.devices()[: len(pairs)]
+    return shared_among(devices, prepared.compute, runs, prepared.data)
 
 
 def _parameter_names(prepared: _Prepared) -> list[str]:

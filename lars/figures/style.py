@@ -1,9 +1,10 @@
 """How the pictures look: colours that all readers tell apart, quiet axes."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -67,3 +68,38 @@ def line_with_band(
     style = {**look(number), "markersize": 4.5, "linewidth": 1.6, **settings}
     axes.plot(x, middle, label=label, **style)
     axes.fill_between(x, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def line_over_seeds(
+    axes: Axes,
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    number: int,
+    label: str,
+    middle: Literal["mean", "median"] = "mean",
+    **settings: Any,
+) -> None:
+    """The mean or the median over seeds, and a band from the lowest to the highest.
+
+    Args:
+        axes: where to draw.
+        rows: a row a seed and position.
+        x: the column of positions.
+        y: the column of values.
+        number: as in `line_with_band`, and likewise the others.
+        label: for the legend.
+        middle: what the line is.
+        **settings: further ones of `Axes.plot`.
+    """
+    line = rows.groupby(x)[y].agg([middle, "min", "max"])
+    line_with_band(
+        axes,
+        line.index.to_numpy(),
+        line[middle],
+        line["min"],
+        line["max"],
+        number,
+        label,
+        **settings,
+    )

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lars.data import load
 from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
-from lars.figures.style import line_with_band, look, panels
+from lars.figures.style import line_over_seeds, look, panels
 
 
 def gradient_of_equal_units(
@@ -154,23 +154,23 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         axes[0], table.groupby("batch", sort=False), strict=True
     ):
         for number, rate in enumerate(settings["dropout_rates"]):
-            by_size = rows[rows["dropout_rate"] == rate].groupby("batch_size")
+            of_rate = rows[rows["dropout_rate"] == rate]
             label = f"dropout {rate:g}" if rate else "no dropout"
-            line_with_band(
+            line_over_seeds(
                 place,
-                sizes,
-                by_size["spread"].median(),
-                by_size["spread"].min(),
-                by_size["spread"].max(),
+                of_rate,
+                "batch_size",
+                "spread",
                 number,
                 label,
+                "median",
                 linestyle="none" if rate else "-",
                 clip_on=False,
             )
             if rate:
                 place.plot(
                     sizes,
-                    by_size["expected"].median(),
+                    of_rate.groupby("batch_size")["expected"].median(),
                     color=look(number)["color"],
                     label=f"closed form, p = {rate:g}",
                 )

@@ -10,7 +10,7 @@ from sklearn.datasets import load_diabetes
 
 from lars.data import load
 from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
-from lars.figures.style import line_with_band, panels
+from lars.figures.style import line_over_seeds, panels
 
 STARTS = ("zero", "constant", "random")
 MODELS = ("linear regression", "softmax regression", "one hidden layer")
@@ -196,15 +196,14 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
                 # The run that distances are taken to has none of its own.
                 is_itself = (start == "random") & (rows["seed"] == 0)
                 shown = rows[~is_itself] if name == "distance" else rows
-                by_step = shown.groupby("step")[name]
-                line_with_band(
+                line_over_seeds(
                     place,
-                    list(by_step.groups),
-                    by_step.median(),
-                    by_step.min(),
-                    by_step.max(),
+                    shown,
+                    "step",
+                    name,
                     number,
                     start,
+                    "median",
                     markersize=8 - 2 * number,
                 )
         # The lowest loss at the end is the optimum of what is convex.

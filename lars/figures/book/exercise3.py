@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.special import digamma
 
 from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
 from lars.figures.style import COLORS, LINES, line_with_band, panels
@@ -43,15 +44,7 @@ def log_growth(size: int, position: int) -> float:
         size: n.
         position: i, from 1 for the largest singular value to n for the smallest.
     """
-    return 0.5 * (math.log(2) + _digamma_of_half(size - position + 1))
-
-
-def _digamma_of_half(number: int) -> float:
-    """ψ(number/2): ψ(1) = -γ, ψ(1/2) = -γ - 2 ln 2, and ψ(x + 1) = ψ(x) + 1/x."""
-    x, value = (1.0, 0.0) if number % 2 == 0 else (0.5, -2 * math.log(2))
-    while x < number / 2:
-        value, x = value + 1 / x, x + 1
-    return value - float(np.euler_gamma)
+    return 0.5 * (math.log(2) + float(digamma((size - position + 1) / 2)))
 
 
 def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:

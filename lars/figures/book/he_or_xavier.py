@@ -13,17 +13,15 @@ from matplotlib.figure import Figure
 from lars.data import load
 from lars.figures.book.initialization import (
     ACTIVATIONS,
-    at_best_rate,
     draw_kernels,
     kernel_scales,
     layer_shapes,
+    plain_training,
     train_all,
 )
 from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
-from lars.figures.style import line_with_band, panels
-from lars.models import mlp
-from lars.optimizers import optimizer_maker
-from lars.training import make_training
+from lars.figures.runs import at_best_rate
+from lars.figures.style import line_over_seeds, panels
 
 TRAINED = ("ReLU", "tanh")
 RULES = ("He", "Xavier")
@@ -76,26 +74,6 @@ def mean_squares(
 
 def _training(name: str, depth: int, settings: Settings) -> pd.DataFrame:
     data = load("digits")
-    model = mlp(
-        data.num_classes,
-        depth=depth,
-        width=settings["width"],
-        activation="relu" if name == "ReLU" else "tanh",
-        use_bias=False,
-        normalization="none",
-        compute_dtype="float32",
-    )
-    training = make_training(
-        model,
-        optimizer_maker(
-            "sgd",
-            {"momentum": settings["momentum"]},
-            settings["schedule"],
-            settings["num_steps"],
-        ),
-        num_steps=settings["num_steps"],
-        batch_size=settings["batch_size"],
-    )
     runs = pd.DataFrame(
         itertools.product(RULES, settings["learning_rates"], range(settings["seeds"])),
         columns=["rule", "learning_rate", "seed"],
@@ -103,6 +81,7 @@ def _training(name: str, depth: int, settings: Settings) -> pd.DataFrame:
     pixels = math.prod(data.train.images.shape[1:])
     shapes = layer_shapes(pixels, settings["width"], depth, data.num_classes)
     scales = [kernel_scales(rule, shapes, name) for rule in runs["rule"]]
+    training = plain_training(depth, "relu" if name == "ReLU" else "tanh", settings)
     return train_all(training, runs, scales, data)
 
 
@@ -128,26 +107,20 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     for column, name in enumerate(TRAINED):
         for number, rule in enumerate(RULES):
             of_rule = signal[signal["rule"] == rule]
-            of_both = of_rule[of_rule["activation"] == name].groupby("layer")
-            square = of_both["mean_square"]
-            line_with_band(
+            line_over_seeds(
                 axes[0, 0],
-                list(square.groups),
-                square.mean(),
-                square.min(),
-                square.max(),
+                of_rule[of_rule["activation"] == name],
+                "layer",
+                "mean_square",
                 2 * column + number,
                 f"{name}, {rule}",
                 markersize=3,
             )
-            of_depth = best[(best["activation"] == name) & (best["rule"] == rule)]
-            accuracy = of_depth.groupby("depth")["test_accuracy"]
-            line_with_band(
+            line_over_seeds(
                 axes[0, 1 + column],
-                list(accuracy.groups),
-                accuracy.mean(),
-                accuracy.min(),
-                accuracy.max(),
+                best[(best["activation"] == name) & (best["rule"] == rule)],
+                "depth",
+                "test_accuracy",
                 2 * column + number,
                 rule,
             )

@@ -9,9 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from lars.data import Data
+from lars.data import Data, load
+from lars.figures.item import Settings
+from lars.figures.runs import shared_among
+from lars.models import mlp
+from lars.models.plain import Activation
+from lars.optimizers import optimizer_maker
 from lars.sweep import default_runs_per_vmap
-from lars.training import Run, Training, sweep_over
+from lars.training import Run, Training, make_training, sweep_over
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sigmoid": jax.nn.sigmoid,
@@ -73,6 +78,37 @@ def rounded(values: np.ndarray, digits: int = 5) -> np.ndarray:
     return np.reshape(np.array(short, float), values.shape)
 
 
+def plain_training(depth: int, activation: Activation, settings: Settings) -> Training:
+    """SGD with momentum on a network of so many layers without biases, for digits.
+
+    Args:
+        depth: layers with weights.
+        activation: as in `lars.models.mlp`.
+        settings: with ``width``, ``momentum``, ``schedule``, ``num_steps`` and
+            ``batch_size``.
+    """
+    model = mlp(
+        load("digits").num_classes,
+        depth=depth,
+        width=settings["width"],
+        activation=activation,
+        use_bias=False,
+        normalization="none",
+        compute_dtype="float32",
+    )
+    return make_training(
+        model,
+        optimizer_maker(
+            "sgd",
+            {"momentum": settings["momentum"]},
+            settings["schedule"],
+            settings["num_steps"],
+        ),
+        num_steps=settings["num_steps"],
+        batch_size=settings["batch_size"],
+    )
+
+
 def train_all(
     training: Training, runs: pd.DataFrame, scales: Sequence[Any], data: Data
 ) -> pd.DataFrame:
@@ -86,29 +122,12 @@ def train_all(
     """
     devices = jax.devices()
     per_vmap = min(default_runs_per_vmap(devices), len(runs))
-    # Repetitions fill up what the devices share.
-    at_once = len(devices) * per_vmap
-    filled = np.arange(-(-len(runs) // at_once) * at_once) % len(runs)
     stacked = Run(
-        jnp.asarray(runs["seed"].to_numpy()[filled], jnp.int32),
-        jnp.asarray(np.array(scales)[filled], jnp.float32),
-        jnp.asarray(runs["learning_rate"].to_numpy()[filled], jnp.float32),
+        jnp.asarray(runs["seed"].to_numpy(), jnp.int32),
+        jnp.asarray(np.array(scales), jnp.float32),
+        jnp.asarray(runs["learning_rate"].to_numpy(), jnp.float32),
     )
-    result = sweep_over(training.train, devices, per_vmap)(stacked, data)
+    compute = sweep_over(training.train, devices, per_vmap)
+    result = shared_among(devices, compute, stacked, data, per_vmap)
     columns = ("validation_accuracy", "test_accuracy", "diverged")
-    return runs.assign(
-        **{name: np.asarray(getattr(result, name))[: len(runs)] for name in columns}
-    )
-
-
-def at_best_rate(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The runs at the learning rate that is best on validation data.
-
-    For each combination of the keys, that of the highest mean over seeds; of equal
-    ones the smallest.
-    """
-    means = table.groupby([*keys, "learning_rate"])["validation_accuracy"].mean()
-    best = means.groupby(level=list(keys)).idxmax()
-    chosen = pd.MultiIndex.from_tuples(best.tolist(), names=means.index.names)
-    index = pd.MultiIndex.from_frame(table[[*keys, "learning_rate"]])
-    return table[index.isin(chosen)]
+    return runs.assign(**{name: getattr(result, name) for name in columns})

@@ -14,15 +14,13 @@ from matplotlib.figure import Figure
 
 from lars.data import load
 from lars.figures.book.initialization import (
-    at_best_rate,
+    plain_training,
     rounded,
     train_all,
 )
 from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
-from lars.figures.style import line_with_band, panels
-from lars.models import mlp
-from lars.optimizers import optimizer_maker
-from lars.training import make_training
+from lars.figures.runs import at_best_rate
+from lars.figures.style import line_over_seeds, line_with_band, panels
 
 # Of normal numbers; what is smaller is lost early or late, by the device.
 SMALLEST, LARGEST = (float(getattr(np.finfo(np.float32), x)) for x in ("tiny", "max"))
@@ -139,26 +137,6 @@ def _log_mean_square(xs: jax.Array) -> jax.Array:
 
 def _training(depth: int, settings: Settings) -> pd.DataFrame:
     data = load("digits")
-    model = mlp(
-        data.num_classes,
-        depth=depth,
-        width=settings["width"],
-        activation="relu",
-        use_bias=False,
-        normalization="none",
-        compute_dtype="float32",
-    )
-    training = make_training(
-        model,
-        optimizer_maker(
-            "sgd",
-            {"momentum": settings["momentum"]},
-            settings["schedule"],
-            settings["num_steps"],
-        ),
-        num_steps=settings["num_steps"],
-        batch_size=settings["batch_size"],
-    )
     runs = pd.DataFrame(
         itertools.product(
             settings["trained_factors"],
@@ -168,6 +146,7 @@ def _training(depth: int, settings: Settings) -> pd.DataFrame:
         columns=["factor", "learning_rate", "seed"],
     )
     scales = np.sqrt(runs["factor"].to_numpy())[:, None].repeat(depth, axis=1)
+    training = plain_training(depth, "relu", settings)
     return train_all(training, runs, scales, data)
 
 
@@ -219,13 +198,11 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     axes[0, 0].set_ylabel("log₁₀ mean square")
     best = _best(table)
     for number, depth in enumerate(settings["depths"]):
-        of_depth = best[best["depth"] == depth].groupby("factor")["test_accuracy"]
-        line_with_band(
+        line_over_seeds(
             axes[0, 2],
-            list(settings["trained_factors"]),
-            of_depth.mean(),
-            of_depth.min(),
-            of_depth.max(),
+            best[best["depth"] == depth],
+            "factor",
+            "test_accuracy",
             number,
             f"{depth} layers",
         )

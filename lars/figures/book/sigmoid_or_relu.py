@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from lars.data import load
 from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
+from lars.figures.runs import at_best_rate
 from lars.figures.style import look, panels
 from lars.models import mlp
 from lars.training import Run, make_training
@@ -236,15 +237,6 @@ def _hidden_rows(cell: Mapping[str, Any], settings: Settings) -> list[dict[str, 
     return rows
 
 
-def chosen(rows: pd.DataFrame) -> pd.DataFrame:
-    """The runs at the learning rate of the best mean validation accuracy, by depth."""
-    kept = []
-    for _, part in rows.groupby("depth"):
-        best = part.groupby("learning_rate")["validation_accuracy"].mean().idxmax()
-        kept.append(part[part["learning_rate"] == best])
-    return pd.concat(kept)
-
-
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """One panel for each role."""
     figure, axes = panels(
@@ -272,7 +264,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
                 **{**look(number), "linestyle": style, "markersize": 4},
             )
         rows = table[(table["role"] == "hidden") & (table["function"] == name)]
-        by_depth = chosen(rows).groupby("depth")["test_accuracy"]
+        by_depth = at_best_rate(rows, ["depth"]).groupby("depth")["test_accuracy"]
         middle = by_depth.mean()
         hidden.errorbar(
             list(by_depth.groups),
@@ -361,7 +353,9 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
     soft, hard = (output[output["function"] == name] for name in FUNCTIONS)
     best = {
-        name: chosen(hidden[hidden["function"] == name]).set_index("depth")
+        name: at_best_rate(hidden[hidden["function"] == name], ["depth"]).set_index(
+            "depth"
+        )
         for name in FUNCTIONS
     }
     depths = sorted(best["relu"].index.unique())

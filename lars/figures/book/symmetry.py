@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lars.data import Data, load
 from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
-from lars.figures.style import line_with_band, panels
+from lars.figures.style import line_over_seeds, panels
 from lars.models.model import Model, Variables, as_model
 from lars.optimizer import lars
 from lars.training import Run, Training, make_training
@@ -190,15 +190,14 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         for number, arm in enumerate(ARMS):
             rows = table[(table["start"] == start) & (table["arm"] == arm)]
             for place, name in ((upper, "spread_over_units"), (lower, "test_accuracy")):
-                by_step = rows.groupby("step")[name]
-                line_with_band(
+                line_over_seeds(
                     place,
-                    list(by_step.groups),
-                    by_step.median(),
-                    by_step.min(),
-                    by_step.max(),
+                    rows,
+                    "step",
+                    name,
                     number,
                     arm,
+                    "median",
                     # Lines of equal values: the later ones are smaller, and leave the
                     # earlier ones in sight.
                     markersize=9 - 1.5 * number,

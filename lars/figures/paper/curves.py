@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from lars.figures.item import Settings
 from lars.figures.paper.grid import setting_of
 from lars.figures.runs import curves_of
-from lars.figures.style import line_with_band
+from lars.figures.style import line_over_seeds
 
 KEPT_IN = "curves"
 """The table that the items share."""
@@ -64,15 +64,5 @@ def at_end(rows: pd.DataFrame, value: str) -> pd.Series:
 def draw_over_epochs(
     axes: Axes, rows: pd.DataFrame, value: str, number: int, label: str
 ) -> None:
-    """The mean of a value over seeds, and a band from the lowest to the highest."""
-    line = rows.groupby("epoch")[value].agg(["mean", "min", "max"]).reset_index()
-    line_with_band(
-        axes,
-        line["epoch"],
-        line["mean"],
-        line["min"],
-        line["max"],
-        number,
-        label,
-        markersize=3.5,
-    )
+    """A value over the epochs, as `line_over_seeds` draws it."""
+    line_over_seeds(axes, rows, "epoch", value, number, label, markersize=3.5)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lars.figures.item import Claim, Item, Settings, judged
 from lars.figures.paper import grid
-from lars.figures.style import line_with_band, panels
+from lars.figures.style import line_over_seeds, panels
 
 MODEL, OPTIMIZER = "batch_norm", "lars"
 STEEP = 0.05
@@ -40,13 +40,13 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         height=3.8,
     )
     panel = axes[0, 0]
-    for number, (batch_size, line) in enumerate(_lines(table)):
-        line_with_band(
+    counted = grid.counted_accuracies(table)
+    for number, (batch_size, rows) in enumerate(counted.groupby("batch_size")):
+        line_over_seeds(
             panel,
-            line["learning_rate"],
-            line["mean"],
-            line["min"],
-            line["max"],
+            rows,
+            "learning_rate",
+            "accuracy",
             number,
             f"batch {batch_size}",
         )

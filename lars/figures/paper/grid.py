@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lars.figures.item import Settings
-from lars.figures.runs import Setting, images_in, results_of
-from lars.figures.style import line_with_band, panels
+from lars.figures.runs import Setting, at_best_rate, images_in, results_of
+from lars.figures.style import line_over_seeds, panels
 
 TITLES = {
     "plain": "without batch normalization",
@@ -113,15 +113,7 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
         or 0 for a run that has diverged.
     """
     keys = ["model", "optimizer", "batch_size", "epochs"]
-    counted = counted_accuracies(table)
-    means = (
-        counted.groupby([*keys, "learning_rate"], sort=False)["validation"]
-        .mean()
-        .reset_index()
-        .sort_values("learning_rate", kind="stable")
-    )
-    best = means.loc[means.groupby(keys, sort=False)["validation"].idxmax()]
-    return counted.merge(best[[*keys, "learning_rate"]])
+    return at_best_rate(counted_accuracies(table), keys, "validation")
 
 
 def counted_accuracies(table: pd.DataFrame) -> pd.DataFrame:
@@ -153,13 +145,11 @@ def accuracy_figure(table: pd.DataFrame, settings: Settings, title: str) -> Figu
             rows = best[(best["model"] == model) & (best["optimizer"] == name)]
             if rows.empty:
                 continue
-            line = over_seeds(rows, "batch_size")
-            line_with_band(
+            line_over_seeds(
                 panel,
-                line["batch_size"],
-                line["mean"],
-                line["min"],
-                line["max"],
+                rows,
+                "batch_size",
+                "accuracy",
                 number,
                 arm["label"],
             )

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
 from lars.figures.paper import grid
-from lars.figures.style import line_with_band, panels
+from lars.figures.style import line_over_seeds, panels
 
 OPTIMIZER = "sgd"
 WORKS = 0.5
@@ -37,13 +37,11 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     for panel, model in zip(axes[0], settings["models"], strict=True):
         for number, batch_size in enumerate(settings["batch_sizes"]):
             is_one = (counted["model"] == model) & (counted["batch_size"] == batch_size)
-            line = grid.over_seeds(counted[is_one], "learning_rate")
-            line_with_band(
+            line_over_seeds(
                 panel,
-                line["learning_rate"],
-                line["mean"],
-                line["min"],
-                line["max"],
+                counted[is_one],
+                "learning_rate",
+                "accuracy",
                 number,
                 f"batch {batch_size}",
             )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
 from lars.figures.paper import grid
-from lars.figures.style import line_with_band, panels
+from lars.figures.style import line_over_seeds, panels
 
 MODEL, OPTIMIZER = "batch_norm", "lars"
 
@@ -42,28 +42,27 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         width=6.5,
     )
     panel = axes[0, 0]
-    line = grid.over_seeds(best[best["batch_size"] == largest], "epochs")
-    line_with_band(
+    large = best[best["batch_size"] == largest]
+    line_over_seeds(
         panel,
-        line["epochs"],
-        line["mean"],
-        line["min"],
-        line["max"],
+        large,
+        "epochs",
+        "accuracy",
         0,
         f"batch {largest}",
     )
-    small = best[best["batch_size"] == smallest]["accuracy"]
-    line_with_band(
+    small = best[best["batch_size"] == smallest][["accuracy"]]
+    line_over_seeds(
         panel,
-        line["epochs"],
-        [small.mean()] * len(line),
-        [small.min()] * len(line),
-        [small.max()] * len(line),
+        # The same at every length, to compare with.
+        small.merge(large[["epochs"]].drop_duplicates(), how="cross"),
+        "epochs",
+        "accuracy",
         1,
         f"batch {smallest}, {settings['epochs']} epochs",
         marker="",
     )
-    panel.set_xticks(line["epochs"])
+    panel.set_xticks(sorted(large["epochs"].unique()))
     panel.set(xlabel="epochs of training", ylabel="test accuracy")
     panel.legend(frameon=False)
     return figure
