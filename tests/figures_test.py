@@ -114,6 +114,22 @@ def test_what_was_stopped_goes_on_and_ends_the_same(tmp_path, monkeypatch, capsy
     assert measured == [0, 1, 2, 3]
 
 
+def test_of_a_shared_table_an_item_has_its_own_rows_and_columns(tmp_path, monkeypatch):
+    whole = counting_item(measured := [])
+    monkeypatch.setitem(figures.ITEMS, "counting", whole)
+    everything = figures.computed("counting", tmp_path, {"rows": 3})
+    # Another item of the same table, with the last two parts and one of its own.
+    cells = [{"kind": "a", "number": number} for number in (3, 2, 9)]
+    part = whole._replace(cells=lambda settings: cells)
+    monkeypatch.setitem(figures.ITEMS, "counting", part)
+    table = figures.computed("counting", tmp_path, {"rows": 3})
+    assert measured == [0, 1, 2, 3, 9]
+    assert table["number"].tolist() == [3] * 3 + [2] * 3 + [9] * 3
+    pd.testing.assert_frame_equal(
+        table.iloc[:3], everything.iloc[9:].reset_index(drop=True), check_exact=True
+    )
+
+
 def test_numbers_of_a_table_are_the_same_in_its_file(tmp_path):
     values = np.float32([0.1, 1 / 3, 1e-38, 3e38])
     table = figures._in_float64(pd.DataFrame({"x": values, "y": np.arange(4)}))
@@ -122,6 +138,7 @@ def test_numbers_of_a_table_are_the_same_in_its_file(tmp_path):
         results.read_table(tmp_path / "t.csv"), table, check_exact=True
     )
     assert (table["x"].to_numpy().astype(np.float32) == values).all()
+    assert table["x"][0] == 0.1  # and not the float64 nearest to the float32
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ TESTS = {
     "lars/single_run.py": ("tests/single_run_test.py", "tests/training_test.py"),
     "lars/figures/paper/grid.py": ("tests/paper_proxies_test.py",),
     "lars/figures/runs.py": ("tests/paper_proxies_test.py",),
-    "experiments/figures.py": ("tests/figures_test.py",),
+    "experiments/figures.py": ("tests/figures_test.py", "-k", "not quick_version"),
 }
 
 
