@@ -18,5 +18,10 @@ from lars.optimizer import (
     skipped_steps as skipped_steps,
     trust_ratios as trust_ratios,
 )
+from lars.polar_optimizer import PolarState as PolarState, polar as polar
 from lars.rules import Selection as Selection, select as select
 from lars.spectral import Spectral as Spectral
+from lars.waking import (
+    WakingState as WakingState,
+    wake_silent_layers as wake_silent_layers,
+)

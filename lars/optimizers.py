@@ -1,5 +1,6 @@
 """The optimizers that are compared, by name, each with its schedule."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -7,12 +8,15 @@ from typing import Any
 
 import jax
 import optax
+from optax.contrib import muon
 
 from lars.description import Description, describe
 from lars.optimizer import lars
+from lars.polar_optimizer import polar
 from lars.rules import Mask, select
 from lars.schedules import learning_rate_schedule
 from lars.training import MakeOptimizer
+from lars.waking import wake_silent_layers
 
 
 def sgd(
@@ -39,15 +43,49 @@ def sgd(
     return optax.chain(decay, descent)
 
 
+def clipped_sgd(
+    learning_rate: optax.ScalarOrSchedule, *, momentum: float, max_norm: float
+) -> optax.GradientTransformation:
+    """SGD with momentum on gradients that are clipped by their joint norm.
+
+    Args:
+        learning_rate: a number or a schedule.
+        momentum: of the sum of steps.
+        max_norm: what the norm of all gradients together is reduced to.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(max_norm), optax.sgd(learning_rate, momentum)
+    )
+
+
+def waking(
+    factory: Callable[..., optax.GradientTransformation],
+) -> Callable[..., optax.GradientTransformation]:
+    """The optimizer within `lars.wake_silent_layers`."""
+
+    @functools.wraps(factory)
+    def with_waking(*args: Any, **kwargs: Any) -> optax.GradientTransformation:
+        return wake_silent_layers(factory(*args, **kwargs))
+
+    return with_waking
+
+
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": sgd,
     "adam": optax.adam,
     "lamb": optax.lamb,
     "optax_lars": optax.lars,
     "lars": lars,
+    "clipped_sgd": clipped_sgd,
+    "muon": muon,
+    "fromage": optax.fromage,
+    "polar": polar,
+    "sgd_waking": waking(sgd),
+    "adam_waking": waking(optax.adam),
+    "polar_waking": waking(polar),
 }
 
-ADAPTIVE = ("lamb", "optax_lars", "lars")
+ADAPTIVE = ("lamb", "optax_lars", "lars", "fromage", "polar", "polar_waking")
 """Those that have trust ratios."""
 
 

@@ -1,0 +1,308 @@
+r"""LARS in polar coordinates: the direction and the size of every kernel, apart.
+
+For every kernel w with gradient g, with ρ = ‖w‖, u = w / ρ, L kernels in all, and
+γ' = γ / Lᵖ the learning rate of each:
+
+    o ← polar factor of g, without its part along u, of Frobenius norm 1
+    v ← m v + γ' ρ o                              where to: a relative step, as in LARS
+    w ← w - v - γ' (κ sign⟨g, u⟩ + β) w           how large: relative, too
+
+Nothing in it depends on the sizes of gradients, losses or weights, only on their
+ratios.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lars.layers import widen
+from lars.norms import l2_norm
+from lars.optimizer import check_below_one, check_number
+from lars.rules import flatten_with_path
+from lars.spectral import as_matrices, from_matrices, orthogonalize, rescale_each
+
+
+class PolarState(NamedTuple):
+    """State of `polar`."""
+
+    # shape=(), dtype=int32: updates made so far
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
+    trace: optax.Params  # v, like the parameters
+
+
+def polar(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule = 10.0,
+    momentum: jax.typing.ArrayLike = 0.9,
+    *,
+    radial_rate: jax.typing.ArrayLike = 30.0,
+    depth_exponent: float = 1.0,
+    bias_bound: jax.typing.ArrayLike = 0.1,
+    bias_share: jax.typing.ArrayLike = 0.3,
+    steps: int = 3,
+) -> optax.GradientTransformationExtraArgs:
+    r"""LARS with one rate for the direction of a kernel and one for its size.
+
+    .. math::
+        \begin{align*}
+        o_t &= \frac{O_t - \langle O_t, u_t\rangle u_t}{\|\cdot\|_F},
+          \qquad O_t = UV^\top \text{ of } g_t = U \Sigma V^\top,
+          \quad u_t = w_t / \|w_t\|_F \\
+        v_{t+1} &= m\,v_t + \gamma'_t\,\|w_t\|_F\,o_t \\
+        w_{t+1} &= w_t - v_{t+1} - \gamma'_t
+          (\kappa \operatorname{sign}\langle g_t, u_t\rangle + \beta)\,w_t
+        \end{align*}
+
+    for every array of two axes or more, a kernel, taken as a matrix
+    (:func:`lars.spectral.as_matrices`). As in LARS, a step is a given part of the
+    layer's own norm. Three things differ, each for a way in which LARS fails from a
+    badly scaled start:
+
+    * The direction is orthogonalised. In a network of many layers whose kernels are
+      far too small, gradients are of rank one, nearly, and so are LARS' kernels after
+      a while.
+    * A kernel's size has a step of its own, relative and of constant length, along the
+      sign of the loss' derivative by the logarithm of the size: from 1e-8 to 1 in
+      some hundred steps, and back from 1e8. Decay, likewise relative, draws a network
+      whose signs are noise, because it is chaotic, to smaller sizes.
+    * A bias moves by the least of two lengths: ``bias_bound`` times the step of a row
+      of its kernel, and the length at which it lowers the loss, to first order, by
+      ``bias_share`` times what the kernel's step does. Where a layer's inputs are tiny,
+      so is that. Else biases drown what small kernels say.
+
+    The network learns as layers in series do: the relative change of what it computes
+    is about the sum of those of its layers, hence the part :math:`L^{-p}` of the rate
+    for each of L kernels.
+
+    Vectors that have no kernel beside them, as those of normalizations, step by
+    :math:`\gamma'` times their norm, or times ``bias_bound`` times that of a vector of
+    ones if that is more, and are not decayed.
+
+    Args:
+        learning_rate: :math:`\gamma`, a number or a schedule of the step; 0.005 to 0.02
+            in what it was made for.
+        weight_decay: :math:`\beta`, a number or a schedule, relative to the rate.
+        momentum: :math:`m`.
+        radial_rate: :math:`\kappa`, of the size relative to that of the direction.
+        depth_exponent: :math:`p`, from 0 (each layer gets the whole rate) to 1.
+        bias_bound: the first bound of a bias' step.
+        bias_share: the second.
+        steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`.
+
+    Returns:
+        An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` needs
+        ``params``. Gradients that are not finite give updates that are not:
+        :func:`lars.wake_silent_layers` sees to these.
+
+    Raises:
+        ValueError: for a number that cannot be a hyperparameter.
+        TypeError: for something else than a number.
+
+    Example:
+        A network that starts a thousand times too small, layer by layer:
+
+        >>> import jax, jax.numpy as jnp, optax
+        >>> import lars
+        >>> x = jnp.linspace(-1, 1, 64)[:, None]
+        >>> keys = jax.random.split(jax.random.key(0), 4)
+        >>> params = [
+        ...     {"kernel": 1e-3 * jax.random.normal(key, shape) / shape[0] ** 0.5}
+        ...     for key, shape in zip(keys, [(1, 32), (32, 32), (32, 32), (32, 1)])
+        ... ]
+        >>> def loss(params):
+        ...     h = x
+        ...     for layer in params[:-1]:
+        ...         h = jnp.tanh(h @ layer["kernel"])
+        ...     return jnp.mean((h @ params[-1]["kernel"] - jnp.sin(3 * x)) ** 2)
+        >>> def trained(optimizer):
+        ...     def step(carry, _):
+        ...         params, state = carry
+        ...         updates, state = optimizer.update(
+        ...             jax.grad(loss)(params), state, params)
+        ...         return (optax.apply_updates(params, updates), state), None
+        ...     start = (params, optimizer.init(params))
+        ...     return loss(jax.lax.scan(step, start, length=300)[0][0])
+        >>> rate = optax.linear_schedule(0.02, 0, 300)
+        >>> print(f"{loss(params):.2f} before, {trained(lars.polar(rate)):.2f} after, "
+        ...       f"{trained(optax.sgd(0.1, 0.9)):.2f} with SGD")
+        0.52 before, 0.00 after, 0.52 with SGD
+
+    References:
+        You, Gitman and Ginsburg, `Large Batch Training of Convolutional Networks
+        <https://arxiv.org/abs/1708.03888>`_, 2017 (relative steps)
+
+        Bernstein and Newhouse, `Old Optimizer, New Norm: An Anthology
+        <https://arxiv.org/abs/2409.20325>`_, 2024 (orthogonalised directions)
+
+        Bernstein et al., `On the Distance between two Neural Networks and the Stability
+        of Learning <https://arxiv.org/abs/2002.03432>`_, 2020 (relative changes of
+        layers in series)
+
+        Salimans and Kingma, `Weight Normalization
+        <https://arxiv.org/abs/1602.07868>`_, 2016 (size and direction apart)
+    """
+    check_number("learning_rate", learning_rate, schedule=True)
+    check_number("weight_decay", weight_decay, schedule=True)
+    numbers = {
+        "momentum": momentum,
+        "radial_rate": radial_rate,
+        "depth_exponent": depth_exponent,
+        "bias_bound": bias_bound,
+        "bias_share": bias_share,
+        "steps": steps,
+    }
+    for name, number in numbers.items():
+        check_number(name, number)
+    check_below_one("momentum", momentum)
+
+    def init_fn(params: optax.Params) -> PolarState:
+        return PolarState(
+            count=jnp.zeros((), jnp.int32),
+            trace=optax.tree.zeros_like(params),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, PolarState]:
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "polar needs the parameters: call update(gradients, state, params)."
+            )
+        if not isinstance(state, PolarState):
+            raise TypeError(
+                f"the state is of another optimizer: got {type(state).__name__}, need "
+                "PolarState. Make a new one with init(params)."
+            )
+        kernels = kernels_of(params)
+        share = max(1, len(kernels)) ** -depth_exponent
+        rate = share * jnp.asarray(_at(learning_rate, state.count))
+        decay = jnp.asarray(_at(weight_decay, state.count))
+        w = [widen(x) for x in jax.tree.leaves(params)]
+        g, v = (
+            [widen(x).astype(y.dtype) for x, y in zip(leaves, w, strict=True)]
+            for leaves in map(jax.tree.leaves, (updates, state.trace))
+        )
+        new_v = list(v)
+        relative: list[Any] = [0.0] * len(w)  # part of itself that w is to lose
+
+        owners = owners_of_vectors(params)
+        biases = {kernel: bias for bias, kernel in owners.items()}
+        for i, x in enumerate(g):
+            gamma, beta = rate.astype(x.dtype), decay.astype(x.dtype)
+            if i in kernels:
+                bias = biases.get(i)
+                of_bias = None if bias is None else g[bias]
+                o, sign = _angular_and_radial(x, w[i], of_bias, steps)
+                step = gamma * l2_norm(w[i]) * o
+                relative[i] = gamma * (radial_rate * sign + beta)
+            else:
+                kernel = owners.get(i)
+                length = (
+                    jnp.maximum(l2_norm(w[i]), bias_bound * math.sqrt(x.size))
+                    if kernel is None
+                    else _bias_length(x, g[kernel], w[kernel], bias_bound, bias_share)
+                )
+                step = gamma * length * _unit(x)[0]
+                relative[i] = 0.0 if kernel is None else gamma * beta
+            new_v[i] = momentum * v[i] + step
+
+        treedef = jax.tree.structure(params)
+        steps_of = [-(a + b * c) for a, b, c in zip(new_v, relative, w, strict=True)]
+        return (
+            treedef.unflatten(_like(steps_of, jax.tree.leaves(params))),
+            PolarState(
+                count=optax.safe_increment(state.count),
+                trace=treedef.unflatten(_like(new_v, jax.tree.leaves(state.trace))),
+            ),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def kernels_of(params: optax.Params) -> list[int]:
+    """Which leaves of a tree are kernels: those of two axes or more."""
+    return [i for i, x in enumerate(jax.tree.leaves(params)) if jnp.ndim(x) >= 2]
+
+
+def owners_of_vectors(params: optax.Params) -> dict[int, int]:
+    """The kernel that each bias belongs to, by their numbers among the leaves.
+
+    A bias is a vector whose path differs from that of a kernel in the last key only,
+    with an element for each of the kernel's outputs.
+    """
+    named, _ = flatten_with_path(params)
+    kernels = {path[:-1]: i for i, (path, x) in enumerate(named) if jnp.ndim(x) >= 2}
+    owners = {}
+    for i, (path, x) in enumerate(named):
+        kernel = kernels.get(path[:-1])
+        if kernel is None or jnp.ndim(x) != 1:
+            continue
+        if jnp.shape(named[kernel][1])[-1] == jnp.size(x):
+            owners[i] = kernel
+    return owners
+
+
+def _angular_and_radial(
+    g: jax.Array, w: jax.Array, bias_g: jax.Array | None, steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """The unit step across the kernel, and the sign of the slope along it."""
+    matrix, u = rescale_each(as_matrices(g))[0], as_matrices(_unit(w)[0])
+    slope = jnp.sum(matrix * u)
+    if bias_g is not None and min(matrix.shape) > 1:
+        matrix = _balanced(matrix, _unit(bias_g)[0])
+    o = orthogonalize(matrix, steps, matrix.dtype)
+    o = o - jnp.sum(o * u) * u
+    return from_matrices(_unit(o)[0], g.shape), jnp.sign(slope)
+
+
+def _balanced(g: jax.Array, b: jax.Array) -> jax.Array:
+    """The gradient with what a constant input makes reduced to the size of the rest.
+
+    Args:
+        g: gradient of a kernel [inputs, outputs].
+        b: unit vector along that of its bias [outputs]; the two are of the same images,
+            so that a constant input h makes h bᵀ.
+    """
+    constant = jnp.outer(g @ b, b)
+    rest = g - constant
+    size, size_of_rest = jnp.linalg.norm(constant), jnp.linalg.norm(rest)
+    least = size_of_rest / jnp.where(size > 0, size, 1)
+    # Where there is nothing but a constant input, it is all there is to go by.
+    return jnp.where(size_of_rest > 0, rest + jnp.minimum(1, least) * constant, g)
+
+
+def _bias_length(
+    g: jax.Array, kernel_g: jax.Array, kernel_w: jax.Array, bound: Any, share: Any
+) -> jax.Array:
+    """How far a bias goes, beside a step of the kernel by its whole norm."""
+    _, size, exponent = _unit(g)
+    _, kernel_size, kernel_exponent = _unit(kernel_g)
+    # Clipped where float32 would leave its range and the other bound holds anyway.
+    apart = jnp.exp2(jnp.clip(kernel_exponent - exponent, -100, 100).astype(size.dtype))
+    of_loss = share * kernel_size / jnp.where(size > 0, size, 1) * apart
+    rows = kernel_w.size // kernel_w.shape[-1]
+    return l2_norm(kernel_w) * jnp.minimum(bound / math.sqrt(rows), of_loss)
+
+
+def _unit(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``x / ‖x‖``, zero at zero, and the norm with its exponent apart."""
+    scaled, exponent = rescale_each(x.reshape(1, -1))
+    size = jnp.sqrt(jnp.sum(scaled * scaled))
+    unit = scaled / jnp.where(size == 0, 1, size)
+    return unit.reshape(x.shape), size, exponent
+
+
+def _like(x: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:
+    return [a.astype(jnp.result_type(b)) for a, b in zip(x, other, strict=True)]
+
+
+def _at(number: Any, count: jax.typing.ArrayLike) -> Any:
+    return number(count) if callable(number) else number

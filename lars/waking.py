@@ -1,0 +1,280 @@
+r"""Waking networks whose layers no signal reaches, around any optimizer.
+
+Where an activation, a gradient or the loss has left the range of float32, no optimizer
+has anything to go by: a gradient of zero has no direction, one of NaN neither. The
+scale of the initial weights is then all that can be mended, and all that is.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lars.layers import widen
+from lars.norms import l2_norm
+from lars.optimizer import check_number
+from lars.polar_optimizer import kernels_of, owners_of_vectors
+from lars.spectral import as_matrices, rescale_each
+
+HEARD = 2.0**-12
+"""The part of a kernel's gradient that must differ from what a constant input would
+have made: half of the digits of float32."""
+
+REASONS = ("not finite", "no gradient", "constant input")
+"""What `WakingState.reasons` counts, in this order."""
+
+
+class WakingState(NamedTuple):
+    """State of `wake_silent_layers`."""
+
+    inner_state: optax.OptState
+    silent_steps: jax.Array  # shape=(), int32: how many there have been in a row
+    level: (
+        jax.Array
+    )  # shape=(), int32: half octaves of the aim, see `wake_silent_layers`
+    moves: jax.Array  # shape=(), int32: steps in which scales were moved
+    reasons: jax.Array  # shape=(3,), int32: moves by their reason, see `REASONS`
+
+
+def wake_silent_layers(
+    inner: optax.GradientTransformation,
+    *,
+    patience: int = 3,
+    largest_factor: float = 16.0,
+    most_levels: int = 8,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Moves the scale of a network's kernels until a signal passes, and no further.
+
+    A network is *silent* if, of the gradients of one step,
+
+    * one is not finite; or
+    * that of a kernel is exactly zero while another parameter's is not; or
+    * that of a kernel is what a constant input makes, while another kernel's is not.
+      From inputs h and output gradients δ of the images i of a batch, the gradient of a
+      kernel is :math:`G = \sum_i h_i \delta_i^\top` and that of its bias
+      :math:`b = \sum_i \delta_i`. Constant inputs make :math:`G = h\,b^\top`. An input
+      counts as constant if all but :math:`2^{-12}` of G is of this form. (Of a kernel
+      without a bias, or with one input or output, this cannot be told.)
+
+    In a silent step the inner optimizer is not asked. Instead, every kernel is
+    multiplied by what brings its norm to that of an initialization that preserves
+    variance, :math:`\sqrt{2/\text{fan-in}}` an element (He et al. 2015), or by
+    ``largest_factor`` or its inverse where this is closer; what is not finite only ever
+    shrinks. Where all kernels are there and the network is silent still, the aim itself
+    moves by half an octave a step: down while something is not finite, up otherwise.
+    Biases become zero, and so does what the inner optimizer remembers of the
+    parameters, such as momentum. As soon as a signal passes the scale stays as it is,
+    for the inner optimizer to do with as it likes.
+
+    A gradient that is not finite is seen to at once; silence of the other kinds only
+    where it lasts for ``patience`` steps, through which the inner optimizer goes on: in
+    a healthy run a layer may get no gradient from a single batch. A network all of
+    whose gradients are zero has nothing left to learn, and is left alone.
+
+    A run that is never silent gets the updates of the inner optimizer, to the bit.
+    (XLA's optimizations may round sums of products differently inside a branch and
+    outside of one, on a CPU by the last bit of float32.)
+
+    Args:
+        inner: any optimizer.
+        patience: silent steps in a row before something is done.
+        largest_factor: by how much a kernel is multiplied at most, in a step.
+        most_levels: how many half octaves the aim moves at most, up or down.
+
+    Returns:
+        An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` needs
+        ``params``; its state, `WakingState`, counts what it did and why.
+
+    Raises:
+        ValueError: for a number that makes no sense, with its value.
+        TypeError: for something else than a number.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> import lars
+        >>> optimizer = lars.wake_silent_layers(optax.sgd(0.1, 0.9))
+        >>> params = {"kernel": jnp.full((4, 3), 1e30), "bias": jnp.zeros(3)}
+        >>> state = optimizer.init(params)
+        >>> grads = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+        >>> updates, state = optimizer.update(grads, state, params)
+        >>> params = optax.apply_updates(params, updates)
+        >>> print(f"{params['kernel'][0, 0]:.1e}",
+        ...       dict(zip(lars.waking.REASONS, state.reasons.tolist())))
+        6.3e+28 {'not finite': 1, 'no gradient': 0, 'constant input': 0}
+
+    References:
+        He, Zhang, Ren and Sun, `Delving Deep into Rectifiers
+        <https://arxiv.org/abs/1502.01852>`_, 2015
+    """
+    check_number("patience", patience)
+    check_number("largest_factor", largest_factor)
+    check_number("most_levels", most_levels)
+    if patience < 1 or largest_factor <= 1:
+        raise ValueError(
+            "patience must be at least 1 and largest_factor above 1, got "
+            f"{patience!r} and {largest_factor!r}."
+        )
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: optax.Params) -> WakingState:
+        zero = jnp.zeros((), jnp.int32)
+        return WakingState(
+            inner.init(params), zero, zero, zero, jnp.zeros(len(REASONS), jnp.int32)
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, WakingState]:
+        if params is None:
+            raise ValueError(
+                "wake_silent_layers needs the parameters: call "
+                "update(gradients, state, params)."
+            )
+        if not isinstance(state, WakingState):
+            raise TypeError(
+                f"the state is of another optimizer: got {type(state).__name__}, need "
+                "WakingState. Make a new one with init(params)."
+            )
+        reasons = silence(updates, params)
+        is_infinite, is_silent = reasons[0], reasons.any()
+        silent_steps = jnp.where(
+            is_infinite,
+            state.silent_steps,
+            jnp.where(is_silent, state.silent_steps + 1, 0),
+        )
+        is_moved = is_infinite | (silent_steps >= patience)
+
+        relative, level = _relative_norms(params, state.level, is_infinite, most_levels)
+        level = jnp.where(is_moved, level, state.level)
+
+        def move() -> tuple[optax.Updates, optax.OptState]:
+            inner_state = _forgotten(inner, state.inner_state, params)
+            upper = jnp.where(is_infinite, 1.0, largest_factor)
+            factor = jnp.clip(1 / relative, 1 / largest_factor, upper)
+            return _scaled(params, factor, updates), inner_state
+
+        def step() -> tuple[optax.Updates, optax.OptState]:
+            return inner.update(updates, state.inner_state, params, **extra_args)
+
+        new_updates, inner_state = jax.lax.cond(is_moved, move, step)
+        return new_updates, WakingState(
+            inner_state,
+            silent_steps,
+            level,
+            state.moves + is_moved.astype(jnp.int32),
+            state.reasons + (is_moved & reasons).astype(jnp.int32),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
+    """Whether a network is silent, and why.
+
+    Args:
+        gradients: of one step.
+        params: what they are of; only the structure is used.
+
+    Returns:
+        Booleans of shape [3], of which one at most is true: see `REASONS` and
+        `wake_silent_layers`.
+    """
+    g = [widen(x) for x in jax.tree.leaves(gradients)]
+    kernels = kernels_of(params)
+    biases = {kernel: bias for bias, kernel in owners_of_vectors(params).items()}
+    is_infinite = ~jnp.stack([jnp.isfinite(x).all() for x in g]).all()
+    is_zero = jnp.stack([(x == 0).all() for x in g])
+    zero_kernels = is_zero[jnp.asarray(kernels, jnp.int32)]
+    without_gradient = zero_kernels.any() & ~is_zero.all()
+    constant = jnp.bool(False)
+    if biases:
+        heard = jnp.stack(
+            [
+                _heard(g[i], g[biases[i]]) if i in biases else jnp.float32(1)
+                for i in kernels
+            ]
+        )
+        is_deaf = ~zero_kernels & (heard <= HEARD)
+        constant = is_deaf.any() & (~zero_kernels & ~is_deaf).any()
+    finite = ~is_infinite
+    return jnp.stack(
+        [
+            is_infinite,
+            finite & without_gradient,
+            finite & ~without_gradient & constant,
+        ]
+    )
+
+
+def _forgotten(
+    inner: optax.GradientTransformation, state: optax.OptState, params: optax.Params
+) -> optax.OptState:
+    """The state with what is remembered of the parameters as it was at the start."""
+    of_params = optax.tree.map_params(
+        inner, lambda _: True, state, transform_non_params=lambda _: False
+    )
+    return jax.tree.map(
+        lambda is_of_params, old, fresh: fresh if is_of_params else old,
+        of_params,
+        state,
+        inner.init(params),
+    )
+
+
+def _heard(kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """The part of a kernel's gradient that a constant input would not have made."""
+    matrix = rescale_each(as_matrices(kernel))[0]
+    if min(matrix.shape) <= 1:
+        return jnp.ones((), matrix.dtype)
+    b = rescale_each(bias[None])[0][0]
+    squares = jnp.sum(b * b)
+    h = matrix @ b / jnp.where(squares == 0, 1, squares)
+    rest, whole = jnp.linalg.norm(matrix - jnp.outer(h, b)), jnp.linalg.norm(matrix)
+    return jnp.where((squares > 0) & (whole > 0), rest / whole, 1)
+
+
+def _relative_norms(
+    params: optax.Params, level: jax.Array, is_infinite: jax.Array, most_levels: int
+) -> tuple[jax.Array, jax.Array]:
+    """The kernels' norms relative to the aim; it moves where all are there."""
+    w = [widen(jax.tree.leaves(params)[i]) for i in kernels_of(params)]
+    preserving = [math.sqrt(2.0 * x.shape[-1]) for x in w]
+    relative = jnp.stack(
+        [l2_norm(x) / size for x, size in zip(w, preserving, strict=True)]
+    )
+
+    def to(aim: jax.Array) -> jax.Array:
+        return relative * jnp.exp2(-aim.astype(relative.dtype) / 2)
+
+    near = 1.01
+    are_there = jnp.where(
+        is_infinite, to(level) <= near, (to(level) <= near) & (to(level) >= 1 / near)
+    ).all()
+    moved = jnp.clip(
+        level + jnp.where(is_infinite, -1, 1), -int(most_levels), int(most_levels)
+    )
+    level = jnp.where(are_there, moved, level)
+    return jnp.maximum(to(level), jnp.finfo(relative.dtype).tiny), level
+
+
+def _scaled(
+    params: optax.Params, factors: jax.Array, updates: optax.Updates
+) -> optax.Updates:
+    """The updates that multiply kernels by factors, and set their biases to zero."""
+    w, treedef = jax.tree.flatten(params)
+    dtypes = [
+        jnp.result_type(x, y) for x, y in zip(w, jax.tree.leaves(updates), strict=True)
+    ]
+    moves = [jnp.zeros_like(x) for x in w]
+    for number, i in enumerate(kernels_of(params)):
+        moves[i] = (factors[number] - 1).astype(w[i].dtype) * w[i]
+    for i in owners_of_vectors(params):
+        moves[i] = -w[i]
+    return treedef.unflatten(
+        [x.astype(dtype) for x, dtype in zip(moves, dtypes, strict=True)]
+    )

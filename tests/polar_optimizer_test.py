@@ -1,0 +1,199 @@
+"""Size and direction of a kernel move as the equations say, whatever its scale."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lars
+from lars.polar_optimizer import owners_of_vectors
+from tests.spectral_test import exact_polar
+
+RATE, DECAY, MOMENTUM, RADIAL = 0.02, 10.0, 0.9, 30.0
+EXACT = 40  # Newton-Schulz steps after which nothing but rounding is left
+
+
+def network(dtype=np.float64, bias=True):
+    rng = np.random.default_rng(0)
+    shapes = {"hidden": (6, 5), "output": (5, 3)}
+    params = {
+        name: {"kernel": rng.normal(size=shape).astype(dtype)}
+        | ({"bias": rng.normal(size=shape[1]).astype(dtype)} if bias else {})
+        for name, shape in shapes.items()
+    }
+    grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(dtype), params)
+    return params, grads
+
+
+def expected(params, grads, count=1):
+    """The equations in NumPy, with a decomposition: updates after some equal steps."""
+    layers = len(params)
+    gamma = RATE / layers
+    w = jax.tree.map(np.array, params)
+    v = jax.tree.map(np.zeros_like, params)
+    for _ in range(count):
+        for name, layer in w.items():
+            kernel, g = layer["kernel"], grads[name]["kernel"]
+            bias, g_bias = layer["bias"], grads[name]["bias"]
+            size = np.linalg.norm(kernel)
+            u, b = kernel / size, g_bias / np.linalg.norm(g_bias)
+            constant = np.outer(g @ b, b)
+            rest = g - constant
+            least = min(1, np.linalg.norm(rest) / np.linalg.norm(constant))
+            o = exact_polar(rest + least * constant)
+            o -= np.sum(o * u) * u
+            v[name]["kernel"] = MOMENTUM * v[name]["kernel"] + gamma * size * (
+                o / np.linalg.norm(o)
+            )
+            sign = np.sign(np.sum(g * u))
+            length = size * min(
+                0.1 / np.sqrt(len(kernel)),
+                0.3 * np.linalg.norm(g) / np.linalg.norm(g_bias),
+            )
+            v[name]["bias"] = MOMENTUM * v[name]["bias"] + gamma * length * b
+            layer["kernel"] = (
+                kernel - v[name]["kernel"] - gamma * (RADIAL * sign + DECAY) * kernel
+            )
+            layer["bias"] = bias - v[name]["bias"] - gamma * DECAY * bias
+    return w
+
+
+def after(optimizer, params, grads, count=1):
+    state = optimizer.init(params)
+    for _ in range(count):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def close(x, y, rtol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), x, y)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_equals_the_equations_in_float64(count):
+    with jax.enable_x64(True):
+        params, grads = network()
+        optimizer = lars.polar(RATE, DECAY, MOMENTUM, radial_rate=RADIAL, steps=EXACT)
+        close(
+            after(optimizer, params, grads, count), expected(params, grads, count), 1e-7
+        )
+
+
+@pytest.mark.parametrize("exponent", [-120, -60, 60, 120])
+def test_the_scale_of_the_loss_changes_no_bit(exponent):
+    params, grads = network(np.float32)
+    optimizer = lars.polar(RATE)
+    other = jax.tree.map(lambda g: np.ldexp(g, exponent), grads)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        after(optimizer, params, grads, 3),
+        after(optimizer, params, other, 3),
+    )
+
+
+@pytest.mark.parametrize("exponent", [-40, 40])
+def test_steps_are_relative_to_the_kernel(exponent):
+    params, grads = network(np.float32, bias=False)
+    optimizer = lars.polar(RATE)
+    larger = jax.tree.map(lambda w: np.ldexp(w, exponent), params)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(np.ldexp(x, exponent), y),
+        after(optimizer, params, grads, 3),
+        after(optimizer, larger, grads, 3),
+    )
+
+
+def test_size_and_direction_move_apart():
+    with jax.enable_x64(True):
+        params, grads = network(bias=False)
+        still = lars.polar(RATE, 0.0, radial_rate=0.0)
+        moved = after(still, params, grads)
+        for name in params:
+            w, new = params[name]["kernel"], moved[name]["kernel"]
+            step = RATE / 2  # two kernels
+            np.testing.assert_allclose(np.sum((new - w) * w), 0, atol=1e-12)
+            np.testing.assert_allclose(
+                np.linalg.norm(new - w), step * np.linalg.norm(w), rtol=1e-9
+            )
+
+
+def test_a_kernel_grows_along_a_slope_that_says_so():
+    params = {"kernel": np.eye(3, dtype=np.float32)}
+    for sign in (-1, 1):
+        grads = {"kernel": sign * np.eye(3, dtype=np.float32)}
+        moved = after(lars.polar(RATE, 0.0), params, grads)
+        # All of the gradient is along the kernel: nothing is left across it.
+        np.testing.assert_allclose(
+            moved["kernel"], (1 - sign * RATE * RADIAL) * np.eye(3), rtol=1e-6
+        )
+
+
+def test_a_bias_is_bounded_by_what_its_kernel_does_to_the_loss():
+    # Inputs of 1e-6: the kernel's gradient is that much smaller than the bias'.
+    with jax.enable_x64(True):
+        params, grads = network()
+        h = 1e-6 * np.random.default_rng(1).normal(size=6)
+        b = grads["hidden"]["bias"]
+        grads["hidden"]["kernel"] = np.outer(h, b)
+        moved = after(lars.polar(RATE, 0.0), params, grads)
+        step = np.linalg.norm(moved["hidden"]["bias"] - params["hidden"]["bias"])
+        kernel = np.linalg.norm(params["hidden"]["kernel"])
+        expected_step = 0.3 * RATE / 2 * kernel * np.linalg.norm(h)
+        np.testing.assert_allclose(step, expected_step, rtol=1e-6)
+
+
+def test_a_constant_input_does_not_hide_what_differs():
+    """The direction of a signal 1e6 times smaller than what a constant input makes."""
+    rng = np.random.default_rng(3)
+    b = rng.normal(size=5)
+    signal = rng.normal(size=(6, 5))
+    signal -= np.outer(signal @ b, b) / (b @ b)  # as of images whose errors cancel
+    constant = np.outer(np.full(6, 0.5), b)
+    w = rng.normal(size=(6, 5))
+
+    def step(size):
+        with jax.enable_x64(True):
+            params = {"kernel": jnp.asarray(w), "bias": jnp.zeros(5)}
+            grads = {"kernel": size * signal + constant, "bias": b}
+            moved = after(lars.polar(RATE, 0.0, radial_rate=0.0), params, grads)
+            return np.ravel(moved["kernel"] - w)
+
+    big, small = step(1e-1), step(1e-6)
+    cosine = big @ small / np.linalg.norm(big) / np.linalg.norm(small)
+    assert cosine > 0.98
+
+
+def test_normalizations_step_by_their_own_norm():
+    params = {
+        "norm": {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32)}
+    }
+    grads = jax.tree.map(lambda x: 1e20 * np.ones_like(x), params)
+    moved = after(lars.polar(RATE), params, grads)
+    np.testing.assert_allclose(moved["norm"]["scale"], 1 - RATE, rtol=1e-6)
+    np.testing.assert_allclose(moved["norm"]["bias"], -0.1 * RATE, rtol=1e-6)
+
+
+def test_which_kernel_a_bias_belongs_to():
+    params = {
+        "a": {"kernel": np.ones((2, 3)), "bias": np.ones(3), "other": np.ones(2)},
+        "b": {"scale": np.ones(3)},
+    }
+    # In the order of the tree: a/bias, a/kernel, a/other, b/scale.
+    assert owners_of_vectors(params) == {0: 1}
+
+
+def test_wrong_numbers_are_refused_with_their_value():
+    for name, value in {
+        "momentum": 1.0,
+        "radial_rate": -1.0,
+        "weight_decay": float("nan"),
+        "depth_exponent": -2.0,
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
+            lars.polar(RATE, **{name: value})
+    optimizer = lars.polar(RATE)
+    params, grads = network(np.float32)
+    with pytest.raises(ValueError, match="needs the parameters"):
+        optimizer.update(grads, optimizer.init(params))

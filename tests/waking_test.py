@@ -1,0 +1,209 @@
+"""Silent networks are woken, and no others are touched."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lars
+from lars.models import mlp
+from lars.waking import REASONS, silence
+
+STEPS = 30
+
+
+def network(scale, activation="relu", depth=3, width=16, images=32):
+    model = mlp(
+        10,
+        depth=depth,
+        width=width,
+        activation=activation,
+        use_bias=True,
+        normalization="none",
+        compute_dtype="float32",
+    )
+    x = jax.random.normal(jax.random.key(1), (images, 8))
+    y = jnp.arange(images) % 10
+    params = model.init(jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda w: scale * w if w.ndim > 1 else w, params)
+
+    def gradient(params):
+        def loss(params):
+            logits, _ = model.apply({"params": params}, x, None)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        return jax.grad(loss)(params)
+
+    return params, jax.jit(gradient)
+
+
+def reason(params, gradient):
+    flags = silence(gradient(params), params)
+    return [name for name, flag in zip(REASONS, flags, strict=True) if flag]
+
+
+def trained(optimizer, params, gradient, steps=STEPS):
+    update, apply = jax.jit(optimizer.update), jax.jit(optax.apply_updates)
+
+    def step(params, state):
+        updates, state = update(gradient(params), state, params)
+        return apply(params, updates), state
+
+    state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):  # optax.adam needs it
+        for _ in range(steps):
+            params, state = step(params, state)
+    return params, state
+
+
+@pytest.mark.parametrize(
+    "inner", [optax.adam(1e-2), optax.sgd(0.1, 0.9), lars.lars(1.0), lars.polar(0.02)]
+)
+def test_a_healthy_run_is_the_same_to_the_bit(inner):
+    params, gradient = network(1.0)
+    plain, _ = trained(inner, params, gradient)
+    woken, state = trained(lars.wake_silent_layers(inner), params, gradient)
+    assert state.moves == 0
+    jax.tree.map(np.testing.assert_array_equal, plain, woken)
+
+
+@pytest.mark.parametrize(
+    ("scale", "activation", "depth", "expected"),
+    [
+        (1e8, "relu", 8, "not finite"),
+        (1e-8, "relu", 8, "no gradient"),
+        (1e8, "sigmoid", 3, "no gradient"),  # saturated
+        (1e-3, "sigmoid", 6, "constant input"),
+        (1.0, "sigmoid", 20, "constant input"),
+    ],
+)
+def test_a_silent_network_is_heard_again(scale, activation, depth, expected):
+    params, gradient = network(scale, activation, depth)
+    assert reason(params, gradient) == [expected]
+    # An optimizer that does nothing: what happens is the waking alone.
+    optimizer = lars.wake_silent_layers(optax.set_to_zero())
+    params, state = trained(optimizer, params, gradient, 60)
+    assert reason(params, gradient) == []
+    assert state.reasons[REASONS.index(expected)] > 0
+    assert state.moves == state.reasons.sum()
+    again, _ = trained(optimizer, params, gradient, 5)
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_a_network_with_a_signal_is_not_silent(scale, activation):
+    assert reason(*network(scale, activation)) == []
+
+
+def test_the_gradient_of_one_image_is_no_constant_input():
+    params, gradient = network(1.0, images=1)
+    assert reason(params, gradient) == []
+
+
+def test_all_zero_gradients_are_left_alone():
+    params, _ = network(1.0)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    assert not silence(zeros, params).any()
+
+
+def test_patience():
+    params, gradient = network(1.0)
+    healthy = gradient(params)
+    silent = {**healthy, "output": jax.tree.map(jnp.zeros_like, healthy["output"])}
+    optimizer = lars.wake_silent_layers(optax.sgd(0.1), patience=3)
+    for grads, moves in (
+        ([silent, silent], 0),
+        ([silent, silent, healthy, silent, silent], 0),
+        ([silent, silent, silent], 1),
+        ([silent] * 5, 3),
+        ([silent] * 3 + [healthy] + [silent] * 2, 1),
+    ):
+        state = optimizer.init(params)
+        for g in grads:
+            _, state = optimizer.update(g, state, params)
+        assert state.moves == moves
+
+
+def test_a_move_is_by_the_largest_factor_at_most_and_ends_at_the_aim():
+    params, gradient = network(1e-8, depth=8)
+    silent = gradient(params)
+    optimizer = lars.wake_silent_layers(optax.sgd(0.1), patience=1, largest_factor=16)
+    state, norms = optimizer.init(params), []
+    for _ in range(9):
+        updates, state = optimizer.update(silent, state, params)
+        params = optax.apply_updates(params, updates)
+        norms.append(lars.l2_norm(params["hidden_3"]["kernel"]) / np.sqrt(2 * 16))
+    ratios = [b / a for a, b in itertools.pairwise(norms)]
+    np.testing.assert_allclose(ratios[:5], 16, rtol=1e-5)
+    # At the norm that keeps variance, then by half an octave a step.
+    np.testing.assert_allclose(norms[6:], 2 ** np.array([0, 0.5, 1]), rtol=1e-5)
+
+
+def test_what_is_not_finite_only_shrinks():
+    params, gradient = network(1e8, depth=8)
+    params["hidden_0"]["kernel"] *= 1e-16
+    grads = gradient(params)
+    assert reason(params, lambda _: grads) == ["not finite"]
+    optimizer = lars.wake_silent_layers(optax.sgd(0.1))
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["hidden_0"]["kernel"], 0)
+    np.testing.assert_allclose(
+        updates["hidden_1"]["kernel"],
+        (1 / 16 - 1) * params["hidden_1"]["kernel"],
+        rtol=1e-6,
+    )
+
+
+def test_momentum_is_forgotten_and_the_schedule_is_not():
+    params, gradient = network(1.0)
+    inner = optax.chain(
+        optax.trace(0.9), optax.scale_by_schedule(optax.constant_schedule(-0.1))
+    )
+    optimizer = lars.wake_silent_layers(inner)
+    state = optimizer.init(params)
+    for _ in range(4):
+        _, state = optimizer.update(gradient(params), state, params)
+    nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+    _, state = optimizer.update(nan, state, params)
+    trace, schedule = state.inner_state
+    assert not optax.tree.norm(trace.trace)
+    assert schedule.count == 4
+
+
+def test_biases_of_a_silent_network_become_zero():
+    params, gradient = network(1.0)
+    dead = {
+        **params,
+        "hidden_0": {**params["hidden_0"], "bias": jnp.full(16, -1e6)},
+    }
+    assert reason(dead, gradient) == ["no gradient"]
+    optimizer = lars.wake_silent_layers(optax.set_to_zero())
+    woken, _ = trained(optimizer, dead, gradient, 4)
+    np.testing.assert_array_equal(woken["hidden_0"]["bias"], 0)
+    assert reason(woken, gradient) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"largest_factor": 1.0}, "largest_factor above 1"),
+        ({"most_levels": -1}, "most_levels must be a finite number >= 0"),
+    ],
+)
+def test_wrong_numbers_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lars.wake_silent_layers(optax.sgd(0.1), **arguments)
+
+
+def test_a_state_of_another_optimizer_is_refused():
+    params, gradient = network(1.0)
+    optimizer = lars.wake_silent_layers(optax.sgd(0.1))
+    with pytest.raises(TypeError, match="need WakingState"):
+        optimizer.update(gradient(params), optax.sgd(0.1).init(params), params)
+    with pytest.raises(ValueError, match="needs the parameters"):
+        optimizer.update(gradient(params), optimizer.init(params))
