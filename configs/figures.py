@@ -8,10 +8,10 @@ The pages docs/paper.md and docs/book.md state the time that each full one took.
 import copy
 from typing import Any
 
-from configs import book, paper
+from configs import book, paper, plane
 
-SIZES: dict[str, dict[str, Any]] = {**paper.SIZES, **book.SIZES}
-QUICK: dict[str, dict[str, Any]] = {**paper.QUICK, **book.QUICK}
+SIZES: dict[str, dict[str, Any]] = {**paper.SIZES, **book.SIZES, **plane.SIZES}
+QUICK: dict[str, dict[str, Any]] = {**paper.QUICK, **book.QUICK, **plane.QUICK}
 
 
 def settings(name: str, quick: bool = False) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from configs import figures as sizes
 from experiments import command
 from lars import data as datasets, results
 from lars.devices import use_every_core
-from lars.figures import Item, Settings, book, paper
+from lars.figures import Item, Settings, book, paper, plane
 
-ITEMS: dict[str, Item] = {**paper.ITEMS, **book.ITEMS}
+ITEMS: dict[str, Item] = {**paper.ITEMS, **book.ITEMS, **plane.ITEMS}
 
 FIGURE = flags.DEFINE_list("figure", None, "Names of figures, or paper, book or all.")
 QUICK = flags.DEFINE_bool("quick", False, "A small version, in less than two minutes.")
@@ -149,7 +149,12 @@ def chosen(names: Sequence[str] | None) -> list[str]:
     Raises:
         ValueError: for a name that there is not.
     """
-    groups = {"all": ITEMS, "paper": paper.ITEMS, "book": book.ITEMS}
+    groups = {
+        "all": ITEMS,
+        "paper": paper.ITEMS,
+        "book": book.ITEMS,
+        "plane": plane.ITEMS,
+    }
     known = ", ".join([*groups, *ITEMS])
     if not names:
         raise ValueError(f"--figure=NAME is missing; NAME is one or more of {known}.")

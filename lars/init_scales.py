@@ -73,7 +73,7 @@ def scale_kernels(params: Any, scales: jax.Array) -> Any:
     """
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     leaves = [leaf for _, leaf in paths_and_leaves]
-    kernels = _kernel_positions(params)
+    kernels = kernel_positions(params)
     if scales.shape != (len(kernels),):
         raise ValueError(
             f"{len(kernels)} kernels need as many scales, got shape {scales.shape}."
@@ -86,10 +86,11 @@ def scale_kernels(params: Any, scales: jax.Array) -> Any:
 
 def count_kernels(params: Any) -> int:
     """The number of arrays that `scale_kernels` scales."""
-    return len(_kernel_positions(params))
+    return len(kernel_positions(params))
 
 
-def _kernel_positions(params: Any) -> list[int]:
+def kernel_positions(params: Any) -> list[int]:
+    """Which leaves are kernels, from the first layer to the last."""
     paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(params)
 
     def natural_order(position: int) -> list[tuple[int, int, str]]:

@@ -16,6 +16,7 @@ import optax
 from lars.data import Data, Split, standardise
 from lars.data.augmentation import Augmentation, augment
 from lars.init_scales import count_kernels, scale_kernels
+from lars.initialization import Initialization, initialization_named
 from lars.models import Model, Variables
 from lars.norms import l2_norm
 from lars.optimizer import trust_ratios
@@ -115,6 +116,7 @@ def make_training(
     label_smoothing: float = 0.0,
     microbatches: int = 1,
     augmentation: Augmentation | None = None,
+    initialization: Initialization = "scaled",
 ) -> Training:
     """Puts a model and an optimizer together into a training function.
 
@@ -134,20 +136,31 @@ def make_training(
             to save memory. The gradient is their mean; batch normalization sees each
             part alone.
         augmentation: what to do to the images, if anything.
+        initialization: what is done to the kernels once they are scaled, before the
+            first step: a name of `lars.initialization.INITIALIZATIONS`.
 
     Raises:
-        ValueError: for a label smoothing that is no part of 1.
+        ValueError: for a label smoothing that is no part of 1, or an unknown
+            initialization.
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(
             f"label_smoothing must be at least 0 and below 1, got {label_smoothing!r}."
         )
+    mend = initialization_named(initialization)
 
     def init(run: Run, data: Data) -> State:
         init_key, _ = jax.random.split(jax.random.key(run.seed))
         images = standardise(data.train.images[:1], data.mean, data.deviation)
         variables = model.init(init_key, images)
         params = scale_kernels(variables["params"], run.kernel_scales)
+        if mend is not None:
+            start = jnp.zeros((), jnp.int32)
+            first = batch_positions(
+                run.seed, start, 1, len(data.train.labels), batch_size
+            )
+            seen = standardise(data.train.images[first[0]], data.mean, data.deviation)
+            params = mend(model, {**variables, "params": params}, seen)
         opt_state = make_optimizer(run.learning_rate).init(params)
         return State(
             jnp.zeros((), jnp.int32), {**variables, "params": params}, opt_state

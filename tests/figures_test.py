@@ -157,7 +157,7 @@ def test_an_unknown_figure_is_named_with_those_that_there_are(names, message):
 def test_groups_of_figures():
     assert figures.chosen(["all"]) == NAMES
     assert figures.chosen(["book_sigmoid", "book"])[0] == "book_sigmoid"
-    assert len(figures.chosen(["paper", "book", "table1"])) == len(NAMES)
+    assert len(figures.chosen(["paper", "book", "plane", "table1"])) == len(NAMES)
 
 
 def test_verdicts_and_spreads():

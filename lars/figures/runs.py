@@ -12,6 +12,8 @@ import pandas as pd
 
 from lars import data as datasets
 from lars.data import Data
+from lars.init_scales import profile_scales
+from lars.initialization import Initialization
 from lars.models import MODELS, Model
 from lars.optimizers import optimizer_maker
 from lars.rules import flatten_with_path, path_string
@@ -35,6 +37,7 @@ class Setting(NamedTuple):
     schedule: Mapping[str, Any]
     num_steps: int
     batch_size: int
+    initialization: Initialization = "scaled"  # what is done to scaled kernels
 
 
 class _Prepared(NamedTuple):
@@ -50,6 +53,7 @@ def results_of(
     learning_rates: Sequence[float],
     seeds: Sequence[int],
     init_scale: float = 1.0,
+    profile: str = "all",
 ) -> pd.DataFrame:
     """Trains every rate with every seed, and evaluates at the end.
 
@@ -57,13 +61,16 @@ def results_of(
         setting: what is trained.
         learning_rates: peaks of the schedule.
         seeds: of the initial weights and the order of the images.
-        init_scale: what every initial kernel is multiplied by.
+        init_scale: what initial kernels are multiplied by.
+        profile: which ones, a name of `lars.init_scales.PROFILES`.
 
     Returns:
         A row a run: ``learning_rate``, ``seed`` and what `Result` holds.
     """
     pairs = [(rate, seed) for rate in learning_rates for seed in seeds]
-    result: Result = _run(_prepare_once(setting, len(pairs), None), pairs, init_scale)
+    result: Result = _run(
+        _prepare_once(setting, len(pairs), None), pairs, init_scale, profile
+    )
     return pd.DataFrame(
         {
             "learning_rate": [rate for rate, _ in pairs],
@@ -85,7 +92,7 @@ def curves_of(
     """
     pairs = [(learning_rate, seed) for seed in seeds]
     prepared = _prepare_once(setting, len(pairs), num_points)
-    curve: Curve = _run(prepared, pairs, 1.0)
+    curve: Curve = _run(prepared, pairs, 1.0, "all")
     names = _parameter_names(prepared)
     between = setting.num_steps // num_points
     return pd.concat(
@@ -186,6 +193,7 @@ def _prepare(description: str, runs: int, num_points: int | None) -> _Prepared:
         ),
         num_steps=setting.num_steps,
         batch_size=setting.batch_size,
+        initialization=setting.initialization,
     )
 
     def function(run: Run, data: Data) -> Result | Curve:
@@ -199,13 +207,17 @@ def _prepare(description: str, runs: int, num_points: int | None) -> _Prepared:
 
 
 def _run(
-    prepared: _Prepared, pairs: Sequence[tuple[float, int]], init_scale: float
+    prepared: _Prepared,
+    pairs: Sequence[tuple[float, int]],
+    init_scale: float,
+    profile: str,
 ) -> Any:
     """Runs pairs of a rate and a seed, shared among the devices."""
     kernels = num_kernels(prepared.model, prepared.data)
+    scales = [profile_scales(profile, init_scale, kernels, seed) for _, seed in pairs]
     runs = Run(
         seed=jnp.asarray([seed for _, seed in pairs], jnp.int32),
-        kernel_scales=jnp.full((len(pairs), kernels), init_scale, jnp.float32),
+        kernel_scales=jnp.stack(scales),
         learning_rate=jnp.asarray([rate for rate, _ in pairs], jnp.float32),
     )
     devices = jax.devices()[: len(pairs)]

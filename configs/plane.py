@@ -1,0 +1,234 @@
+"""The rescue map: sizes, and what each optimizer is given.
+
+    python -m experiments.figures --figure=rescue_search --workdir=results/figures
+    python -m experiments.figures --figure=rescue_map --workdir=results/figures
+
+The four ``learning_rates`` of an optimizer are those of the search's twelve that rescue
+the most cells there on validation data; a test holds this to the results.
+"""
+
+from typing import Any
+
+from configs.optimizers import LINEAR
+
+Arm = dict[str, Any]
+
+_USEFUL: dict[str, tuple[float, ...]] = {
+    "sgd": (0.001, 0.01, 0.1, 0.3),
+    "clipped_sgd": (0.001, 0.01, 0.1, 0.3),
+    "adam": (0.001, 0.003, 0.01, 1.0),
+    "lamb": (0.003, 0.01, 0.03, 0.1),
+    "fromage": (0.003, 0.01, 0.03, 0.1),
+    "optax_lars": (10.0, 20.0, 40.0, 80.0),
+    "paper": (5.0, 10.0, 20.0, 40.0),
+    "muon": (0.01, 0.02, 0.05, 0.1),
+    "module": (0.5, 5.0, 20.0, 40.0),
+    "polar_waking": (0.02, 0.03, 0.05, 0.1),
+    "adam_waking": (0.001, 0.003, 0.01, 1.0),
+}
+
+_SGD = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_ADAM = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 1.0, 10.0, 100.0, 1e4, 1e6)
+_RELATIVE = (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3)
+_MUON = (1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 10.0, 100.0, 1e4)
+_LARS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+_POLAR = (1e-3, 2e-3, 5e-3, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
+
+
+def _arm(
+    label: str,
+    name: str,
+    searched: tuple[float, ...],
+    learning_rates: tuple[float, ...],
+    initialization: str = "scaled",
+    **settings: Any,
+) -> Arm:
+    return {
+        "label": label,
+        "name": name,
+        "settings": settings,
+        "initialization": initialization,
+        "searched_rates": searched,
+        "learning_rates": learning_rates,
+    }
+
+
+PEERS: dict[str, Arm] = {
+    "sgd": _arm("SGD with momentum", "sgd", _SGD, _USEFUL["sgd"], momentum=0.9),
+    "clipped_sgd": _arm(
+        "SGD, clipped",
+        "clipped_sgd",
+        _SGD,
+        _USEFUL["clipped_sgd"],
+        momentum=0.9,
+        max_norm=1.0,
+    ),
+    "adam": _arm("Adam", "adam", _ADAM, _USEFUL["adam"]),
+    "lamb": _arm("LAMB", "lamb", _RELATIVE, _USEFUL["lamb"]),
+    "fromage": _arm("Fromage", "fromage", _RELATIVE, _USEFUL["fromage"]),
+    "optax_lars": _arm(
+        "LARS (optax.lars)",
+        "optax_lars",
+        _LARS,
+        _USEFUL["optax_lars"],
+        weight_decay=5e-4,
+        nesterov=True,
+    ),
+    "paper": _arm(
+        "LARS (the paper)", "lars", _LARS, _USEFUL["paper"], weight_decay=5e-4
+    ),
+    "muon": _arm("Muon", "muon", _MUON, _USEFUL["muon"]),
+}
+"""The field: other optimizers, with what the search of configs/search.py found best for
+those that it had."""
+
+OURS: dict[str, Arm] = {
+    "module": _arm(
+        "LARS, a ratio a module", "lars", _LARS, _USEFUL["module"], layer="module"
+    ),
+    "polar_waking": _arm(
+        "polar LARS, waking", "polar_waking", _POLAR, _USEFUL["polar_waking"]
+    ),
+}
+
+BESIDE: dict[str, Arm] = {
+    "adam_waking": _arm("Adam, waking", "adam_waking", _ADAM, _USEFUL["adam_waking"]),
+    "sgd_rescaled": _arm(
+        "SGD, kernels rescaled once",
+        "sgd",
+        _SGD,
+        _USEFUL["sgd"],
+        "rescaled",
+        momentum=0.9,
+    ),
+    "sgd_lsuv": _arm("SGD, LSUV", "sgd", _SGD, _USEFUL["sgd"], "lsuv", momentum=0.9),
+}
+"""Not optimizers alone: what touches the initialization, and the waking of silent
+layers around an optimizer that knows no layers."""
+
+
+def _without(label: str, name: str = "polar_waking", **settings: Any) -> Arm:
+    """The recommended setting with another one in some place."""
+    rates = _USEFUL["polar_waking"]
+    return _arm(f"polar LARS {label}", name, _POLAR, rates, **settings)
+
+
+PARTS: dict[str, Arm] = {
+    "polar_waking": OURS["polar_waking"],
+    "alone": _without("alone, not waking", "polar"),
+    "no_radial": _without("without radial steps", radial_rate=0.0),
+    "no_decay": _without("without decay", weight_decay=0.0),
+    "no_orthogonal": _without("without orthogonal steps", steps=0),
+    "no_sharing": _without("without sharing among layers", depth_exponent=0.0),
+    "no_share": _without("with free biases", bias_share=1e9),
+    "sgd": PEERS["sgd"],
+}
+"""The recommended setting, and what is left of it without each of its parts."""
+
+_MLP: dict[str, Any] = {
+    "name": "mlp",
+    "width": 128,
+    "use_bias": True,
+    "normalization": "none",
+    "compute_dtype": "float32",
+}
+_CNN: dict[str, Any] = {
+    **_MLP,
+    "name": "cnn",
+    "width": 8,
+    "activation": "relu",
+    "convolutions_per_pool": 1,
+    "widening": 1,
+}
+
+
+def _mlp(activation: str, profile: str = "all", **settings: Any) -> dict[str, Any]:
+    model = {**_MLP, "activation": activation, **settings}
+    return {"model": model, "profile": profile}
+
+
+_SCALES = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e4, 1e6, 1e8)
+
+_MAP: dict[str, Any] = {
+    "dataset": "digits",
+    "variants": {name: _mlp(name) for name in ("relu", "tanh", "sigmoid", "gelu")},
+    "depths": (2, 4, 8, 16, 32),
+    "init_scales": _SCALES,
+    "optimizers": {**OURS, **PEERS, **BESIDE},
+    "peers": tuple(PEERS),
+    "recommended": "polar_waking",
+    "reference": "sgd",
+    "schedule": LINEAR,
+    "num_steps": 200,
+    "batch_size": 64,
+    "seeds": (0, 1, 2),
+}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "rescue_search": {
+        **_MAP,
+        "depths": (2, 8),
+        "optimizers": {
+            name: {**arm, "learning_rates": arm["searched_rates"]}
+            for name, arm in _MAP["optimizers"].items()
+            if arm["initialization"] == "scaled"
+        },
+        "seeds": (0,),
+    },
+    "rescue_map": _MAP,
+    "rescue_parts": {**_MAP, "depths": (2, 8), "optimizers": PARTS, "peers": ("sgd",)},
+    "rescue_start_digits": {
+        **_MAP,
+        "depths": (2, 4),
+        "init_scales": (1.0,),
+        "seeds": (0, 1, 2, 3, 4),
+    },
+    "rescue_start_fashion": {
+        **_MAP,
+        "dataset": "fashion_mnist",
+        "depths": (4,),
+        "init_scales": (1.0,),
+        "num_steps": 2000,
+    },
+    "rescue_normalized": {
+        **_MAP,
+        "variants": {
+            kind: _mlp("relu", normalization=kind) for kind in ("batch", "layer")
+        },
+        "depths": (2, 8),
+    },
+    "rescue_profiles": {
+        **_MAP,
+        "variants": {
+            profile: _mlp("relu", profile)
+            for profile in ("first", "alternating", "log_uniform")
+        },
+        "depths": (2, 8),
+    },
+    "rescue_cnn": {
+        **_MAP,
+        "dataset": "fashion_mnist",
+        "variants": {"relu": {"model": _CNN, "profile": "all"}},
+        "depths": (4, 8),
+    },
+}
+
+QUICK: dict[str, dict[str, Any]] = {
+    name: {
+        "dataset": "digits",
+        "variants": dict(list(sizes["variants"].items())[:1]),
+        "depths": (2,),
+        "init_scales": tuple(s for s in (1e-8, 1.0, 1e8) if s in sizes["init_scales"]),
+        "seeds": (0,),
+        "optimizers": {
+            arm: {
+                **sizes["optimizers"][arm],
+                "learning_rates": sizes["optimizers"][arm]["learning_rates"][-4:],
+            }
+            for arm in ("polar_waking", "sgd")
+        },
+        "peers": ("sgd",),
+        "num_steps": 50,
+    }
+    for name, sizes in SIZES.items()
+}

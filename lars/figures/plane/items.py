@@ -1,0 +1,198 @@
+"""The items of the rescue map: the same computation of several planes."""
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from lars import coverage
+from lars.coverage import CELL
+from lars.figures.item import Claim, Item, Settings, judged
+from lars.figures.plane.drawing import heat_maps
+from lars.figures.plane.plane import cells, measure, runs_of, scales_of, starts_in
+
+GOAL_OF_CELLS, GOAL_OF_PLANE, GOAL_OF_ONE_RATE = 1.0, 0.95, 0.95
+"""What the recommended setting is to rescue: of the cells that float32 represents and
+of all cells, with a rate for each; and of those it represents, with one rate."""
+
+GOOD_START = 0.005
+"""How far below the best optimizer the recommended one may be at scale 1."""
+
+SEARCHED = 4
+"""How many rates each optimizer gets after the search."""
+
+
+def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
+    """How much the recommended setting rescues, beside the others."""
+    runs, starts = runs_of(table, settings), starts_in(table)
+    counts = coverage.summary(runs, starts, settings["reference"])
+    mine = counts.loc[settings["recommended"]]
+    peers = counts.loc[[name for name in settings["peers"] if name in counts.index]]
+    chosen = coverage.best_rate_per_cell(runs, settings["reference"])
+    left = coverage.resisting(chosen, starts, [settings["recommended"]])
+
+    def claim(says: str, column: str, goal: float) -> Claim:
+        best = str(peers[column].astype(float).idxmax())
+        label = settings["optimizers"][best]["label"]
+        return Claim(
+            says,
+            f"{_interval(mine, column)}; of the peers the most: {label}, "
+            f"{_interval(peers.loc[best], column)}.",
+            judged([mine[column] >= goal]),
+        )
+
+    return [
+        claim(
+            "The recommended setting rescues every start that float32 represents, with "
+            "a learning rate for each.",
+            "representable_best",
+            GOAL_OF_CELLS,
+        ),
+        claim(
+            f"With one rate for the whole map, {GOAL_OF_ONE_RATE:.0%} of them.",
+            "representable_one",
+            GOAL_OF_ONE_RATE,
+        ),
+        claim(
+            f"Of all starts {GOAL_OF_PLANE:.0%}, with a rate for each.",
+            "plane_best",
+            GOAL_OF_PLANE,
+        ),
+        Claim(
+            "There is nothing that it does not rescue.",
+            f"{len(left)} of {len(cells_of_recommended(chosen, settings))} starts "
+            "resist. "
+            + "; ".join(
+                f"{row.variant}, {row.depth} layers, from {row.init_scale:g} "
+                f"({row.test:.3f}, "
+                f"{'' if row.representable else 'not '}represented)"
+                for row in left.itertuples()
+            ),
+            judged([left.empty]),
+        ),
+    ]
+
+
+def start_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
+    """Whether the recommended setting is as good as the best from a good start."""
+    runs = runs_of(table, settings)
+    chosen = coverage.best_rate_per_cell(runs, settings["reference"])
+    claims = []
+    for cell, rows in chosen.groupby(CELL, sort=False):
+        assert isinstance(cell, tuple)
+        by_name = rows.set_index("optimizer")["test"]
+        best = str(by_name.idxmax())
+        mine = by_name[settings["recommended"]]
+        claims.append(
+            Claim(
+                f"From a good start it trains as well as the best optimizer, within "
+                f"{100 * GOOD_START:g} points: {cell[0]}, {cell[1]} layers.",
+                f"{100 * mine:.2f}%; the best: {100 * by_name[best]:.2f}% "
+                f"({settings['optimizers'][best]['label']}).",
+                judged([mine >= by_name[best] - GOOD_START]),
+            )
+        )
+    return claims
+
+
+def search_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
+    """Which rates the other maps use."""
+    useful = coverage.most_useful_rates(
+        runs_of(table, settings), settings["reference"], SEARCHED
+    )
+    return [
+        Claim(
+            f"{settings['optimizers'][name]['label']}: the {SEARCHED} most useful "
+            "rates, on validation data.",
+            ", ".join(f"{rate:g}" for rate in rates),
+            "confirmed",
+        )
+        for name, rates in useful.items()
+    ]
+
+
+def cells_of_recommended(chosen: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The cells that the recommended setting was run from."""
+    return chosen[chosen["optimizer"] == settings["recommended"]]
+
+
+def coverage_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """`coverage.summary` for people: with labels, in percent, with intervals."""
+    runs, starts = runs_of(table, settings), starts_in(table)
+    counts = coverage.summary(runs, starts, settings["reference"])
+    whole = scales_of(settings, "")
+    rows = []
+    for name, row in counts.iterrows():
+        arm = settings["optimizers"][str(name)]
+        of = "" if scales_of(settings, str(name)) == whole else " *"
+        rows.append(
+            {
+                "optimizer": arm["label"] + of,
+                "represented, a rate each": _interval(row, "representable_best"),
+                "represented, one rate": _interval(row, "representable_one"),
+                "whole plane, a rate each": _interval(row, "plane_best"),
+                "whole plane, one rate": _interval(row, "plane_one"),
+                "that rate": f"{row['one_rate']:g}",
+                "diverged runs": f"{row['diverged_runs']} of {row['runs']}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _interval(row: pd.Series, column: str) -> str:
+    low, high = row[f"{column}_lowest"], row[f"{column}_highest"]
+    return f"{100 * row[column]:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _item(
+    title: str,
+    about: str,
+    claims: Callable[[pd.DataFrame, Settings], Sequence[Claim]] = rescue_claims,
+) -> Item:
+    return Item(
+        title=title,
+        about=about,
+        cells=cells,
+        measure=measure,
+        draw=heat_maps,
+        claims=lambda table, settings: list(claims(table, settings)),
+    )
+
+
+SEARCH = _item(
+    "The search for learning rates",
+    "Every optimizer with twelve rates and one seed on two depths. The four of them "
+    "that rescue the most cells on validation data are what the maps give it.",
+    search_claims,
+)
+MAP = _item(
+    "The rescue map",
+    "A perceptron without normalization on real digits, every kernel times "
+    "`init_scale`. The same steps, batches, seeds and number of rates for each "
+    "optimizer.",
+)
+NORMALIZED = _item(
+    "The map with normalization layers",
+    "The same with batch or layer normalization between each hidden layer and its "
+    "activation, ReLU: what they take care of, and what is left.",
+)
+PROFILES = _item(
+    "Other profiles of the scale",
+    "One layer alone scaled, scales that alternate between s and 1/s, and scales drawn "
+    "from between the two, ReLU.",
+)
+CNN = _item(
+    "The map of convolutional networks",
+    "Plain convolutional networks on Fashion-MNIST, ReLU.",
+)
+PARTS = _item(
+    "What each part of the recommended setting does",
+    "The recommended setting, and what is left of it without one of its parts.",
+)
+_FROM_A_GOOD_START = (
+    "Scale 1, with the rate that is best on validation data: what the setting that "
+    "rescues costs where nothing is to be rescued."
+)
+START_DIGITS = _item("From a good start: digits", _FROM_A_GOOD_START, start_claims)
+START_FASHION = _item(
+    "From a good start: Fashion-MNIST", _FROM_A_GOOD_START, start_claims
+)

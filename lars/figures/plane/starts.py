@@ -1,0 +1,127 @@
+"""What float32 can represent of a network's start: the physical line of the map."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import pandas as pd
+
+from lars import data as datasets
+from lars.data import Data, standardise
+from lars.figures.runs import shared_among
+from lars.init_scales import kernel_positions, profile_scales, scale_kernels
+from lars.models import MODELS, Model
+from lars.rules import flatten_with_path, path_string
+from lars.training import Run, batch_positions, num_kernels, sweep_over
+
+
+class Start(NamedTuple):
+    """A network before its first step, on its first batch."""
+
+    is_finite: jax.Array  # bool: the loss, and every gradient
+    has_gradient: jax.Array  # bool: every kernel's is not all zero
+    has_signal: jax.Array  # bool: every layer's outputs depend on the image
+
+
+def starts_of(
+    dataset: str,
+    model: Mapping[str, Any],
+    batch_size: int,
+    seeds: Sequence[int],
+    init_scale: float,
+    profile: str,
+) -> pd.DataFrame:
+    """Looks at the start of every seed.
+
+    Args:
+        dataset: what to look at it on.
+        model: with its name, as in ``config.model``.
+        batch_size: images of the first batch.
+        seeds: of the initial weights and the batch.
+        init_scale: what initial kernels are multiplied by.
+        profile: which ones, a name of `lars.init_scales.PROFILES`.
+
+    Returns:
+        A row a seed: ``seed`` and the fields of `Start`, as 0 or 1.
+    """
+    network, look = _prepared(json.dumps([dataset, dict(model), batch_size]))
+    data = datasets.load(dataset)
+    kernels = num_kernels(network, data)
+    runs = Run(
+        seed=jnp.asarray(seeds, jnp.int32),
+        kernel_scales=jnp.stack(
+            [profile_scales(profile, init_scale, kernels, seed) for seed in seeds]
+        ),
+        learning_rate=jnp.zeros(len(seeds)),
+    )
+    start: Start = shared_among(jax.devices()[:1], look, runs, data)
+    flags = {name: x.astype(float) for name, x in start._asdict().items()}
+    return pd.DataFrame({"seed": list(seeds), **flags})
+
+
+def look_at(model: Model, batch_size: int) -> Callable[[Run, Data], Start]:
+    """The function that looks at the start of a run."""
+
+    def look(run: Run, data: Data) -> Start:
+        init_key, _ = jax.random.split(jax.random.key(run.seed))
+        first = batch_positions(
+            run.seed, jnp.zeros((), jnp.int32), 1, len(data.train.labels), batch_size
+        )[0]
+        images = standardise(data.train.images[first], data.mean, data.deviation)
+        labels = data.train.labels[first]
+        variables = model.init(init_key, images[:1])
+        params = scale_kernels(variables["params"], run.kernel_scales)
+        key = jax.random.key(0)  # training, as far as normalizations are concerned
+
+        def loss_of(params: Any) -> jax.Array:
+            logits, _ = model.apply({**variables, "params": params}, images, key)
+            return optax.softmax_cross_entropy_with_integer_labels(
+                logits, labels
+            ).mean()
+
+        loss, gradients = jax.value_and_grad(loss_of)(params)
+        outputs = model.outputs({**variables, "params": params}, images, key)
+        leaves = jax.tree.leaves(gradients)
+        named, _ = flatten_with_path(params)
+        kernels = kernel_positions(params)
+        return Start(
+            jnp.isfinite(loss) & all_of(jnp.isfinite(x).all() for x in leaves),
+            all_of((leaves[i] != 0).any() for i in kernels),
+            all_of(
+                _depends_on_image(
+                    outputs[path_string(named[i][0]).rpartition("/")[0]],
+                    named[i][1].size // named[i][1].shape[-1],
+                )
+                for i in kernels
+            ),
+        )
+
+    return look
+
+
+def all_of(flags: Any) -> jax.Array:
+    """Whether all of some scalars are true."""
+    return jnp.stack(list(flags)).all()
+
+
+def _depends_on_image(outputs: jax.Array, terms: int) -> jax.Array:
+    """Whether some output differs between images by more than rounding can make it.
+
+    A sum of n products in float32 may be wrong by n 2⁻²⁴ times the sum of their sizes
+    (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), of
+    which the largest output is the least that is known here.
+    """
+    spread = (outputs.max(axis=0) - outputs.min(axis=0)).max()
+    return spread > terms * 2.0**-24 * jnp.abs(outputs).max()
+
+
+@functools.lru_cache(maxsize=1)
+def _prepared(description: str) -> tuple[Model, Callable[[Run, Data], Start]]:
+    dataset, settings, batch_size = json.loads(description)
+    num_classes = datasets.load(dataset).num_classes
+    model = MODELS[settings.pop("name")](num_classes, **settings)
+    return model, sweep_over(look_at(model, batch_size), jax.devices()[:1], 1)
