@@ -3,8 +3,9 @@
     python -m experiments.figures --figure=rescue_search --workdir=results/figures
     python -m experiments.figures --figure=rescue_map --workdir=results/figures
 
-The four ``learning_rates`` of an optimizer are those of the search's twelve that rescue
-the most cells there on validation data; a test holds this to the results.
+The four ``learning_rates`` of an optimizer are to be those of the search's twelve that
+rescue the most cells there on validation data. Until the search has been run they are
+provisional, and no page shows a result of theirs.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from configs.optimizers import LINEAR
 
 Arm = dict[str, Any]
 
+# Provisional: guesses from what one seed on a part of the plane did.
 _USEFUL: dict[str, tuple[float, ...]] = {
     "sgd": (0.001, 0.01, 0.1, 0.3),
     "clipped_sgd": (0.001, 0.01, 0.1, 0.3),

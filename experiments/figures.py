@@ -3,11 +3,12 @@
     python -m experiments.figures --figure=NAME --workdir=results/figures
 
 NAME is ``table1`` ... ``table5`` or ``figure1`` ... ``figure5`` of the paper, one of
-the book's items (``book_...``), several with commas between them, or ``paper``,
-``book`` or ``all``. Writes NAME/NAME.csv, NAME/NAME.png and ``provenance.json`` to the
-workdir, and prints what became of each claim. Interrupted, the same command goes on
-where it stopped; figures that need the same runs share them. ``--quick`` makes a small
-version, in less than two minutes, that is not what the pages show.
+the book's items (``book_...``), one of the rescue map's (``rescue_...``), several with
+commas between them, or ``paper``, ``book``, ``plane`` or ``all``. Writes NAME/NAME.csv,
+NAME/NAME.png and ``provenance.json`` to the workdir, and prints what became of each
+claim. Interrupted, the same command goes on where it stopped; figures that need the
+same runs share them. ``--quick`` makes a small version, in less than two minutes, that
+is not what the pages show.
 """
 
 import sys
@@ -29,7 +30,9 @@ from lars.figures import Item, Settings, book, paper, plane
 
 ITEMS: dict[str, Item] = {**paper.ITEMS, **book.ITEMS, **plane.ITEMS}
 
-FIGURE = flags.DEFINE_list("figure", None, "Names of figures, or paper, book or all.")
+FIGURE = flags.DEFINE_list(
+    "figure", None, "Names of figures, or paper, book, plane or all."
+)
 QUICK = flags.DEFINE_bool("quick", False, "A small version, in less than two minutes.")
 
 

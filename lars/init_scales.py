@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from lars.kernels import kernels_of
+
 Profile = Callable[[float, int, int], np.ndarray]
 
 
@@ -98,8 +100,7 @@ def kernel_positions(params: Any) -> list[int]:
         parts = re.findall(r"\d+|\D+", name)
         return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
 
-    positions = [i for i, (_, leaf) in enumerate(paths_and_leaves) if leaf.ndim >= 2]
-    return sorted(positions, key=natural_order)
+    return sorted(kernels_of(params), key=natural_order)
 
 
 def _only(position: int, init_scale: float, num_kernels: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 Each takes scaled kernels and gives others; biases and all else stay as they are.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -11,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from lars.init_scales import kernel_positions
+from lars.kernels import preserving_norm
 from lars.models.model import Model, Variables
-from lars.norms import l2_norm
+from lars.norms import unit
 from lars.rules import flatten_with_path, path_string
 from lars.spectral import as_matrices, from_matrices
 
@@ -23,17 +23,11 @@ Mend = Callable[[Model, Variables, jax.Array], Any]
 
 
 def rescaled(model: Model, variables: Variables, images: jax.Array) -> Any:
-    r"""Every kernel times what gives it the norm of an initialization that preserves
-    variance: :math:`\sqrt{2 / \text{fan-in}}` an element.
-
-    References:
-        He, Zhang, Ren and Sun, `Delving Deep into Rectifiers
-        <https://arxiv.org/abs/1502.01852>`_, 2015
-    """
+    """Every kernel times what gives it its `preserving_norm`."""
     del model, images
 
     def mend(x: jax.Array) -> jax.Array:
-        return _unit(x) * math.sqrt(2.0 * x.shape[-1]) if x.ndim >= 2 else x
+        return unit(x)[0] * preserving_norm(x) if x.ndim >= 2 else x
 
     return jax.tree.map(mend, variables["params"])
 
@@ -54,18 +48,17 @@ def lsuv(model: Model, variables: Variables, images: jax.Array) -> Any:
     leaves = [_orthogonal(x) if i in kernels else x for i, (_, x) in enumerate(named)]
     layers = [path_string(named[i][0]).rpartition("/")[0] for i in kernels]
 
-    def normalize(number: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
+    def normalize(_: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
         seen = {**variables, "params": treedef.unflatten(leaves)}
         outputs = model.outputs(seen, images, None)
-        deviations = jnp.stack([jnp.std(outputs[layer]) for layer in layers])
-        by = jnp.where(jnp.arange(len(kernels)) == number, deviations, 1)
-        by = jnp.where(by > 0, by, 1)
-        return [
-            x / by[kernels.index(i)] if i in kernels else x
-            for i, x in enumerate(leaves)
-        ]
+        leaves = list(leaves)
+        for i, layer in zip(kernels, layers, strict=True):
+            deviation = jnp.std(outputs[layer])
+            leaves[i] = leaves[i] / jnp.where(deviation > 0, deviation, 1)
+        return leaves
 
-    # A layer's outputs are linear in its kernel: dividing once is enough.
+    # Outputs are linear in the layer's kernel: once what is before it is right, and it
+    # is divided, it is right for good. As many passes as layers are enough for all.
     return treedef.unflatten(jax.lax.fori_loop(0, len(kernels), normalize, leaves))
 
 
@@ -83,17 +76,12 @@ def initialization_named(name: str) -> Mend | None:
     return {"scaled": None, "rescaled": rescaled, "lsuv": lsuv}[name]
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    size = l2_norm(x)
-    return x / jnp.where(size == 0, 1, size)
-
-
 def _orthogonal(x: jax.Array) -> jax.Array:
     """The orthogonal factor of a kernel, whatever its scale."""
-    matrix = as_matrices(_unit(x))
+    matrix = as_matrices(x)
     is_wide = matrix.shape[0] < matrix.shape[1]
     q, r = jnp.linalg.qr(matrix.T if is_wide else matrix)
     # Signs that make the factor that of a matrix with a positive diagonal: as random as
     # the kernel was.
-    q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)
+    q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)[None]
     return from_matrices(q.T if is_wide else q, x.shape)

@@ -182,7 +182,7 @@ def _l2_norm(x: jax.Array) -> jax.Array:
 @_l2_norm.defjvp
 def _l2_norm_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return _l2_norm(x), jnp.sum(_unit(x) * dx)
+    return _l2_norm(x), jnp.sum(unit(x)[0] * dx)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -402,12 +402,16 @@ def _rescaled_sum_of_squares(
     return _reduce(jnp.sum, rescaled * rescaled, group)
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    """``x / ‖x‖``, and zero at zero."""
+def unit(x: jax.Array) -> tuple[jax.Array, Scaled]:
+    """``x / ‖x‖``, and zero at zero; and the norm, with its exponent apart.
+
+    Args:
+        x: float32 or float64 array of any shape. Subnormal elements count.
+    """
     exponent = _largest_exponent(x[None], _Group((0,), Split(), x.shape))[0]
     rescaled = _rescale(x, exponent)
     norm = jnp.sqrt(jnp.sum(rescaled * rescaled))
-    return rescaled / jnp.where(norm == 0, 1, norm)
+    return rescaled / jnp.where(norm == 0, 1, norm), Scaled(norm, exponent)
 
 
 def _rescale(x: jax.Array, exponent: jax.Array) -> jax.Array:

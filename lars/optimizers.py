@@ -80,7 +80,6 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "muon": muon,
     "fromage": optax.fromage,
     "polar": polar,
-    "sgd_waking": waking(sgd),
     "adam_waking": waking(optax.adam),
     "polar_waking": waking(polar),
 }

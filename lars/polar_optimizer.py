@@ -3,7 +3,8 @@ r"""LARS in polar coordinates: the direction and the size of every kernel, apart
 For every kernel w with gradient g, with ρ = ‖w‖, u = w / ρ, L kernels in all, and
 γ' = γ / Lᵖ the learning rate of each:
 
-    o ← polar factor of g, without its part along u, of Frobenius norm 1
+    ĝ ← g, in which what a constant input makes is no larger than the rest
+    o ← polar factor of ĝ, of Frobenius norm 1, without its part along u
     v ← m v + γ' ρ o                              where to: a relative step, as in LARS
     w ← w - v - γ' (κ sign⟨g, u⟩ + β) w           how large: relative, too
 
@@ -19,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lars.kernels import biases_of, by_constant_input, kernels_of
 from lars.layers import widen
-from lars.norms import l2_norm
-from lars.optimizer import check_below_one, check_number
-from lars.rules import flatten_with_path
-from lars.spectral import as_matrices, from_matrices, orthogonalize, rescale_each
+from lars.norms import l2_norm, unit
+from lars.optimizer import _at, check_below_one, check_number
+from lars.scaled import ratio, value
+from lars.spectral import as_matrices, from_matrices, orthogonalize
 
 
 class PolarState(NamedTuple):
@@ -49,8 +51,9 @@ def polar(
 
     .. math::
         \begin{align*}
-        o_t &= \frac{O_t - \langle O_t, u_t\rangle u_t}{\|\cdot\|_F},
-          \qquad O_t = UV^\top \text{ of } g_t = U \Sigma V^\top,
+        o_t &= \bar O_t - \langle \bar O_t, u_t\rangle u_t,
+          \qquad \bar O_t = O_t / \|O_t\|_F,
+          \qquad O_t = UV^\top \text{ of } \hat g_t = U \Sigma V^\top,
           \quad u_t = w_t / \|w_t\|_F \\
         v_{t+1} &= m\,v_t + \gamma'_t\,\|w_t\|_F\,o_t \\
         w_{t+1} &= w_t - v_{t+1} - \gamma'_t
@@ -59,16 +62,21 @@ def polar(
 
     for every array of two axes or more, a kernel, taken as a matrix
     (:func:`lars.spectral.as_matrices`). As in LARS, a step is a given part of the
-    layer's own norm. Three things differ, each for a way in which LARS fails from a
+    layer's own norm. Four things differ, each for a way in which LARS fails from a
     badly scaled start:
 
     * The direction is orthogonalised. In a network of many layers whose kernels are
       far too small, gradients are of rank one, nearly, and so are LARS' kernels after
       a while.
+    * Before that, :math:`\hat g` is the gradient with the part that a constant input
+      makes (:func:`lars.kernels.by_constant_input`) reduced, if it is larger, to the
+      norm of the rest. Behind many sigmoids inputs are almost constant, and what
+      differs between images is else too small a part for Newton-Schulz steps to find.
+      It is the gradient itself where a kernel has no bias beside it.
     * A kernel's size has a step of its own, relative and of constant length, along the
-      sign of the loss' derivative by the logarithm of the size: from 1e-8 to 1 in
-      some hundred steps, and back from 1e8. Decay, likewise relative, draws a network
-      whose signs are noise, because it is chaotic, to smaller sizes.
+      sign of the loss' derivative by the logarithm of the size, so that it grows and
+      shrinks exponentially. Decay, likewise relative, draws a network whose signs are
+      noise, because it is chaotic, to smaller sizes.
     * A bias moves by the least of two lengths: ``bias_bound`` times the step of a row
       of its kernel, and the length at which it lowers the loss, to first order, by
       ``bias_share`` times what the kernel's step does. Where a layer's inputs are tiny,
@@ -83,8 +91,7 @@ def polar(
     ones if that is more, and are not decayed.
 
     Args:
-        learning_rate: :math:`\gamma`, a number or a schedule of the step; 0.005 to 0.02
-            in what it was made for.
+        learning_rate: :math:`\gamma`, a number or a schedule of the step.
         weight_decay: :math:`\beta`, a number or a schedule, relative to the rate.
         momentum: :math:`m`.
         radial_rate: :math:`\kappa`, of the size relative to that of the direction.
@@ -193,8 +200,8 @@ def polar(
         new_v = list(v)
         relative: list[Any] = [0.0] * len(w)  # part of itself that w is to lose
 
-        owners = owners_of_vectors(params)
-        biases = {kernel: bias for bias, kernel in owners.items()}
+        biases = biases_of(params)
+        owners = {bias: kernel for kernel, bias in biases.items()}
         for i, x in enumerate(g):
             gamma, beta = rate.astype(x.dtype), decay.astype(x.dtype)
             if i in kernels:
@@ -210,7 +217,7 @@ def polar(
                     if kernel is None
                     else _bias_length(x, g[kernel], w[kernel], bias_bound, bias_share)
                 )
-                step = gamma * length * _unit(x)[0]
+                step = gamma * length * unit(x)[0]
                 relative[i] = 0.0 if kernel is None else gamma * beta
             new_v[i] = momentum * v[i] + step
 
@@ -227,82 +234,38 @@ def polar(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def kernels_of(params: optax.Params) -> list[int]:
-    """Which leaves of a tree are kernels: those of two axes or more."""
-    return [i for i, x in enumerate(jax.tree.leaves(params)) if jnp.ndim(x) >= 2]
-
-
-def owners_of_vectors(params: optax.Params) -> dict[int, int]:
-    """The kernel that each bias belongs to, by their numbers among the leaves.
-
-    A bias is a vector whose path differs from that of a kernel in the last key only,
-    with an element for each of the kernel's outputs.
-    """
-    named, _ = flatten_with_path(params)
-    kernels = {path[:-1]: i for i, (path, x) in enumerate(named) if jnp.ndim(x) >= 2}
-    owners = {}
-    for i, (path, x) in enumerate(named):
-        kernel = kernels.get(path[:-1])
-        if kernel is None or jnp.ndim(x) != 1:
-            continue
-        if jnp.shape(named[kernel][1])[-1] == jnp.size(x):
-            owners[i] = kernel
-    return owners
-
-
 def _angular_and_radial(
     g: jax.Array, w: jax.Array, bias_g: jax.Array | None, steps: int
 ) -> tuple[jax.Array, jax.Array]:
     """The unit step across the kernel, and the sign of the slope along it."""
-    matrix, u = rescale_each(as_matrices(g))[0], as_matrices(_unit(w)[0])
+    matrix, u = as_matrices(unit(g)[0]), as_matrices(unit(w)[0])
     slope = jnp.sum(matrix * u)
     if bias_g is not None and min(matrix.shape) > 1:
-        matrix = _balanced(matrix, _unit(bias_g)[0])
-    o = orthogonalize(matrix, steps, matrix.dtype)
+        matrix = _balanced(*by_constant_input(g, bias_g))
+    o = unit(orthogonalize(matrix, steps, matrix.dtype))[0]
+    # Not made longer again: of a gradient along the kernel only rounding is left.
     o = o - jnp.sum(o * u) * u
-    return from_matrices(_unit(o)[0], g.shape), jnp.sign(slope)
+    return from_matrices(o, g.shape), jnp.sign(slope)
 
 
-def _balanced(g: jax.Array, b: jax.Array) -> jax.Array:
-    """The gradient with what a constant input makes reduced to the size of the rest.
-
-    Args:
-        g: gradient of a kernel [inputs, outputs].
-        b: unit vector along that of its bias [outputs]; the two are of the same images,
-            so that a constant input h makes h bᵀ.
-    """
-    constant = jnp.outer(g @ b, b)
-    rest = g - constant
+def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
+    """Their sum, with what a constant input makes reduced to the size of the rest."""
     size, size_of_rest = jnp.linalg.norm(constant), jnp.linalg.norm(rest)
-    least = size_of_rest / jnp.where(size > 0, size, 1)
+    part = jnp.minimum(1, size_of_rest / jnp.where(size > 0, size, 1))
     # Where there is nothing but a constant input, it is all there is to go by.
-    return jnp.where(size_of_rest > 0, rest + jnp.minimum(1, least) * constant, g)
+    return rest + jnp.where(size_of_rest > 0, part, 1) * constant
 
 
 def _bias_length(
     g: jax.Array, kernel_g: jax.Array, kernel_w: jax.Array, bound: Any, share: Any
 ) -> jax.Array:
     """How far a bias goes, beside a step of the kernel by its whole norm."""
-    _, size, exponent = _unit(g)
-    _, kernel_size, kernel_exponent = _unit(kernel_g)
-    # Clipped where float32 would leave its range and the other bound holds anyway.
-    apart = jnp.exp2(jnp.clip(kernel_exponent - exponent, -100, 100).astype(size.dtype))
-    of_loss = share * kernel_size / jnp.where(size > 0, size, 1) * apart
+    norm = unit(g)[1]
+    norm = norm._replace(fraction=jnp.where(norm.fraction > 0, norm.fraction, 1))
+    of_loss = share * value(ratio(unit(kernel_g)[1], norm))
     rows = kernel_w.size // kernel_w.shape[-1]
     return l2_norm(kernel_w) * jnp.minimum(bound / math.sqrt(rows), of_loss)
 
 
-def _unit(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``x / ‖x‖``, zero at zero, and the norm with its exponent apart."""
-    scaled, exponent = rescale_each(x.reshape(1, -1))
-    size = jnp.sqrt(jnp.sum(scaled * scaled))
-    unit = scaled / jnp.where(size == 0, 1, size)
-    return unit.reshape(x.shape), size, exponent
-
-
 def _like(x: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:
     return [a.astype(jnp.result_type(b)) for a, b in zip(x, other, strict=True)]
-
-
-def _at(number: Any, count: jax.typing.ArrayLike) -> Any:
-    return number(count) if callable(number) else number

@@ -3,6 +3,9 @@
 All functions take a table of results (`lars.sweep.COLUMNS`) and return tables. Settings
 are chosen by validation accuracy, what is reported is test accuracy. A diverged run
 counts as accuracy 0: it failed, and is not left out.
+
+A *cell* is a start that an optimizer is judged from: an initial scale and, in tables of
+several networks, which `lars.coverage` is about, a ``variant`` and a ``depth``.
 """
 
 import itertools
@@ -16,14 +19,20 @@ RESCUED = 0.95
 """A scale is rescued if the median test accuracy over the seeds is at least this part
 of the reference's median test accuracy at scale 1."""
 
-_CELL = ["optimizer", "init_scale"]
+NETWORK = ["variant", "depth"]
+"""The columns that name a network, in tables of several."""
+
+
+def cell_columns(table: pd.DataFrame) -> list[str]:
+    """The columns that name a cell, and whose it is."""
+    return ["optimizer", *(x for x in NETWORK if x in table), "init_scale"]
 
 
 def medians(results: pd.DataFrame) -> pd.DataFrame:
-    """The median over seeds of every optimizer, scale and learning rate.
+    """The median over seeds of every optimizer, cell and learning rate.
 
     Returns:
-        Columns ``optimizer``, ``init_scale``, ``learning_rate``, and of the validation
+        Those of `cell_columns`, ``learning_rate``, and of the validation
         and the test accuracy the median, ``validation`` and ``test``, and of the latter
         the extremes over seeds, ``lowest`` and ``highest``.
     """
@@ -34,7 +43,7 @@ def medians(results: pd.DataFrame) -> pd.DataFrame:
         }
     )
     return (
-        counted.groupby([*_CELL, "learning_rate"], sort=False)
+        counted.groupby([*cell_columns(results), "learning_rate"], sort=False)
         .agg(
             validation=("validation_accuracy", "median"),
             test=("test_accuracy", "median"),
@@ -63,7 +72,7 @@ def threshold(results: pd.DataFrame, reference: str, measure: str = "test") -> f
             f"no results of the reference {reference!r} at init_scale 1: nothing to "
             "measure a rescue against."
         )
-    return RESCUED * _best(at_one)[measure].iloc[0]
+    return RESCUED * best_rates(at_one)[measure].iloc[0]
 
 
 def best_rate_per_scale(results: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -71,7 +80,7 @@ def best_rate_per_scale(results: pd.DataFrame, reference: str) -> pd.DataFrame:
 
     Of equal rates the smallest. Returns the columns of `medians`, and ``rescued``.
     """
-    return _with_rescued(_best(medians(results)), results, reference)
+    return _with_rescued(best_rates(medians(results)), results, reference)
 
 
 def one_rate(results: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -83,15 +92,7 @@ def one_rate(results: pd.DataFrame, reference: str) -> pd.DataFrame:
     """
     table = medians(results)
     standard = threshold(results, reference, "validation")
-    score = (
-        table.assign(rescued=table["validation"] >= standard)
-        .groupby(["optimizer", "learning_rate"], sort=True)[["rescued", "validation"]]
-        .mean()
-        .reset_index()
-        .sort_values(["rescued", "validation"], ascending=False, kind="stable")
-        .drop_duplicates("optimizer")
-    )
-    chosen = table.merge(score[["optimizer", "learning_rate"]])
+    chosen = at_rate_of_most(table.assign(rescued=table["validation"] >= standard))
     return _with_rescued(chosen, results, reference)
 
 
@@ -119,7 +120,7 @@ def summary(results: pd.DataFrame, reference: str) -> pd.DataFrame:
         ("rescued_one_rate", fixed),
     ):
         columns[name] = chosen.groupby("optimizer")["rescued"].sum()
-        alone = results.merge(chosen[[*_CELL, "learning_rate"]])
+        alone = single_runs(results, chosen)
         alone["rescued"] = ~alone["diverged"] & (alone["test_accuracy"] >= standard)
         by_seed = alone.groupby(["optimizer", "seed"])["rescued"].sum()
         columns[f"{name}_lowest"] = by_seed.groupby("optimizer").min()
@@ -217,15 +218,56 @@ def most_useful_rates(
         Indexed by optimizer: ``learning_rates``, a tuple; ``rescued``, how many scales
         these rescue on validation data; ``accuracy``, the mean of the best over scales.
     """
+    table = medians(results)
     standard = threshold(results, reference, "validation")
+    return rates_that_cover(
+        table.assign(rescued=table["validation"] >= standard), count
+    )
+
+
+def best_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Of `medians`, the row of the best validation accuracy of each cell.
+
+    Of equal ones that of the smallest rate.
+    """
+    ordered = table.sort_values("learning_rate", kind="stable")
+    cells = ordered.groupby(cell_columns(table), sort=False)
+    return ordered.loc[cells["validation"].idxmax()]
+
+
+def at_rate_of_most(table: pd.DataFrame) -> pd.DataFrame:
+    """Of `medians`, the rows at the one rate of each optimizer that rescues the most.
+
+    Args:
+        table: `medians`, with ``rescued``, which is judged on validation data.
+    """
+    score = (
+        table.groupby(["optimizer", "learning_rate"], sort=True)[
+            ["rescued", "validation"]
+        ]
+        .mean()
+        .reset_index()
+        .sort_values(["rescued", "validation"], ascending=False, kind="stable")
+        .drop_duplicates("optimizer")
+    )
+    return table.merge(score[["optimizer", "learning_rate"]])
+
+
+def single_runs(results: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """The runs at the rates that were chosen for their cells."""
+    return results.merge(chosen[[*cell_columns(chosen), "learning_rate"]])
+
+
+def rates_that_cover(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """`most_useful_rates` of `medians` with ``rescued``, judged on validation data."""
+    cells = cell_columns(table)[1:]
     rows = {}
-    for name, table in medians(results).groupby("optimizer", sort=False):
-        by_rate = table.pivot(
-            index="learning_rate", columns="init_scale", values="validation"
-        )
+    for name, rates in table.groupby("optimizer", sort=False):
+        by_rate = rates.pivot(index="learning_rate", columns=cells, values="validation")
+        reached = rates.pivot(index="learning_rate", columns=cells, values="rescued")
         choices = np.array(list(itertools.combinations(range(len(by_rate)), count)))
-        best = by_rate.to_numpy()[choices].max(axis=1)  # [choices, scales]
-        rescued, accuracy = (best >= standard).sum(axis=1), best.mean(axis=1)
+        accuracy = by_rate.to_numpy()[choices].max(axis=1).mean(axis=1)
+        rescued = reached.to_numpy(bool)[choices].any(axis=1).sum(axis=1)
         # Decided to the tenth digit: sums in another order must not decide.
         first = np.lexsort((-accuracy.round(10), -rescued))[0]
         rows[str(name)] = {
@@ -236,18 +278,15 @@ def most_useful_rates(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _best(table: pd.DataFrame) -> pd.DataFrame:
-    """The row of the best validation accuracy, at the smallest rate, of each cell."""
-    ordered = table.sort_values("learning_rate", kind="stable")
-    return ordered.loc[ordered.groupby(_CELL, sort=False)["validation"].idxmax()]
-
-
 def _with_rescued(
     chosen: pd.DataFrame, results: pd.DataFrame, reference: str
 ) -> pd.DataFrame:
     order = {name: i for i, name in enumerate(results["optimizer"].unique())}
     return (
         chosen.assign(rescued=chosen["test"] >= threshold(results, reference))
-        .sort_values(_CELL, key=lambda c: c.map(order) if c.name == "optimizer" else c)
+        .sort_values(
+            cell_columns(chosen),
+            key=lambda c: c.map(order) if c.name == "optimizer" else c,
+        )
         .reset_index(drop=True)
     )

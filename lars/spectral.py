@@ -128,7 +128,7 @@ def orthogonalize(
         and Their Application to the Muon Algorithm <https://arxiv.org/abs/2505.16932>`_,
         2025 (the coefficients)
     """
-    x, _ = rescale_each(x)
+    x, _ = _rescale_each(x)
     x = _unit(x, (-2, -1))
     if min(x.shape[-2:]) <= 1:
         return x
@@ -197,7 +197,7 @@ def scaled_spectral_norm(x: jax.Array) -> Scaled:
     Returns:
         Fraction and exponent, each an array [*batch].
     """
-    x, exponent = rescale_each(x)
+    x, exponent = _rescale_each(x)
     return Scaled(spectral_norm(x), exponent)
 
 
@@ -231,7 +231,7 @@ def _length(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
 
 
-def rescale_each(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _rescale_each(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns ``(x * 2**-exponent, exponent)``, with an exponent for each matrix."""
     info = jnp.finfo(x.dtype)
     largest = jnp.max(_magnitude(x), axis=(-2, -1), keepdims=True, initial=0)

@@ -137,7 +137,7 @@ def make_training(
             part alone.
         augmentation: what to do to the images, if anything.
         initialization: what is done to the kernels once they are scaled, before the
-            first step: a name of `lars.initialization.INITIALIZATIONS`.
+            first step, one of `lars.initialization.Initialization`.
 
     Raises:
         ValueError: for a label smoothing that is no part of 1, or an unknown

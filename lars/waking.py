@@ -5,22 +5,26 @@ has anything to go by: a gradient of zero has no direction, one of NaN neither. 
 scale of the initial weights is then all that can be mended, and all that is.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lars.kernels import biases_of, by_constant_input, kernels_of, preserving_norm
 from lars.layers import widen
 from lars.norms import l2_norm
 from lars.optimizer import check_number
-from lars.polar_optimizer import kernels_of, owners_of_vectors
-from lars.spectral import as_matrices, rescale_each
 
 HEARD = 2.0**-12
 """The part of a kernel's gradient that must differ from what a constant input would
 have made: half of the digits of float32."""
+
+LARGEST_FACTOR = 16.0
+"""By how much a kernel is multiplied at most, in a step."""
+
+MOST_LEVELS = 8
+"""By how many half octaves the aim moves at most, up or down."""
 
 REASONS = ("not finite", "no gradient", "constant input")
 """What `WakingState.reasons` counts, in this order."""
@@ -31,10 +35,7 @@ class WakingState(NamedTuple):
 
     inner_state: optax.OptState
     silent_steps: jax.Array  # shape=(), int32: how many there have been in a row
-    level: (
-        jax.Array
-    )  # shape=(), int32: half octaves of the aim, see `wake_silent_layers`
-    moves: jax.Array  # shape=(), int32: steps in which scales were moved
+    level: jax.Array  # shape=(), int32: by how many half octaves the aim has moved
     reasons: jax.Array  # shape=(3,), int32: moves by their reason, see `REASONS`
 
 
@@ -42,8 +43,6 @@ def wake_silent_layers(
     inner: optax.GradientTransformation,
     *,
     patience: int = 3,
-    largest_factor: float = 16.0,
-    most_levels: int = 8,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Moves the scale of a network's kernels until a signal passes, and no further.
 
@@ -51,22 +50,19 @@ def wake_silent_layers(
 
     * one is not finite; or
     * that of a kernel is exactly zero while another parameter's is not; or
-    * that of a kernel is what a constant input makes, while another kernel's is not.
-      From inputs h and output gradients δ of the images i of a batch, the gradient of a
-      kernel is :math:`G = \sum_i h_i \delta_i^\top` and that of its bias
-      :math:`b = \sum_i \delta_i`. Constant inputs make :math:`G = h\,b^\top`. An input
-      counts as constant if all but :math:`2^{-12}` of G is of this form. (Of a kernel
-      without a bias, or with one input or output, this cannot be told.)
+    * that of a kernel is what a constant input makes
+      (:func:`lars.kernels.by_constant_input`), all but :math:`2^{-12}` of it, while
+      another kernel's is not. (Of a kernel without a bias, or with one input or output,
+      this cannot be told.)
 
-    In a silent step the inner optimizer is not asked. Instead, every kernel is
-    multiplied by what brings its norm to that of an initialization that preserves
-    variance, :math:`\sqrt{2/\text{fan-in}}` an element (He et al. 2015), or by
-    ``largest_factor`` or its inverse where this is closer; what is not finite only ever
-    shrinks. Where all kernels are there and the network is silent still, the aim itself
-    moves by half an octave a step: down while something is not finite, up otherwise.
-    Biases become zero, and so does what the inner optimizer remembers of the
-    parameters, such as momentum. As soon as a signal passes the scale stays as it is,
-    for the inner optimizer to do with as it likes.
+    Then the inner optimizer is not asked. Instead, every kernel is multiplied by what
+    brings its norm to the one that keeps the mean square of a layer's inputs
+    (:func:`lars.kernels.preserving_norm`), or by 16 or 1/16 where this is closer; what
+    is not finite only ever shrinks. Where all kernels are there and the network is
+    silent still, the aim itself moves by half an octave a step: down while something is
+    not finite, up otherwise. Biases become zero, and so does what the inner optimizer
+    remembers of the parameters, such as momentum. As soon as a signal passes the scale
+    stays as it is, for the inner optimizer to do with as it likes.
 
     A gradient that is not finite is seen to at once; silence of the other kinds only
     where it lasts for ``patience`` steps, through which the inner optimizer goes on: in
@@ -80,8 +76,6 @@ def wake_silent_layers(
     Args:
         inner: any optimizer.
         patience: silent steps in a row before something is done.
-        largest_factor: by how much a kernel is multiplied at most, in a step.
-        most_levels: how many half octaves the aim moves at most, up or down.
 
     Returns:
         An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` needs
@@ -103,25 +97,21 @@ def wake_silent_layers(
         >>> print(f"{params['kernel'][0, 0]:.1e}",
         ...       dict(zip(lars.waking.REASONS, state.reasons.tolist())))
         6.3e+28 {'not finite': 1, 'no gradient': 0, 'constant input': 0}
-
-    References:
-        He, Zhang, Ren and Sun, `Delving Deep into Rectifiers
-        <https://arxiv.org/abs/1502.01852>`_, 2015
     """
     check_number("patience", patience)
-    check_number("largest_factor", largest_factor)
-    check_number("most_levels", most_levels)
-    if patience < 1 or largest_factor <= 1:
-        raise ValueError(
-            "patience must be at least 1 and largest_factor above 1, got "
-            f"{patience!r} and {largest_factor!r}."
-        )
+    if patience < 1:
+        raise ValueError(f"patience must be at least 1, got {patience!r}.")
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> WakingState:
+        if not kernels_of(params):
+            raise ValueError(
+                "wake_silent_layers needs parameters with kernels, arrays of two axes "
+                f"or more, got {jax.tree.map(jnp.shape, params)}."
+            )
         zero = jnp.zeros((), jnp.int32)
         return WakingState(
-            inner.init(params), zero, zero, zero, jnp.zeros(len(REASONS), jnp.int32)
+            inner.init(params), zero, zero, jnp.zeros(len(REASONS), jnp.int32)
         )
 
     def update_fn(
@@ -149,13 +139,13 @@ def wake_silent_layers(
         )
         is_moved = is_infinite | (silent_steps >= patience)
 
-        relative, level = _relative_norms(params, state.level, is_infinite, most_levels)
+        relative, level = _relative_norms(params, state.level, is_infinite)
         level = jnp.where(is_moved, level, state.level)
 
         def move() -> tuple[optax.Updates, optax.OptState]:
             inner_state = _forgotten(inner, state.inner_state, params)
-            upper = jnp.where(is_infinite, 1.0, largest_factor)
-            factor = jnp.clip(1 / relative, 1 / largest_factor, upper)
+            upper = jnp.where(is_infinite, 1.0, LARGEST_FACTOR)
+            factor = jnp.clip(1 / relative, 1 / LARGEST_FACTOR, upper)
             return _scaled(params, factor, updates), inner_state
 
         def step() -> tuple[optax.Updates, optax.OptState]:
@@ -166,7 +156,6 @@ def wake_silent_layers(
             inner_state,
             silent_steps,
             level,
-            state.moves + is_moved.astype(jnp.int32),
             state.reasons + (is_moved & reasons).astype(jnp.int32),
         )
 
@@ -186,7 +175,7 @@ def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
     """
     g = [widen(x) for x in jax.tree.leaves(gradients)]
     kernels = kernels_of(params)
-    biases = {kernel: bias for bias, kernel in owners_of_vectors(params).items()}
+    biases = biases_of(params)
     is_infinite = ~jnp.stack([jnp.isfinite(x).all() for x in g]).all()
     is_zero = jnp.stack([(x == 0).all() for x in g])
     zero_kernels = is_zero[jnp.asarray(kernels, jnp.int32)]
@@ -195,7 +184,9 @@ def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
     if biases:
         heard = jnp.stack(
             [
-                _heard(g[i], g[biases[i]]) if i in biases else jnp.float32(1)
+                _heard(g[i], g[biases[i]]).astype(jnp.float32)
+                if i in biases
+                else jnp.float32(1)
                 for i in kernels
             ]
         )
@@ -228,24 +219,19 @@ def _forgotten(
 
 def _heard(kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """The part of a kernel's gradient that a constant input would not have made."""
-    matrix = rescale_each(as_matrices(kernel))[0]
-    if min(matrix.shape) <= 1:
-        return jnp.ones((), matrix.dtype)
-    b = rescale_each(bias[None])[0][0]
-    squares = jnp.sum(b * b)
-    h = matrix @ b / jnp.where(squares == 0, 1, squares)
-    rest, whole = jnp.linalg.norm(matrix - jnp.outer(h, b)), jnp.linalg.norm(matrix)
-    return jnp.where((squares > 0) & (whole > 0), rest / whole, 1)
+    constant, rest = by_constant_input(kernel, bias)
+    # All of it where this cannot be told.
+    told = min(rest.shape) > 1
+    return jnp.linalg.norm(rest) if told else jnp.ones((), constant.dtype)
 
 
 def _relative_norms(
-    params: optax.Params, level: jax.Array, is_infinite: jax.Array, most_levels: int
+    params: optax.Params, level: jax.Array, is_infinite: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The kernels' norms relative to the aim; it moves where all are there."""
     w = [widen(jax.tree.leaves(params)[i]) for i in kernels_of(params)]
-    preserving = [math.sqrt(2.0 * x.shape[-1]) for x in w]
     relative = jnp.stack(
-        [l2_norm(x) / size for x, size in zip(w, preserving, strict=True)]
+        [(l2_norm(x) / preserving_norm(x)).astype(jnp.float32) for x in w]
     )
 
     def to(aim: jax.Array) -> jax.Array:
@@ -255,9 +241,7 @@ def _relative_norms(
     are_there = jnp.where(
         is_infinite, to(level) <= near, (to(level) <= near) & (to(level) >= 1 / near)
     ).all()
-    moved = jnp.clip(
-        level + jnp.where(is_infinite, -1, 1), -int(most_levels), int(most_levels)
-    )
+    moved = jnp.clip(level + jnp.where(is_infinite, -1, 1), -MOST_LEVELS, MOST_LEVELS)
     level = jnp.where(are_there, moved, level)
     return jnp.maximum(to(level), jnp.finfo(relative.dtype).tiny), level
 
@@ -273,7 +257,7 @@ def _scaled(
     moves = [jnp.zeros_like(x) for x in w]
     for number, i in enumerate(kernels_of(params)):
         moves[i] = (factors[number] - 1).astype(w[i].dtype) * w[i]
-    for i in owners_of_vectors(params):
+    for i in biases_of(params).values():
         moves[i] = -w[i]
     return treedef.unflatten(
         [x.astype(dtype) for x, dtype in zip(moves, dtypes, strict=True)]

@@ -8,17 +8,20 @@ from matplotlib.ticker import PercentFormatter
 
 from lars import coverage
 from lars.coverage import CELL
+from lars.figures import style
 from lars.figures.item import Settings
 from lars.figures.plane.plane import runs_of, scales_of, starts_in
 
 COLUMNS = 4
+
+_LINE = style.COLORS[1]
 
 
 def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
     """Test accuracy with the best rate of each cell, an optimizer a panel.
 
     A dot is a cell that is rescued with the one rate that suits the whole map best, a
-    small cross one that is not rescued with any. Inside of the red line float32
+    small cross one that is not rescued with any. Between the orange lines float32
     represents the start.
     """
     runs, starts = runs_of(table, settings), starts_in(table)
@@ -29,12 +32,12 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
     whole = [
         n for n in summary.index if scales_of(settings, n) == scales_of(settings, "")
     ]
-    rows = -(-len(whole) // COLUMNS)
+    columns = min(COLUMNS, len(whole))
+    rows = -(-len(whole) // columns)
     lines = len(settings["variants"]) * len(settings["depths"])
-    figure = Figure(
-        figsize=(15, 1.4 + rows * (0.9 + 0.17 * lines)), layout="constrained"
-    )
-    panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+    size = (3 + 3 * max(columns, 3), 1.6 + rows * (0.9 + 0.17 * lines))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     image = None
     for axes, name in zip(panels.flat, whole, strict=False):
         mine = tuned[tuned["optimizer"] == name]
@@ -47,7 +50,9 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
             origin="upper",
         )
         _marks(axes, mine, fixed[fixed["optimizer"] == name], settings)
-        _physical_line(axes, _grid(can, "representable", settings) > 0.5)
+        inside = _grid(can, "representable", settings) > 0.5
+        for first in range(0, lines, len(settings["depths"])):
+            _physical_line(axes, inside[first : first + len(settings["depths"])], first)
         row = summary.loc[name]
         axes.set_title(
             f"{settings['optimizers'][name]['label']}\n"
@@ -59,21 +64,21 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
         axes.set_axis_off()
     for axes in panels[:, 0]:
         axes.set_ylabel("network, depth")
-    for column in range(COLUMNS):
+    for column in range(columns):
         below = [axes for axes in panels[:, column] if axes.axison]
         if below:
             below[-1].set_xlabel("init_scale (factor on kernels)")
             below[-1].tick_params(labelbottom=True)
     assert image is not None
     bar = figure.colorbar(image, ax=panels, shrink=0.5, pad=0.01)
-    bar.set_label("test accuracy, best rate of each cell (median over seeds)")
+    bar.set_label("test accuracy\n(best rate of each cell,\nmedian over seeds)")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.suptitle(
-        "Which starts can the optimizer alone train?  "
-        f"{settings['dataset']}, {settings['num_steps']} steps of "
-        f"{settings['batch_size']}. Dot: rescued, also with one rate for the whole "
-        "map; cross: not rescued;\nneither: rescued with a rate of its own. "
-        "Within the red line float32 represents the start.",
+        f"Which starts can the optimizer alone train?  {settings['dataset']}, "
+        f"{settings['num_steps']} steps of {settings['batch_size']}.\n"
+        "Dot: rescued, also with one rate for the whole map; cross: not rescued; "
+        "neither: rescued\nwith a rate of its own. "
+        "Between the orange lines float32 represents the start.",
         fontsize=11,
     )
     return figure
@@ -102,15 +107,13 @@ def _marks(
         axes.scatter(x, y, s=7, marker=marker, c=color, linewidths=0.7)
 
 
-def _physical_line(axes: Axes, inside: np.ndarray) -> None:
-    """The border between true and false cells."""
-    height, width = inside.shape
-    for y in range(height):
-        for x in range(width):
-            if x + 1 < width and inside[y, x] != inside[y, x + 1]:
-                axes.plot([x + 0.5] * 2, [y - 0.5, y + 0.5], color="#D55E00", lw=1.6)
-            if y + 1 < height and inside[y, x] != inside[y + 1, x]:
-                axes.plot([x - 0.5, x + 0.5], [y + 0.5] * 2, color="#D55E00", lw=1.6)
+def _physical_line(axes: Axes, inside: np.ndarray, first: int) -> None:
+    """The border between true and false cells of one variant, from a row on."""
+    for y, x in zip(*np.nonzero(inside[:, 1:] != inside[:, :-1]), strict=True):
+        ends = [first + y - 0.5, first + y + 0.5]
+        axes.plot([x + 0.5] * 2, ends, color=_LINE, linewidth=1.6)
+    for y, x in zip(*np.nonzero(inside[1:] != inside[:-1]), strict=True):
+        axes.plot([x - 0.5, x + 0.5], [first + y + 0.5] * 2, color=_LINE, linewidth=1.6)
 
 
 def _ticks(axes: Axes, settings: Settings) -> None:

@@ -8,7 +8,7 @@ from lars import coverage
 from lars.coverage import CELL
 from lars.figures.item import Claim, Item, Settings, judged
 from lars.figures.plane.drawing import heat_maps
-from lars.figures.plane.plane import cells, measure, runs_of, scales_of, starts_in
+from lars.figures.plane.plane import cells, measure, runs_of, starts_in
 
 GOAL_OF_CELLS, GOAL_OF_PLANE, GOAL_OF_ONE_RATE = 1.0, 0.95, 0.95
 """What the recommended setting is to rescue: of the cells that float32 represents and
@@ -28,7 +28,8 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     mine = counts.loc[settings["recommended"]]
     peers = counts.loc[[name for name in settings["peers"] if name in counts.index]]
     chosen = coverage.best_rate_per_cell(runs, settings["reference"])
-    left = coverage.resisting(chosen, starts, [settings["recommended"]])
+    chosen = chosen[chosen["optimizer"] == settings["recommended"]]
+    left = chosen[~chosen["rescued"]].merge(coverage.representable(starts))
 
     def claim(says: str, column: str, goal: float) -> Claim:
         best = str(peers[column].astype(float).idxmax())
@@ -59,8 +60,7 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         ),
         Claim(
             "There is nothing that it does not rescue.",
-            f"{len(left)} of {len(cells_of_recommended(chosen, settings))} starts "
-            "resist. "
+            f"{len(left)} of {len(chosen)} starts resist. "
             + "; ".join(
                 f"{row.variant}, {row.depth} layers, from {row.init_scale:g} "
                 f"({row.test:.3f}, "
@@ -108,34 +108,6 @@ def search_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         )
         for name, rates in useful.items()
     ]
-
-
-def cells_of_recommended(chosen: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """The cells that the recommended setting was run from."""
-    return chosen[chosen["optimizer"] == settings["recommended"]]
-
-
-def coverage_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """`coverage.summary` for people: with labels, in percent, with intervals."""
-    runs, starts = runs_of(table, settings), starts_in(table)
-    counts = coverage.summary(runs, starts, settings["reference"])
-    whole = scales_of(settings, "")
-    rows = []
-    for name, row in counts.iterrows():
-        arm = settings["optimizers"][str(name)]
-        of = "" if scales_of(settings, str(name)) == whole else " *"
-        rows.append(
-            {
-                "optimizer": arm["label"] + of,
-                "represented, a rate each": _interval(row, "representable_best"),
-                "represented, one rate": _interval(row, "representable_one"),
-                "whole plane, a rate each": _interval(row, "plane_best"),
-                "whole plane, one rate": _interval(row, "plane_one"),
-                "that rate": f"{row['one_rate']:g}",
-                "diverged runs": f"{row['diverged_runs']} of {row['runs']}",
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def _interval(row: pd.Series, column: str) -> str:

@@ -13,10 +13,17 @@ import pandas as pd
 from lars import data as datasets
 from lars.data import Data, standardise
 from lars.figures.runs import shared_among
-from lars.init_scales import kernel_positions, profile_scales, scale_kernels
+from lars.init_scales import profile_scales
+from lars.kernels import kernels_of
 from lars.models import MODELS, Model
 from lars.rules import flatten_with_path, path_string
-from lars.training import Run, batch_positions, num_kernels, sweep_over
+from lars.training import (
+    Run,
+    batch_positions,
+    make_training,
+    num_kernels,
+    sweep_over,
+)
 
 
 class Start(NamedTuple):
@@ -65,47 +72,35 @@ def starts_of(
 
 def look_at(model: Model, batch_size: int) -> Callable[[Run, Data], Start]:
     """The function that looks at the start of a run."""
+    training = make_training(
+        model, lambda _: optax.set_to_zero(), num_steps=1, batch_size=batch_size
+    )
 
     def look(run: Run, data: Data) -> Start:
-        init_key, _ = jax.random.split(jax.random.key(run.seed))
-        first = batch_positions(
-            run.seed, jnp.zeros((), jnp.int32), 1, len(data.train.labels), batch_size
-        )[0]
-        images = standardise(data.train.images[first], data.mean, data.deviation)
-        labels = data.train.labels[first]
-        variables = model.init(init_key, images[:1])
-        params = scale_kernels(variables["params"], run.kernel_scales)
-        key = jax.random.key(0)  # training, as far as normalizations are concerned
-
-        def loss_of(params: Any) -> jax.Array:
-            logits, _ = model.apply({**variables, "params": params}, images, key)
-            return optax.softmax_cross_entropy_with_integer_labels(
-                logits, labels
-            ).mean()
-
-        loss, gradients = jax.value_and_grad(loss_of)(params)
-        outputs = model.outputs({**variables, "params": params}, images, key)
-        leaves = jax.tree.leaves(gradients)
-        named, _ = flatten_with_path(params)
-        kernels = kernel_positions(params)
+        state = training.init(run, data)
+        count = len(data.train.labels)
+        batch = batch_positions(run.seed, state.step, 1, count, batch_size)[0]
+        _, report = training.step(state, run, data, batch)
+        images = standardise(data.train.images[batch], data.mean, data.deviation)
+        # A key means training, as far as normalizations are concerned.
+        outputs = model.outputs(state.variables, images, jax.random.key(0))
+        named, _ = flatten_with_path(state.variables["params"])
+        kernels = kernels_of(state.variables["params"])
         return Start(
-            jnp.isfinite(loss) & all_of(jnp.isfinite(x).all() for x in leaves),
-            all_of((leaves[i] != 0).any() for i in kernels),
-            all_of(
-                _depends_on_image(
-                    outputs[path_string(named[i][0]).rpartition("/")[0]],
-                    named[i][1].size // named[i][1].shape[-1],
-                )
-                for i in kernels
-            ),
+            jnp.isfinite(report.loss) & jnp.isfinite(report.gradient_norms).all(),
+            (report.gradient_norms[jnp.asarray(kernels)] != 0).all(),
+            jnp.stack(
+                [
+                    _depends_on_image(
+                        outputs[path_string(named[i][0]).rpartition("/")[0]],
+                        named[i][1].size // named[i][1].shape[-1],
+                    )
+                    for i in kernels
+                ]
+            ).all(),
         )
 
     return look
-
-
-def all_of(flags: Any) -> jax.Array:
-    """Whether all of some scalars are true."""
-    return jnp.stack(list(flags)).all()
 
 
 def _depends_on_image(outputs: jax.Array, terms: int) -> jax.Array:

@@ -1,0 +1,71 @@
+"""Kernels and their biases in a tree of parameters, and what the one says of the other.
+
+A kernel is an array of two axes or more, the last of which counts outputs.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lars.norms import unit
+from lars.rules import flatten_with_path
+from lars.spectral import as_matrices
+
+
+def kernels_of(params: optax.Params) -> list[int]:
+    """Which leaves of a tree are kernels, in the order of the tree."""
+    return [i for i, x in enumerate(jax.tree.leaves(params)) if jnp.ndim(x) >= 2]
+
+
+def biases_of(params: optax.Params) -> dict[int, int]:
+    """The bias of each kernel that has one, both by their numbers among the leaves.
+
+    A bias is a vector whose path differs from that of the kernel in the last key only,
+    with an element for each of the kernel's outputs; of several, the first.
+    """
+    named, _ = flatten_with_path(params)
+    kernels = {named[i][0][:-1]: i for i in kernels_of(params)}
+    biases: dict[int, int] = {}
+    for i, (path, x) in enumerate(named):
+        kernel = kernels.get(path[:-1])
+        if kernel is None or jnp.shape(x) != jnp.shape(named[kernel][1])[-1:]:
+            continue
+        biases.setdefault(kernel, i)
+    return biases
+
+
+def preserving_norm(kernel: jax.Array) -> float:
+    r"""The norm of a kernel whose layer keeps the mean square of its inputs.
+
+    Elements of the size :math:`\sqrt{2 / \text{fan-in}}`, as of normal ones for a
+    rectifier.
+
+    References:
+        He, Zhang, Ren and Sun, `Delving Deep into Rectifiers
+        <https://arxiv.org/abs/1502.01852>`_, 2015
+    """
+    return math.sqrt(2.0 * kernel.shape[-1])
+
+
+def by_constant_input(
+    gradient: jax.Array, bias_gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    r"""A kernel's gradient as the part that a constant input makes, and the rest.
+
+    From inputs h and output gradients δ of the images i of a batch, the gradient of a
+    kernel is :math:`G = \sum_i h_i \delta_i^\top`, that of its bias
+    :math:`b = \sum_i \delta_i`. Constant inputs make :math:`G = h\,b^\top`; the part of
+    G of this form is :math:`G\,b b^\top / \|b\|^2`.
+
+    Args:
+        gradient: of a kernel, of any shape and scale.
+        bias_gradient: of its bias, of the same images.
+
+    Returns:
+        The two parts of ``gradient / ‖gradient‖``, each a matrix [inputs, outputs].
+    """
+    matrix, b = as_matrices(unit(gradient)[0]), unit(bias_gradient)[0]
+    constant = jnp.outer(matrix @ b, b)
+    return constant, matrix - constant

@@ -1,0 +1,89 @@
+"""What mends the initialization gives the same network, whatever it was scaled by."""
+
+import jax
+import numpy as np
+import pytest
+
+from lars.init_scales import scale_kernels
+from lars.initialization import initialization_named, lsuv, rescaled
+from lars.models import cnn, mlp
+
+SETTINGS = {
+    "depth": 4,
+    "use_bias": True,
+    "normalization": "none",
+    "compute_dtype": "float32",
+}
+
+
+def networks(activation="tanh"):
+    perceptron = mlp(10, width=80, activation=activation, **SETTINGS)
+    convolutional = cnn(
+        10,
+        width=8,
+        activation=activation,
+        convolutions_per_pool=2,
+        widening=2,
+        **SETTINGS,
+    )
+    return {"mlp": perceptron, "cnn": convolutional}
+
+
+def start(model, scale):
+    images = jax.random.normal(jax.random.key(1), (64, 8, 8, 1))
+    variables = model.init(jax.random.key(0), images)
+    scales = np.full(SETTINGS["depth"], scale, np.float32)
+    return {"params": scale_kernels(variables["params"], scales)}, images
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("mend", [rescaled, lsuv])
+@pytest.mark.parametrize("exponent", [-27, 27])
+def test_the_scale_before_changes_no_bit(mend, exponent, name):
+    model = networks()[name]
+    one, other = (mend(model, *start(model, s)) for s in (1.0, 2.0**exponent))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_rescaled_kernels_have_elements_of_he():
+    model = networks()["cnn"]
+    for layer in rescaled(model, *start(model, 1e3)).values():
+        kernel = np.asarray(layer["kernel"], np.float64)
+        fan_in = kernel.size // kernel.shape[-1]
+        np.testing.assert_allclose(np.mean(kernel**2), 2 / fan_in, rtol=1e-5)
+        np.testing.assert_array_equal(layer["bias"], 0)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_lsuv_layers_put_out_a_deviation_of_one(activation, name):
+    model = networks(activation)[name]
+    variables, images = start(model, 1e6)
+    params = lsuv(model, variables, images)
+    outputs = model.outputs({"params": params}, images, None)
+    for layer, values in params.items():
+        np.testing.assert_allclose(np.std(outputs[layer]), 1, rtol=1e-4)
+        kernel = np.asarray(values["kernel"]).reshape(-1, values["kernel"].shape[-1])
+        size = np.linalg.svd(kernel, compute_uv=False)
+        np.testing.assert_allclose(size, size[0], rtol=1e-4)  # orthogonal, times one
+
+
+def test_lsuv_keeps_an_orthogonal_kernel_but_for_its_scale():
+    model = networks()["mlp"]
+    variables, images = start(model, 1.0)
+    for layer in variables["params"].values():
+        shape = layer["kernel"].shape
+        u, _, vt = np.linalg.svd(
+            np.random.default_rng(0).normal(size=shape), full_matrices=False
+        )
+        layer["kernel"] = (u @ vt).astype(np.float32)
+    for name, layer in lsuv(model, variables, images).items():
+        before, after = variables["params"][name]["kernel"], layer["kernel"]
+        size = np.linalg.norm(after) / np.linalg.norm(before)
+        np.testing.assert_allclose(after, size * before, atol=1e-5 * size)
+
+
+def test_a_name_that_there_is_not():
+    assert initialization_named("scaled") is None
+    with pytest.raises(ValueError, match=r"initialization must be one of .*'nice'"):
+        initialization_named("nice")

@@ -1,0 +1,198 @@
+"""The plane: what float32 represents, what is rescued of it, and a few hard starts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lars import coverage
+from lars.figures.plane.plane import START, cells
+from lars.figures.plane.starts import starts_of
+from lars.figures.runs import Setting, results_of
+
+MLP = {
+    "name": "mlp",
+    "width": 32,
+    "activation": "relu",
+    "use_bias": True,
+    "normalization": "none",
+    "compute_dtype": "float32",
+}
+
+
+def table(*rows):
+    """Rows of optimizer, variant, depth, scale, rate, validation and test accuracies.
+
+    An accuracy of None stands for a run that diverged.
+    """
+    runs = []
+    for *names, validation, test in rows:
+        for seed, (v, t) in enumerate(zip(validation, test, strict=True)):
+            failed = v is None
+            runs.append(
+                (*names, seed, 0.99 if failed else v, 0.99 if failed else t, failed)
+            )
+    return pd.DataFrame(
+        runs,
+        columns=[
+            *("optimizer", "variant", "depth", "init_scale", "learning_rate", "seed"),
+            *("validation_accuracy", "test_accuracy", "diverged"),
+        ],
+    )
+
+
+def starts(*rows):
+    """Rows of variant, depth, scale and the three flags, of one seed."""
+    names = [*coverage.CELL, "is_finite", "has_gradient", "has_signal"]
+    return pd.DataFrame(rows, columns=names).assign(seed=0)
+
+
+RUNS = table(
+    # At scale 1, sgd sets the standard of each variant in its shallowest network.
+    ("sgd", "relu", 2, 1.0, 0.1, [1.0] * 3, [0.9, 1.0, 1.0]),
+    ("sgd", "relu", 8, 1.0, 0.1, [0.2] * 3, [0.2] * 3),
+    ("sgd", "relu", 8, 1e4, 0.1, [None] * 3, [None] * 3),
+    ("sgd", "tanh", 2, 1.0, 0.1, [0.8] * 3, [0.8] * 3),
+    # The best on validation data is not the best on test data.
+    ("ours", "relu", 2, 1.0, 0.1, [0.97] * 3, [0.96] * 3),
+    ("ours", "relu", 2, 1.0, 0.2, [0.96] * 3, [0.99] * 3),
+    ("ours", "relu", 8, 1.0, 0.1, [0.96] * 3, [0.96, 0.96, 0.2]),
+    ("ours", "relu", 8, 1.0, 0.2, [0.1] * 3, [0.1] * 3),
+    ("ours", "relu", 8, 1e4, 0.1, [0.2] * 3, [0.2] * 3),
+    ("ours", "relu", 8, 1e4, 0.2, [0.96] * 3, [0.96] * 3),
+    ("ours", "tanh", 2, 1.0, 0.1, [0.77] * 3, [0.77] * 3),
+    ("ours", "tanh", 2, 1.0, 0.2, [0.1] * 3, [0.1] * 3),
+)
+STARTS = starts(
+    ("relu", 2, 1.0, 1, 1, 1),
+    ("relu", 8, 1.0, 1, 1, 1),
+    ("relu", 8, 1e4, 0, 1, 1),
+    ("tanh", 2, 1.0, 1, 1, 1),
+)
+
+
+def test_each_variant_has_the_standard_of_its_shallowest_network():
+    assert coverage.standards(RUNS, "sgd") == {"relu": 0.95, "tanh": 0.95 * 0.8}
+    with pytest.raises(ValueError, match="'adam'"):
+        coverage.standards(RUNS, "adam")
+
+
+def test_rates_are_chosen_on_validation_data():
+    chosen = coverage.best_rate_per_cell(RUNS, "sgd").set_index(
+        ["optimizer", *coverage.CELL]
+    )
+    assert chosen.loc[("ours", "relu", 2, 1.0), "test"] == 0.96
+    assert chosen.loc[("ours", "relu", 8, 1e4), "learning_rate"] == 0.2
+    assert chosen.loc[("ours", "tanh", 2, 1.0), "rescued"]  # of 0.8, not of 1
+    assert not chosen.loc[("sgd", "relu", 8, 1e4), "rescued"]
+    fixed = coverage.one_rate(RUNS, "sgd")
+    assert set(fixed[fixed["optimizer"] == "ours"]["learning_rate"]) == {0.1}
+
+
+def test_the_part_of_the_plane_that_is_rescued():
+    counts = coverage.summary(RUNS, STARTS, "sgd")
+    ours, sgd = counts.loc["ours"], counts.loc["sgd"]
+    assert (ours["plane_best"], ours["plane_one"]) == (1, 0.75)
+    assert (ours["plane_best_lowest"], ours["plane_best_highest"]) == (0.75, 1)
+    assert ours["representable_one"] == 1
+    assert ours["representable_one_lowest"] == pytest.approx(2 / 3)
+    assert (sgd["plane_best"], sgd["representable_best"]) == (0.5, pytest.approx(2 / 3))
+    assert sgd["plane_best_lowest"] == 0.25  # a seed of 0.9 misses 0.95 of the median
+    assert (sgd["diverged_runs"], sgd["runs"]) == (3, 12)
+
+
+@pytest.mark.parametrize("flag", ["is_finite", "has_gradient", "has_signal"])
+def test_a_start_is_represented_if_nothing_is_missing(flag):
+    whole = STARTS.assign(is_finite=1)
+    assert coverage.representable(whole)["representable"].all()
+    assert not coverage.representable(whole.assign(**{flag: 0}))["representable"].any()
+
+
+def test_the_most_useful_rates():
+    assert coverage.most_useful_rates(RUNS, "sgd", 1)["ours"] == (0.1,)
+    assert coverage.most_useful_rates(RUNS[RUNS["optimizer"] == "ours"], "ours", 2) == {
+        "ours": (0.1, 0.2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("activation", "depth", "scale", "flags"),
+    [
+        ("relu", 2, 1e-8, (1, 1, 1)),
+        ("relu", 2, 1e8, (1, 1, 1)),
+        ("relu", 8, 1e8, (0, 0, 0)),  # 1e64
+        ("relu", 2, 1e19, (0, 1, 1)),  # the sum of the losses alone
+        ("relu", 8, 1e-8, (1, 0, 0)),  # 1e-64
+        ("tanh", 4, 1e6, (1, 0, 1)),  # saturated: its slope is zero
+        ("sigmoid", 8, 1e-2, (1, 1, 0)),  # 1/2, and less than rounding
+        ("sigmoid", 20, 1.0, (1, 1, 0)),  # rounding, and nothing else
+        ("sigmoid", 8, 1.0, (1, 1, 1)),
+    ],
+)
+def test_what_float32_represents(activation, depth, scale, flags):
+    model = {**MLP, "activation": activation, "depth": depth}
+    found = starts_of("digits", model, 32, [0, 1, 2], scale, "all")
+    names = ["is_finite", "has_gradient", "has_signal"]
+    # Where something overflows, the others have nothing to say.
+    compared = names[:1] if not flags[0] else names
+    assert tuple(found[compared].median()) == flags[: len(compared)]
+
+
+def test_one_layer_alone_is_scaled():
+    model = {**MLP, "depth": 8}
+    assert starts_of("digits", model, 32, [0], 1e-8, "all")["has_gradient"][0] == 0
+    assert starts_of("digits", model, 32, [0], 1e-8, "first")["has_gradient"][0] == 1
+
+
+def test_the_cells_of_an_optimizer_that_no_scale_matters_to():
+    arm = {"initialization": "scaled"}
+    settings = {
+        "variants": {"relu": {}},
+        "depths": (2,),
+        "init_scales": (1e-4, 0.1, 1.0, 10.0),
+        "optimizers": {"sgd": arm, "lsuv": {"initialization": "lsuv"}},
+    }
+    scales = pd.DataFrame(cells(settings)).groupby("optimizer")["init_scale"].agg(list)
+    assert scales[START] == scales["sgd"] == [1e-4, 0.1, 1.0, 10.0]
+    assert scales["lsuv"] == [1e-4, 1.0, 10.0]
+
+
+SETTING = Setting(
+    dataset="digits",
+    model={**MLP, "depth": 4},
+    optimizer={"name": "sgd", "settings": {"momentum": 0.9}},
+    schedule={
+        "decay": "linear",
+        "warmup_steps": 0,
+        "warmup_start": 0.0,
+        "restart_after_warmup": False,
+    },
+    num_steps=200,
+    batch_size=32,
+)
+RESCUED = 0.85
+# Representable or not: too small for float32, too small, too large for a rate of SGD.
+HARD = [("relu", 4, 1e-4), ("relu", 8, 1e-8), ("tanh", 4, 1e4), ("sigmoid", 6, 1e-2)]
+
+
+def accuracy(optimizer, activation, depth, scale, rates):
+    setting = SETTING._replace(
+        model={**MLP, "activation": activation, "depth": depth}, optimizer=optimizer
+    )
+    runs = results_of(setting, rates, [0], scale)
+    return float(np.where(runs["diverged"], 0, runs["test_accuracy"]).max())
+
+
+@pytest.mark.parametrize(("activation", "depth", "scale"), HARD)
+def test_a_hard_start_is_rescued_by_the_recommended_setting_alone(
+    activation, depth, scale
+):
+    ours = {"name": "polar_waking", "settings": {}}
+    sgd = {"name": "sgd", "settings": {"momentum": 0.9}}
+    optax_lars = {
+        "name": "optax_lars",
+        "settings": {"weight_decay": 5e-4, "nesterov": True},
+    }
+    cell = (activation, depth, scale)
+    assert accuracy(ours, *cell, [0.04, 0.08]) >= RESCUED
+    assert accuracy(sgd, *cell, [1e-3, 0.1]) < RESCUED
+    assert accuracy(optax_lars, *cell, [10.0, 40.0]) < RESCUED
