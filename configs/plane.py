@@ -169,6 +169,7 @@ _MAP: dict[str, Any] = {
 SIZES: dict[str, dict[str, Any]] = {
     "rescue_search": {
         **_MAP,
+        "variants": {name: _mlp(name) for name in ("relu", "sigmoid")},
         "depths": (2, 8),
         "optimizers": {
             name: {**arm, "learning_rates": arm["searched_rates"]}

@@ -30,6 +30,9 @@ from lars.figures import Item, Settings, book, paper, plane
 
 ITEMS: dict[str, Item] = {**paper.ITEMS, **book.ITEMS, **plane.ITEMS}
 
+SECONDS_BETWEEN_SAVES = 10
+"""What a machine that fails may cost; an interrupt costs nothing."""
+
 FIGURE = flags.DEFINE_list(
     "figure", None, "Names of figures, or paper, book, plane or all."
 )
@@ -91,12 +94,20 @@ def computed(
     if left:
         session = results.Session(folder, parts_before=len(held))
         started, done = time.monotonic(), len(cells) - len(left)
+        new: list[pd.DataFrame] = []
+
+        def save() -> None:
+            results.write_table(file, pd.concat([kept, *new], ignore_index=True))
+
         try:
+            saved = started
             for cell, rows in _measured(name, left, len(cells), settings):
-                kept = pd.concat([kept, rows], ignore_index=True)
-                results.write_table(file, kept)
+                new.append(rows)
                 held[tuple(cell.values())] = rows
                 done += 1
+                if time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
+                    save()
+                    saved = time.monotonic()
                 check_interrupt()
         except KeyboardInterrupt:
             print(
@@ -106,6 +117,8 @@ def computed(
             )
             raise
         finally:
+            if new:
+                save()
             session.record(
                 parts_after=len(held), seconds=round(time.monotonic() - started, 1)
             )
@@ -132,7 +145,7 @@ def _measured(
             rows["part_seconds"] = round(time.monotonic() - started, 3)
             rows = rows.assign(**cell)
             yield cell, rows[[*cell, *rows.columns.drop(list(cell))]]
-            bar.update()  # counted once it is on disk
+            bar.update()
 
 
 def seconds_of(name: str, table: pd.DataFrame, settings: Settings) -> float:

@@ -298,7 +298,19 @@ def make_training(
         )
 
     def train(run: Run, data: Data) -> Result:
-        state, _ = advance(init(run, data), run, data, num_steps)
+        count = data.train.labels.shape[0]
+        start = jnp.zeros((), jnp.int32)
+        positions = batch_positions(run.seed, start, num_steps, count, batch_size)
+
+        def goes_on(state: State) -> jax.Array:
+            # Updates are added: what is not finite once is never finite again.
+            is_alive = all_finite(state.variables["params"])
+            return (state.step < num_steps) & is_alive
+
+        def next_state(state: State) -> State:
+            return step(state, run, data, positions[state.step])[0]
+
+        state = jax.lax.while_loop(goes_on, next_state, init(run, data))
         return result(state, data)
 
     def curve(run: Run, data: Data, num_points: int) -> Curve:

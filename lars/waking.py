@@ -13,7 +13,7 @@ import optax
 
 from lars.kernels import biases_of, by_constant_input, kernels_of, preserving_norm
 from lars.layers import widen
-from lars.norms import l2_norm
+from lars.norms import l2_norm, unit
 from lars.optimizer import check_number
 
 HEARD = 2.0**-12
@@ -26,7 +26,7 @@ LARGEST_FACTOR = 16.0
 MOST_LEVELS = 8
 """By how many half octaves the aim moves at most, up or down."""
 
-REASONS = ("not finite", "no gradient", "constant input")
+REASONS = ("not finite", "no gradient", "constant input", "lost in rounding")
 """What `WakingState.reasons` counts, in this order."""
 
 
@@ -52,8 +52,15 @@ def wake_silent_layers(
     * that of a kernel is exactly zero while another parameter's is not; or
     * that of a kernel is what a constant input makes
       (:func:`lars.kernels.by_constant_input`), all but :math:`2^{-12}` of it, while
-      another kernel's is not. (Of a kernel without a bias, or with one input or output,
-      this cannot be told.)
+      another kernel's is not (of a kernel without a bias, or with one input or output,
+      this cannot be told); or
+    * a kernel is lost in rounding, by the 24 digits of float32: either its gradient is
+      smaller than that of its bias by :math:`2^{-24}`, so that the inputs of its layer
+      vanish beside the 1 that the bias multiplies; or what it can do to the loss, its
+      :math:`\|g\|\,\|w\|`, is smaller by :math:`2^{-24}` than that of another kernel,
+      so that the other's rounding does more. The first is where signals shrink from
+      layer to layer, the second where they vanish or, in a chaotic network, explode on
+      their way back.
 
     Then the inner optimizer is not asked. Instead, every kernel is multiplied by what
     brings its norm to the one that keeps the mean square of a layer's inputs
@@ -167,39 +174,61 @@ def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
 
     Args:
         gradients: of one step.
-        params: what they are of; only the structure is used.
+        params: what they are of.
 
     Returns:
         Booleans of shape [3], of which one at most is true: see `REASONS` and
         `wake_silent_layers`.
     """
-    g = [widen(x) for x in jax.tree.leaves(gradients)]
-    kernels = kernels_of(params)
-    biases = biases_of(params)
-    is_infinite = ~jnp.stack([jnp.isfinite(x).all() for x in g]).all()
+    g, w = ([widen(x) for x in jax.tree.leaves(tree)] for tree in (gradients, params))
+    kernels, biases = kernels_of(params), biases_of(params)
     is_zero = jnp.stack([(x == 0).all() for x in g])
     zero_kernels = is_zero[jnp.asarray(kernels, jnp.int32)]
-    without_gradient = zero_kernels.any() & ~is_zero.all()
-    constant = jnp.bool(False)
-    if biases:
-        heard = jnp.stack(
-            [
-                _heard(g[i], g[biases[i]]).astype(jnp.float32)
-                if i in biases
-                else jnp.float32(1)
-                for i in kernels
-            ]
-        )
-        is_deaf = ~zero_kernels & (heard <= HEARD)
-        constant = is_deaf.any() & (~zero_kernels & ~is_deaf).any()
-    finite = ~is_infinite
-    return jnp.stack(
+    heard = jnp.stack(
+        [_heard(g[i], g[biases[i]]) if i in biases else jnp.float32(1) for i in kernels]
+    )
+    is_deaf = ~zero_kernels & (heard <= HEARD)
+    found = [
+        ~jnp.stack([jnp.isfinite(x).all() for x in g]).all(),
+        zero_kernels.any() & ~is_zero.all(),
+        is_deaf.any() & (~zero_kernels & ~is_deaf).any(),
+        _is_drowned([g[i] for i in kernels], [w[i] for i in kernels])
+        | jnp.stack(
+            [jnp.bool(False)]
+            + [_has_tiny_input(g[i], g[bias]) for i, bias in biases.items()]
+        ).any(),
+    ]
+    # The first that holds is the reason.
+    before = jnp.cumsum(jnp.stack([jnp.bool(False), *found[:-1]])) > 0
+    return jnp.stack(found) & ~before
+
+
+def _is_drowned(g: list[jax.Array], w: list[jax.Array]) -> jax.Array:
+    """Whether the rounding of one kernel does more to the loss than all of another."""
+    effects = jnp.stack(
         [
-            is_infinite,
-            finite & without_gradient,
-            finite & ~without_gradient & constant,
+            (_log2_norm(x) + _log2_norm(y)).astype(jnp.float32)
+            for x, y in zip(g, w, strict=True)
         ]
     )
+    # Kernels of zero have no rounding, and are nothing yet that could be drowned.
+    lowest = jnp.where(effects > -jnp.inf, effects, jnp.inf).min()
+    return lowest < effects.max() - min(map(_digits, g))
+
+
+def _has_tiny_input(kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Whether a layer's inputs are lost beside the 1 that the bias multiplies."""
+    return _log2_norm(kernel) < _log2_norm(bias) - _digits(kernel)
+
+
+def _digits(x: jax.Array) -> int:
+    """Binary digits of a number of the array's type, 24 in float32."""
+    return jnp.finfo(x.dtype).nmant + 1
+
+
+def _log2_norm(x: jax.Array) -> jax.Array:
+    norm = unit(x)[1]
+    return jnp.log2(norm.fraction) + norm.exponent.astype(x.dtype)
 
 
 def _forgotten(
@@ -219,10 +248,10 @@ def _forgotten(
 
 def _heard(kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """The part of a kernel's gradient that a constant input would not have made."""
-    constant, rest = by_constant_input(kernel, bias)
+    _, rest = by_constant_input(kernel, bias)
     # All of it where this cannot be told.
     told = min(rest.shape) > 1
-    return jnp.linalg.norm(rest) if told else jnp.ones((), constant.dtype)
+    return jnp.linalg.norm(rest).astype(jnp.float32) if told else jnp.float32(1)
 
 
 def _relative_norms(

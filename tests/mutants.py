@@ -924,7 +924,23 @@ TABLE = {
         ("the schedule starts again", "fresh if is_of_params else old", "fresh"),
         ("biases stay", "moves[i] = -w[i]", "moves[i] = 0 * w[i]"),
         ("nothing left to learn", " & ~is_zero.all()", ""),
-        ("zero is a signal", "finite & without_gradient", "finite & False"),
+        ("zero is a signal", "zero_kernels.any() & ~is_zero.all()", "jnp.bool(False)"),
+        ("several reasons", "jnp.stack(found) & ~before", "jnp.stack(found)"),
+        (
+            "chaos is a signal",
+            "lowest < effects.max() - min(map(_digits, g))",
+            "lowest < 0 * effects.max() - 1e9",
+        ),
+        (
+            "kernels of zero are drowned",
+            "jnp.where(effects > -jnp.inf, effects, jnp.inf)",
+            "effects",
+        ),
+        (
+            "tiny inputs are signals",
+            "_log2_norm(bias) - _digits(kernel)",
+            "_log2_norm(bias) - 9999",
+        ),
         ("constant inputs are signals", "heard <= HEARD", "heard < 0"),
         (
             "one image is constant",

@@ -78,6 +78,7 @@ def test_a_healthy_run_is_the_same_to_the_bit(inner):
         (1e8, "sigmoid", 3, "no gradient"),  # saturated
         (1e-3, "sigmoid", 6, "constant input"),
         (1.0, "sigmoid", 20, "constant input"),
+        (1e-4, "relu", 4, "lost in rounding"),  # signals shrink
     ],
 )
 def test_a_silent_network_is_heard_again(scale, activation, depth, expected):
@@ -90,6 +91,26 @@ def test_a_silent_network_is_heard_again(scale, activation, depth, expected):
     assert state.reasons[REASONS.index(expected)] > 0
     again, _ = trained(optimizer, params, gradient, 5)
     jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_a_chaotic_network_is_calmed():
+    params, gradient = network(10.0, "tanh", 24, width=64)
+    assert reason(params, gradient) == ["lost in rounding"]
+    optimizer = lars.wake_silent_layers(optax.set_to_zero())
+    params, state = trained(optimizer, params, gradient, 6)
+    assert reason(params, gradient) == []
+    np.testing.assert_array_equal(state.reasons, [0, 0, 0, 1])
+    norm = lars.l2_norm(params["hidden_3"]["kernel"])
+    np.testing.assert_allclose(norm, np.sqrt(2 * 64), rtol=1e-5)
+
+
+def test_a_kernel_of_zero_is_not_lost_in_rounding():
+    params, gradient = network(1.0)
+    healthy = gradient(params)
+    params = {**params, "output": jax.tree.map(jnp.zeros_like, params["output"])}
+    assert reason(params, gradient) == ["no gradient"]
+    # As after a first step, in which only the output had a gradient.
+    assert reason(params, lambda _: healthy) == []
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
