@@ -166,7 +166,78 @@ _MAP: dict[str, Any] = {
     "seeds": (0, 1, 2),
 }
 
+
+_SMALL: dict[str, Any] = {
+    "optimizers": {
+        "polar_waking": OURS["polar_waking"],
+        **{name: PEERS[name] for name in ("sgd", "adam", "optax_lars")},
+    },
+    "peers": ("sgd", "adam", "optax_lars"),
+}
+"""What the smaller maps show beside the recommended setting: a peer of each kind."""
+
+
+def _start(activation: str, depth: int, init_scale: float) -> dict[str, Any]:
+    return {
+        **_mlp(activation, depth=depth),
+        "init_scale": init_scale,
+    }
+
+
+_MECHANISM: dict[str, Any] = {
+    **{
+        name: _MAP[name]
+        for name in ("dataset", "schedule", "num_steps", "batch_size", "seeds")
+    },
+    "starts": {
+        "ReLU, 8 layers, from 1e-8": _start("relu", 8, 1e-8),
+        "sigmoid, 16 layers, from 1": _start("sigmoid", 16, 1.0),
+        "tanh, 16 layers, from 100": _start("tanh", 16, 1e2),
+    },
+    "optimizers": {
+        "polar_waking": OURS["polar_waking"],
+        "polar": _without("alone, not waking", "polar"),
+        "module": OURS["module"],
+        "optax_lars": PEERS["optax_lars"],
+        "sgd": PEERS["sgd"],
+    },
+    "recommended": "polar_waking",
+    "layerwise": "module",
+    "every": 2,
+}
+
+_RECOVERY: dict[str, Any] = {
+    "dataset": "digits",
+    "model": {**_MLP, "activation": "relu", "depth": 2},
+    "schedule": {**LINEAR, "decay": "constant"},
+    "num_steps": 800,
+    "batch_size": 64,
+    "seeds": (0, 1, 2),
+    "init_scales": (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
+    "optimizers": {
+        "module": _arm(
+            "LARS, a ratio a module",
+            "lars",
+            _LARS,
+            (5.0, 20.0),
+            layer="module",
+            trust_coefficient=0.001,
+            momentum=0.9,
+        ),
+        "polar": _arm(
+            "polar LARS, not waking",
+            "polar",
+            _POLAR,
+            (0.005, 0.02),
+            momentum=0.9,
+            radial_rate=30.0,
+        ),
+    },
+}
+
 SIZES: dict[str, dict[str, Any]] = {
+    "rescue_mechanism": _MECHANISM,
+    "rescue_recovery": _RECOVERY,
     "rescue_search": {
         **_MAP,
         "variants": {name: _mlp(name) for name in ("relu", "sigmoid")},
@@ -179,7 +250,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "seeds": (0,),
     },
     "rescue_map": _MAP,
-    "rescue_parts": {**_MAP, "depths": (2, 8), "optimizers": PARTS, "peers": ("sgd",)},
+    "rescue_parts": {
+        **_MAP,
+        "variants": {name: _mlp(name) for name in ("relu", "sigmoid")},
+        "depths": (2, 8),
+        "optimizers": PARTS,
+        "peers": ("sgd",),
+    },
     "rescue_start_digits": {
         **_MAP,
         "depths": (2, 4),
@@ -195,6 +272,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "rescue_normalized": {
         **_MAP,
+        **_SMALL,
         "variants": {
             kind: _mlp("relu", normalization=kind) for kind in ("batch", "layer")
         },
@@ -202,6 +280,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "rescue_profiles": {
         **_MAP,
+        **_SMALL,
         "variants": {
             profile: _mlp("relu", profile)
             for profile in ("first", "alternating", "log_uniform")
@@ -210,6 +289,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "rescue_cnn": {
         **_MAP,
+        **_SMALL,
         "dataset": "fashion_mnist",
         "variants": {"relu": {"model": _CNN, "profile": "all"}},
         "depths": (4, 8),
@@ -217,6 +297,18 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 QUICK: dict[str, dict[str, Any]] = {
+    "rescue_mechanism": {
+        "starts": {"ReLU, 4 layers, from 1e-8": _start("relu", 4, 1e-8)},
+        "num_steps": 30,
+        "seeds": (0, 1),
+    },
+    "rescue_recovery": {
+        "init_scales": (1e-4, 1e-2),
+        "num_steps": 100,
+        "seeds": (0, 1),
+    },
+}
+QUICK |= {
     name: {
         "dataset": "digits",
         "variants": dict(list(sizes["variants"].items())[:1]),
@@ -234,4 +326,5 @@ QUICK: dict[str, dict[str, Any]] = {
         "num_steps": 50,
     }
     for name, sizes in SIZES.items()
+    if name not in QUICK
 }

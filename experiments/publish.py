@@ -20,8 +20,17 @@ import pandas as pd
 from absl import app, logging
 
 from experiments import figures
-from lars import benchmark, pages, presets, rescue, results, sweep, throughput
-from lars.figures import Item, book, page, paper
+from lars import (
+    benchmark,
+    coverage,
+    pages,
+    presets,
+    rescue,
+    results,
+    sweep,
+    throughput,
+)
+from lars.figures import Item, book, page, paper, plane
 from lars.figures.page import Entry
 from lars.metrics import finished_metrics
 
@@ -32,7 +41,11 @@ PAGES = (
     *(DOCS / name for name in ("rescue.md", "paper.md", "book.md")),
 )
 RESCUES = ("rescue", "search")
-SOURCES: dict[str, Mapping[str, Item]] = {"paper": paper.ITEMS, "book": book.ITEMS}
+SOURCES: dict[str, Mapping[str, Item]] = {
+    "paper": paper.ITEMS,
+    "book": book.ITEMS,
+    "plane": plane.ITEMS,
+}
 RUNS = ("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn")
 KEPT = {  # of results/NAME, in docs/FOLDER
     "rescue": (
@@ -98,6 +111,7 @@ def all_blocks() -> dict[str, str]:
             for source in SOURCES
             for mark, text in figure_blocks(source).items()
         },
+        **plane_blocks(),
     }
 
 
@@ -122,6 +136,58 @@ def figure_blocks(source: str) -> dict[str, str]:
     return {
         f"{source}-overview": page.overview(entries),
         f"{source}-items": "\n\n".join(page.section_of(e, source) for e in entries),
+    }
+
+
+def plane_blocks() -> dict[str, str]:
+    """The tables of the rescue map: coverage, what it costs, and with which rates."""
+    table, settings = kept_figure("plane", "rescue_map")
+    runs, starts = plane.runs_of(table, settings), plane.starts_in(table)
+    reference, arms = settings["reference"], settings["optimizers"]
+    counts = coverage.summary(runs, starts, reference)
+    cells = coverage.representable(starts)
+    sizes = (len(cells), int(cells["representable"].sum()))
+    on_whole_plane = {
+        name: arm["label"]
+        for name, arm in arms.items()
+        if arm["initialization"] == "scaled"
+    }
+    mended = counts.loc[[name for name in counts.index if name not in on_whole_plane]]
+    some = ", ".join(f"{x:g}" for x in plane.scales_of(settings, str(mended.index[0])))
+    standards = coverage.standards(runs, reference)
+    return {
+        "plane-coverage": rescue.markdown(
+            coverage.coverage_table(counts, on_whole_plane, *sizes)
+        ),
+        "plane-mended": rescue.markdown(
+            pd.DataFrame(
+                {
+                    "optimizer, and what is done to its start": [
+                        arms[str(name)]["label"] for name in mended.index
+                    ],
+                    f"of the starts from {some}": [
+                        coverage.interval(row, "plane_best")
+                        for _, row in mended.iterrows()
+                    ],
+                    "with one rate for all": [
+                        coverage.interval(row, "plane_one")
+                        for _, row in mended.iterrows()
+                    ],
+                    "that rate": [f"{rate:g}" for rate in mended["one_rate"]],
+                }
+            )
+        ),
+        "plane-cost": rescue.markdown(
+            coverage.cost_table(runs, reference, on_whole_plane)
+        ),
+        "plane-rates": rescue.markdown(rescue.search_space_table(arms)),
+        "plane-standards": (
+            "Rescued means a median test accuracy over "
+            f"{runs['seed'].nunique()} seeds of at least "
+            + ", ".join(f"{x:.3f} ({name})" for name, x in standards.items())
+            + f": {rescue.RESCUED:g} of what tuned {arms[reference]['label']} reaches "
+            f"at scale 1 in the shallowest network, {min(settings['depths'])} layers."
+        ),
     }
 
 

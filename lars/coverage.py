@@ -4,6 +4,8 @@ What `lars.rescue` says of one network, for many: tables have the columns ``vari
 and ``depth`` besides its own, and a cell is measured against its variant.
 """
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from lars import rescue
@@ -113,6 +115,76 @@ def summary(runs: pd.DataFrame, starts: pd.DataFrame, reference: str) -> pd.Data
             columns[f"{name}_lowest"] = of_seeds.min()
             columns[f"{name}_highest"] = of_seeds.max()
     return pd.DataFrame(columns).reindex(runs["optimizer"].unique())
+
+
+def coverage_table(
+    counts: pd.DataFrame, labels: Mapping[str, str], cells: int, representable: int
+) -> pd.DataFrame:
+    """`summary` for people: in %, with spelled-out headings.
+
+    In brackets the lowest and the highest part if one seed alone were judged.
+
+    Args:
+        counts: what `summary` returns.
+        labels: of the optimizers, which are also those of the table.
+        cells: how many there are.
+        representable: how many of them float32 represents.
+    """
+    rows = counts.loc[[name for name in labels if name in counts.index]]
+    headings = {
+        "representable_best": f"of the {representable} starts that float32 represents",
+        "representable_one": "with one rate for all",
+        "plane_best": f"of all {cells} starts",
+        "plane_one": "with one rate for all ",  # the blank tells the columns apart
+    }
+    return pd.DataFrame(
+        {
+            "optimizer": [labels[str(name)] for name in rows.index],
+            **{
+                heading: [interval(row, column) for _, row in rows.iterrows()]
+                for column, heading in headings.items()
+            },
+            "that rate": [f"{rate:g}" for rate in rows["one_rate"]],
+            "diverged runs": [
+                f"{row.diverged_runs} of {row.runs}" for row in rows.itertuples()
+            ],
+        }
+    )
+
+
+def interval(row: pd.Series, column: str) -> str:
+    """A part of `summary` in %, in brackets the extremes over single seeds."""
+    low, high = row[f"{column}_lowest"], row[f"{column}_highest"]
+    return f"{100 * row[column]:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def cost_table(
+    runs: pd.DataFrame, reference: str, labels: Mapping[str, str]
+) -> pd.DataFrame:
+    """How long training takes, relative to the reference, at every depth.
+
+    All make the same steps. From scale 1, where nothing diverges at once; the median
+    over variants.
+
+    Args:
+        runs: with ``part_seconds``, how long all rates and seeds of a cell took.
+        reference: the optimizer whose time is 1.
+        labels: of the optimizers, which are also those of the table.
+    """
+    at_one = runs[(runs["init_scale"] == 1.0) & runs["optimizer"].isin(list(labels))]
+    seconds = at_one.groupby(["optimizer", *rescue.NETWORK])["part_seconds"].first()
+    relative = seconds / seconds.loc[reference]
+    table = relative.groupby(["optimizer", "depth"]).median().unstack("depth")
+    table = table.loc[[name for name in labels if name in table.index]]
+    return pd.DataFrame(
+        {
+            "optimizer": [labels[str(name)] for name in table.index],
+            **{
+                f"{depth} layers": [f"{x:.1f}" for x in table[depth]]
+                for depth in table.columns
+            },
+        }
+    )
 
 
 def _judged(chosen: pd.DataFrame, standard: dict[str, float]) -> pd.DataFrame:

@@ -3,10 +3,10 @@ r"""LARS in polar coordinates: the direction and the size of every kernel, apart
 For every kernel w with gradient g, with ρ = ‖w‖, u = w / ρ, L kernels in all, and
 γ' = γ / Lᵖ the learning rate of each:
 
-    ĝ ← g, in which what a constant input makes is no larger than the rest
-    o ← polar factor of ĝ, of Frobenius norm 1, without its part along u
-    v ← m v + γ' ρ o                              where to: a relative step, as in LARS
-    w ← w - v - γ' (κ sign⟨g, u⟩ + β) w           how large: relative, too
+    ĝ ← g of norm 1, in which what a constant input makes is no larger than the rest
+    v ← m v + (1 - m) ĝ
+    o ← polar factor of v, of Frobenius norm 1, without its part along u
+    w ← w - γ' ρ ‖v‖ o - γ' (κ sign⟨g, u⟩ + γ β) w    where to, and how large
 
 Nothing in it depends on the sizes of gradients, losses or weights, only on their
 ratios.
@@ -33,15 +33,15 @@ class PolarState(NamedTuple):
 
     # shape=(), dtype=int32: updates made so far
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
-    trace: optax.Params  # v, like the parameters
+    trace: optax.Params  # v, like the parameters; of biases, their last steps
 
 
 def polar(
     learning_rate: optax.ScalarOrSchedule,
-    weight_decay: optax.ScalarOrSchedule = 10.0,
+    weight_decay: optax.ScalarOrSchedule = 1.0,
     momentum: jax.typing.ArrayLike = 0.9,
     *,
-    radial_rate: jax.typing.ArrayLike = 30.0,
+    radial_rate: jax.typing.ArrayLike = 3.0,
     depth_exponent: float = 1.0,
     bias_bound: jax.typing.ArrayLike = 0.1,
     bias_share: jax.typing.ArrayLike = 0.3,
@@ -51,36 +51,42 @@ def polar(
 
     .. math::
         \begin{align*}
+        v_{t+1} &= m\,v_t + (1 - m)\,\hat g_t / \|\hat g_t\|_F \\
         o_t &= \bar O_t - \langle \bar O_t, u_t\rangle u_t,
           \qquad \bar O_t = O_t / \|O_t\|_F,
-          \qquad O_t = UV^\top \text{ of } \hat g_t = U \Sigma V^\top,
+          \qquad O_t = UV^\top \text{ of } v_{t+1} = U \Sigma V^\top,
           \quad u_t = w_t / \|w_t\|_F \\
-        v_{t+1} &= m\,v_t + \gamma'_t\,\|w_t\|_F\,o_t \\
-        w_{t+1} &= w_t - v_{t+1} - \gamma'_t
-          (\kappa \operatorname{sign}\langle g_t, u_t\rangle + \beta)\,w_t
+        w_{t+1} &= w_t - \gamma'_t\,\|w_t\|_F\,\|v_{t+1}\|_F\,o_t - \gamma'_t
+          (\kappa \operatorname{sign}\langle g_t, u_t\rangle + \gamma_t \beta)\,w_t
         \end{align*}
 
     for every array of two axes or more, a kernel, taken as a matrix
     (:func:`lars.spectral.as_matrices`). As in LARS, a step is a given part of the
-    layer's own norm. Four things differ, each for a way in which LARS fails from a
-    badly scaled start:
+    layer's own norm. Five things differ, each for a way in which LARS fails from a
+    badly scaled start, or for what it costs elsewhere:
 
+    * What is averaged are directions: gradients of norm one. Their sizes change by
+      orders of magnitude while a network recovers, and an average of gradients would be
+      that of the largest. The average is as long as gradients agree, 1 if all of a few
+      steps are the same and about :math:`\sqrt{(1 - m) / (1 + m)}` if they are noise,
+      and so is the step.
     * The direction is orthogonalised. In a network of many layers whose kernels are
       far too small, gradients are of rank one, nearly, and so are LARS' kernels after
       a while.
-    * Before that, :math:`\hat g` is the gradient with the part that a constant input
-      makes (:func:`lars.kernels.by_constant_input`) reduced, if it is larger, to the
-      norm of the rest. Behind many sigmoids inputs are almost constant, and what
+    * Before all that, :math:`\hat g` is the gradient with the part that a constant
+      input makes (:func:`lars.kernels.by_constant_input`) reduced, if it is larger, to
+      the norm of the rest. Behind many sigmoids inputs are almost constant, and what
       differs between images is else too small a part for Newton-Schulz steps to find.
       It is the gradient itself where a kernel has no bias beside it.
     * A kernel's size has a step of its own, relative and of constant length, along the
       sign of the loss' derivative by the logarithm of the size, so that it grows and
       shrinks exponentially. Decay, likewise relative, draws a network whose signs are
-      noise, because it is chaotic, to smaller sizes.
+      noise, because it is chaotic, to smaller sizes; it is of second order in the rate,
+      and vanishes beside all else as the rate does.
     * A bias moves by the least of two lengths: ``bias_bound`` times the step of a row
       of its kernel, and the length at which it lowers the loss, to first order, by
       ``bias_share`` times what the kernel's step does. Where a layer's inputs are tiny,
-      so is that. Else biases drown what small kernels say.
+      so is that. Else biases drown what small kernels say. Its steps are averaged.
 
     The network learns as layers in series do: the relative change of what it computes
     is about the sum of those of its layers, hence the part :math:`L^{-p}` of the rate
@@ -92,8 +98,9 @@ def polar(
 
     Args:
         learning_rate: :math:`\gamma`, a number or a schedule of the step.
-        weight_decay: :math:`\beta`, a number or a schedule, relative to the rate.
-        momentum: :math:`m`.
+        weight_decay: :math:`\beta`, a number or a schedule, relative to the square of
+            the rate.
+        momentum: :math:`m`, of the average of directions.
         radial_rate: :math:`\kappa`, of the size relative to that of the direction.
         depth_exponent: :math:`p`, from 0 (each layer gets the whole rate) to 1.
         bias_bound: the first bound of a bias' step.
@@ -190,26 +197,25 @@ def polar(
             )
         kernels = kernels_of(params)
         share = max(1, len(kernels)) ** -depth_exponent
-        rate = share * jnp.asarray(_at(learning_rate, state.count))
-        decay = jnp.asarray(_at(weight_decay, state.count))
+        gamma = jnp.asarray(_at(learning_rate, state.count))
+        decay = gamma * jnp.asarray(_at(weight_decay, state.count))
         w = [widen(x) for x in jax.tree.leaves(params)]
         g, v = (
             [widen(x).astype(y.dtype) for x, y in zip(leaves, w, strict=True)]
             for leaves in map(jax.tree.leaves, (updates, state.trace))
         )
-        new_v = list(v)
-        relative: list[Any] = [0.0] * len(w)  # part of itself that w is to lose
-
+        new_v, moves = list[Any](v), list[Any](w)
         biases = biases_of(params)
         owners = {bias: kernel for kernel, bias in biases.items()}
         for i, x in enumerate(g):
-            gamma, beta = rate.astype(x.dtype), decay.astype(x.dtype)
+            rate, beta = (share * gamma).astype(x.dtype), decay.astype(x.dtype)
             if i in kernels:
                 bias = biases.get(i)
-                of_bias = None if bias is None else g[bias]
-                o, sign = _angular_and_radial(x, w[i], of_bias, steps)
-                step = gamma * l2_norm(w[i]) * o
-                relative[i] = gamma * (radial_rate * sign + beta)
+                direction = _direction(x, None if bias is None else g[bias])
+                new_v[i] = momentum * v[i] + (1 - momentum) * direction
+                slope = jnp.sign(jnp.sum(unit(x)[0] * unit(w[i])[0]))
+                step = l2_norm(w[i]) * _across(new_v[i], w[i], steps)
+                moves[i] = rate * (step + (radial_rate * slope + beta) * w[i])
             else:
                 kernel = owners.get(i)
                 length = (
@@ -217,14 +223,14 @@ def polar(
                     if kernel is None
                     else _bias_length(x, g[kernel], w[kernel], bias_bound, bias_share)
                 )
-                step = gamma * length * unit(x)[0]
-                relative[i] = 0.0 if kernel is None else gamma * beta
-            new_v[i] = momentum * v[i] + step
+                step = rate * length * unit(x)[0]
+                new_v[i] = momentum * v[i] + (1 - momentum) * step
+                decayed = 0.0 if kernel is None else rate * beta * w[i]
+                moves[i] = new_v[i] + decayed
 
         treedef = jax.tree.structure(params)
-        steps_of = [-(a + b * c) for a, b, c in zip(new_v, relative, w, strict=True)]
         return (
-            treedef.unflatten(_like(steps_of, jax.tree.leaves(params))),
+            treedef.unflatten(_like([-x for x in moves], jax.tree.leaves(params))),
             PolarState(
                 count=optax.safe_increment(state.count),
                 trace=treedef.unflatten(_like(new_v, jax.tree.leaves(state.trace))),
@@ -234,18 +240,20 @@ def polar(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _angular_and_radial(
-    g: jax.Array, w: jax.Array, bias_g: jax.Array | None, steps: int
-) -> tuple[jax.Array, jax.Array]:
-    """The unit step across the kernel, and the sign of the slope along it."""
-    matrix, u = as_matrices(unit(g)[0]), as_matrices(unit(w)[0])
-    slope = jnp.sum(matrix * u)
-    if bias_g is not None and min(matrix.shape) > 1:
-        matrix = _balanced(*by_constant_input(g, bias_g))
-    o = unit(orthogonalize(matrix, steps, matrix.dtype))[0]
+def _direction(g: jax.Array, bias_g: jax.Array | None) -> jax.Array:
+    """The gradient that is averaged, of norm one."""
+    if bias_g is None or min(as_matrices(g).shape) == 1:
+        return unit(g)[0]
+    return from_matrices(unit(_balanced(*by_constant_input(g, bias_g)))[0], g.shape)
+
+
+def _across(v: jax.Array, w: jax.Array, steps: int) -> jax.Array:
+    """The orthogonal step of the length of v, without what changes the size of w."""
+    matrix, u = as_matrices(v), as_matrices(unit(w)[0])
+    size = jnp.linalg.norm(matrix)
+    o = size * unit(orthogonalize(unit(matrix)[0], steps, matrix.dtype))[0]
     # Not made longer again: of a gradient along the kernel only rounding is left.
-    o = o - jnp.sum(o * u) * u
-    return from_matrices(o, g.shape), jnp.sign(slope)
+    return from_matrices(o - jnp.sum(o * u) * u, v.shape)
 
 
 def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ has anything to go by: a gradient of zero has no direction, one of NaN neither. 
 scale of the initial weights is then all that can be mended, and all that is.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -213,7 +214,7 @@ def _is_drowned(g: list[jax.Array], w: list[jax.Array]) -> jax.Array:
     )
     # Kernels of zero have no rounding, and are nothing yet that could be drowned.
     lowest = jnp.where(effects > -jnp.inf, effects, jnp.inf).min()
-    return lowest < effects.max() - min(map(_digits, g))
+    return lowest < effects.max() + math.log2(HEARD)
 
 
 def _has_tiny_input(kernel: jax.Array, bias: jax.Array) -> jax.Array:

@@ -1,11 +1,22 @@
 """The plane: what float32 represents, what is rescued of it, and a few hard starts."""
 
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 
-from lars import coverage
-from lars.figures.plane.plane import START, cells
+import lars
+from configs import plane
+from lars import coverage, data as datasets, results
+from lars.figures.plane.follow import follow, observed, participation_rank
+from lars.figures.plane.items import SEARCHED
+from lars.figures.plane.mechanism import least_steps
+from lars.figures.plane.plane import START, cells, runs_of
 from lars.figures.plane.starts import starts_of
 from lars.figures.runs import Setting, results_of
 
@@ -100,6 +111,37 @@ def test_the_part_of_the_plane_that_is_rescued():
     assert (sgd["diverged_runs"], sgd["runs"]) == (3, 12)
 
 
+def test_coverage_for_people():
+    counts = coverage.summary(RUNS, STARTS, "sgd")
+    table = coverage.coverage_table(counts, {"ours": "Ours", "sgd": "SGD"}, 4, 3)
+    assert table["optimizer"].tolist() == ["Ours", "SGD"]
+    row = table.iloc[0].tolist()
+    assert row[1:5] == [
+        "100.0% (66.7 to 100.0)",
+        "100.0% (66.7 to 100.0)",
+        "100.0% (75.0 to 100.0)",
+        "75.0% (50.0 to 75.0)",
+    ]
+    assert row[5:] == ["0.1", "0 of 18"]
+
+
+def test_the_cost_is_that_of_a_run_from_scale_one_relative_to_the_reference():
+    seconds = {("ours", 2): 6.0, ("sgd", 2): 2.0, ("ours", 8): 9.0, ("sgd", 8): 4.0}
+    runs = pd.DataFrame(
+        {
+            "optimizer": name,
+            "variant": "relu",
+            "depth": depth,
+            "init_scale": scale,
+            "part_seconds": x if scale == 1.0 else 0.1,
+        }
+        for (name, depth), x in seconds.items()
+        for scale in (1.0, 1e8)
+    )
+    table = coverage.cost_table(runs, "sgd", {"sgd": "SGD", "ours": "Ours"})
+    assert table.to_numpy().tolist() == [["SGD", "1.0", "1.0"], ["Ours", "3.0", "2.2"]]
+
+
 @pytest.mark.parametrize("flag", ["is_finite", "has_gradient", "has_signal"])
 def test_a_start_is_represented_if_nothing_is_missing(flag):
     whole = STARTS.assign(is_finite=1)
@@ -154,6 +196,73 @@ def test_the_cells_of_an_optimizer_that_no_scale_matters_to():
     scales = pd.DataFrame(cells(settings)).groupby("optimizer")["init_scale"].agg(list)
     assert scales[START] == scales["sgd"] == [1e-4, 0.1, 1.0, 10.0]
     assert scales["lsuv"] == [1e-4, 1.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [([3.0], 1), ([2.0, 2.0, 2.0], 3), ([3.0, 1.0], 100 / 82), ([0.0, 0.0], 0)],
+)
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_participation_rank(values, rank, scale):
+    rotations = [
+        np.linalg.qr(np.random.default_rng(n).normal(size=(5, 5)))[0] for n in (0, 1)
+    ]
+    singular = np.zeros((5, 5))
+    np.fill_diagonal(singular, np.pad(values, (0, 5 - len(values))))
+    matrix = scale * rotations[0] @ singular @ rotations[1]
+    wide = np.concatenate([matrix, np.zeros((5, 3))], axis=1)
+    for x in (matrix, wide, wide.T):
+        found = participation_rank(jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(found, rank, rtol=1e-5)
+
+
+def test_who_is_observed_does_the_same():
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+    grads = {"kernel": jnp.asarray([[1.0, 0], [0, 1], [0, 0]]), "bias": jnp.ones(2)}
+    inner = optax.sgd(0.5)
+    updates, state = observed(inner).update(grads, observed(inner).init(params), params)
+    expected, _ = inner.update(grads, inner.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+    np.testing.assert_allclose(state.update_rank, [2], rtol=1e-6)
+    np.testing.assert_allclose(state.radial_part, [-1 / np.sqrt(3)], rtol=1e-6)
+    assert state.moves == 0
+    nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+    waking = observed(lars.wake_silent_layers(inner))
+    assert waking.update(nan, waking.init(params), params)[1].moves == 1
+
+
+def test_the_least_steps_of_recovery():
+    arm = {"name": "lars", "settings": {"momentum": 0.9, "trust_coefficient": 0.001}}
+    # A step of momentum's sum changes a norm by γη/(1 - m) = 0.2 of it.
+    assert least_steps(arm, 20.0, np.exp(-3), 3) == pytest.approx(15)
+    arm = {"name": "polar", "settings": {"momentum": 0.9, "radial_rate": 30.0}}
+    assert least_steps(arm, 0.03, np.exp(-4), 3) == pytest.approx(10)
+
+
+def test_what_is_followed_is_the_run(digits, monkeypatch):
+    monkeypatch.setattr(datasets, "load", lambda name: digits)
+    setting = SETTING._replace(num_steps=5)
+    followed = follow(setting, 0.1, [3, 4], 2.0, "all")
+    assert followed["step"].tolist() == [0, 1, 2, 3, 4] * 2
+    again = follow(setting, 0.1, [4], 2.0, "all")
+    np.testing.assert_allclose(followed["loss"][5:], again["loss"], rtol=1e-5)
+    # Kernels have the norm of He's start, times the scale.
+    first = followed[followed["step"] == 0]
+    assert (first["median_norm"].between(1, 4)).all()
+    assert (first["lowest_norm"] <= first["median_norm"]).all()
+
+
+def test_rates_are_those_that_the_search_found():
+    folder = Path(__file__).parent.parent / "docs" / "plane" / "rescue_search"
+    table = results.read_table(folder / "rescue_search.csv")
+    settings = json.loads((folder / "config.json").read_text())
+    useful = coverage.most_useful_rates(
+        runs_of(table, settings), settings["reference"], SEARCHED
+    )
+    for group in (plane.PEERS, plane.OURS, plane.BESIDE):
+        for name, arm in group.items():
+            same = "sgd" if arm["initialization"] != "scaled" else name
+            assert arm["learning_rates"] == useful[same], name
 
 
 SETTING = Setting(

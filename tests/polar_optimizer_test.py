@@ -9,7 +9,7 @@ import pytest
 import lars
 from tests.spectral_test import exact_polar
 
-RATE, DECAY, MOMENTUM, RADIAL = 0.02, 10.0, 0.9, 30.0
+RATE, DECAY, MOMENTUM, RADIAL = 0.2, 4.0, 0.7, 3.0
 EXACT = 40  # Newton-Schulz steps after which nothing but rounding is left
 
 
@@ -40,20 +40,22 @@ def expected(params, grads, count=1):
             constant = np.outer(g @ b, b)
             rest = g - constant
             least = min(1, np.linalg.norm(rest) / np.linalg.norm(constant))
-            o = exact_polar(rest + least * constant)
+            direction = rest + least * constant
+            direction /= np.linalg.norm(direction)
+            v[name]["kernel"] = MOMENTUM * v[name]["kernel"] + 0.3 * direction
+            o = exact_polar(v[name]["kernel"])
             o /= np.linalg.norm(o)
             o -= np.sum(o * u) * u
-            v[name]["kernel"] = MOMENTUM * v[name]["kernel"] + gamma * size * o
+            step = size * np.linalg.norm(v[name]["kernel"]) * o
             sign = np.sign(np.sum(g * u))
             length = size * min(
                 0.1 / np.sqrt(len(kernel)),
                 0.3 * np.linalg.norm(g) / np.linalg.norm(g_bias),
             )
-            v[name]["bias"] = MOMENTUM * v[name]["bias"] + gamma * length * b
-            layer["kernel"] = (
-                kernel - v[name]["kernel"] - gamma * (RADIAL * sign + DECAY) * kernel
-            )
-            layer["bias"] = bias - v[name]["bias"] - gamma * DECAY * bias
+            v[name]["bias"] = MOMENTUM * v[name]["bias"] + 0.3 * gamma * length * b
+            decay = RATE * DECAY
+            layer["kernel"] = kernel - gamma * (step + (RADIAL * sign + decay) * kernel)
+            layer["bias"] = bias - v[name]["bias"] - gamma * decay * bias
     return w
 
 
@@ -106,11 +108,12 @@ def test_steps_are_relative_to_the_kernel(exponent):
 def test_size_and_direction_move_apart():
     with jax.enable_x64(True):
         params, grads = network(bias=False)
-        still = lars.polar(RATE, 0.0, radial_rate=0.0, steps=EXACT)
+        still = lars.polar(RATE, 0.0, MOMENTUM, radial_rate=0.0, steps=EXACT)
         moved = after(still, params, grads)
         for name in params:
             w, new = params[name]["kernel"], moved[name]["kernel"]
-            step = RATE / 2 * np.linalg.norm(w)  # two kernels
+            # Two kernels; and of the average of directions, the first.
+            step = RATE / 2 * (1 - MOMENTUM) * np.linalg.norm(w)
             np.testing.assert_allclose(np.sum((new - w) * w), 0, atol=1e-12)
             o = exact_polar(grads[name]["kernel"])
             cosine = np.sum(o * w) / np.linalg.norm(o) / np.linalg.norm(w)
@@ -119,11 +122,40 @@ def test_size_and_direction_move_apart():
             )
 
 
+def test_a_step_is_as_long_as_gradients_agree():
+    params, grads = network(np.float32, bias=False)
+    optimizer = lars.polar(RATE, 0.0, MOMENTUM, radial_rate=0.0)
+
+    def length(signs):
+        state = optimizer.init(params)
+        for sign in signs:
+            g = jax.tree.map(lambda x: np.float32(sign) * x, grads)  # noqa: B023
+            updates, state = optimizer.update(g, state, params)
+        return np.linalg.norm(updates["hidden"]["kernel"])
+
+    # The norm of the average: 1 - mⁿ of n equal ones, and (1 - m)/(1 + m) if they turn.
+    whole = length([1] * 60)
+    np.testing.assert_allclose(length([1]) / whole, 1 - MOMENTUM, rtol=1e-3)
+    turning = (1 - MOMENTUM) / (1 + MOMENTUM)
+    np.testing.assert_allclose(length([1, -1] * 30) / whole, turning, rtol=1e-3)
+
+
+def test_what_is_averaged_are_directions():
+    params, grads = network(np.float32)
+    optimizer = lars.polar(RATE)
+    state, other = optimizer.init(params), optimizer.init(params)
+    for exponent in (0, 40, -40):
+        g = jax.tree.map(lambda x: np.ldexp(x, exponent), grads)  # noqa: B023
+        updates, state = optimizer.update(g, state, params)
+        expected_updates, other = optimizer.update(grads, other, params)
+        jax.tree.map(np.testing.assert_array_equal, updates, expected_updates)
+
+
 def test_a_kernel_grows_along_a_slope_that_says_so():
     params = {"kernel": np.eye(3, dtype=np.float32)}
     for sign in (-1, 1):
         grads = {"kernel": sign * np.eye(3, dtype=np.float32)}
-        moved = after(lars.polar(RATE, 0.0), params, grads)
+        moved = after(lars.polar(RATE, 0.0, radial_rate=RADIAL), params, grads)
         # All of the gradient is along the kernel: nothing is left across it.
         np.testing.assert_allclose(
             moved["kernel"], (1 - sign * RATE * RADIAL) * np.eye(3), rtol=1e-6
@@ -137,10 +169,10 @@ def test_a_bias_is_bounded_by_what_its_kernel_does_to_the_loss():
         h = 1e-6 * np.random.default_rng(1).normal(size=6)
         b = grads["hidden"]["bias"]
         grads["hidden"]["kernel"] = np.outer(h, b)
-        moved = after(lars.polar(RATE, 0.0), params, grads)
+        moved = after(lars.polar(RATE, 0.0, MOMENTUM), params, grads)
         step = np.linalg.norm(moved["hidden"]["bias"] - params["hidden"]["bias"])
         kernel = np.linalg.norm(params["hidden"]["kernel"])
-        expected_step = 0.3 * RATE / 2 * kernel * np.linalg.norm(h)
+        expected_step = (1 - MOMENTUM) * 0.3 * RATE / 2 * kernel * np.linalg.norm(h)
         np.testing.assert_allclose(step, expected_step, rtol=1e-6)
 
 
@@ -170,9 +202,10 @@ def test_normalizations_step_by_their_own_norm():
         "norm": {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32)}
     }
     grads = jax.tree.map(lambda x: 1e20 * np.ones_like(x), params)
-    moved = after(lars.polar(RATE), params, grads)
-    np.testing.assert_allclose(moved["norm"]["scale"], 1 - RATE, rtol=1e-6)
-    np.testing.assert_allclose(moved["norm"]["bias"], -0.1 * RATE, rtol=1e-6)
+    moved = after(lars.polar(RATE, momentum=MOMENTUM), params, grads)
+    step = (1 - MOMENTUM) * RATE
+    np.testing.assert_allclose(moved["norm"]["scale"], 1 - step, rtol=1e-6)
+    np.testing.assert_allclose(moved["norm"]["bias"], -0.1 * step, rtol=1e-6)
 
 
 def test_wrong_numbers_are_refused_with_their_value():

@@ -1,15 +1,20 @@
 """The rescue maps: which starts of which networks each optimizer trains."""
 
 from lars.figures.item import Item
-from lars.figures.plane import items
+from lars.figures.plane import items, mechanism
+from lars.figures.plane.plane import runs_of, scales_of, starts_in
 
 ITEMS: dict[str, Item] = {
-    "rescue_search": items.SEARCH,
     "rescue_map": items.MAP,
-    "rescue_normalized": items.NORMALIZED,
-    "rescue_profiles": items.PROFILES,
-    "rescue_cnn": items.CNN,
-    "rescue_parts": items.PARTS,
     "rescue_start_digits": items.START_DIGITS,
     "rescue_start_fashion": items.START_FASHION,
+    "rescue_mechanism": mechanism.MECHANISM,
+    "rescue_recovery": mechanism.RECOVERY,
+    "rescue_parts": items.PARTS,
+    "rescue_profiles": items.PROFILES,
+    "rescue_normalized": items.NORMALIZED,
+    "rescue_cnn": items.CNN,
+    "rescue_search": items.SEARCH,
 }
+
+__all__ = ["ITEMS", "runs_of", "scales_of", "starts_in"]

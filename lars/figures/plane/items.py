@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from lars import coverage
-from lars.coverage import CELL
+from lars.coverage import CELL, interval
 from lars.figures.item import Claim, Item, Settings, judged
 from lars.figures.plane.drawing import heat_maps
 from lars.figures.plane.plane import cells, measure, runs_of, starts_in
@@ -36,8 +36,8 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         label = settings["optimizers"][best]["label"]
         return Claim(
             says,
-            f"{_interval(mine, column)}; of the peers the most: {label}, "
-            f"{_interval(peers.loc[best], column)}.",
+            f"{interval(mine, column)}; of the peers the most: {label}, "
+            f"{interval(peers.loc[best], column)}.",
             judged([mine[column] >= goal]),
         )
 
@@ -108,11 +108,6 @@ def search_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         )
         for name, rates in useful.items()
     ]
-
-
-def _interval(row: pd.Series, column: str) -> str:
-    low, high = row[f"{column}_lowest"], row[f"{column}_highest"]
-    return f"{100 * row[column]:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _item(

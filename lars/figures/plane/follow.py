@@ -1,0 +1,201 @@
+"""Runs that are followed step by step: what gradients, updates and kernels are like."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+
+from lars import data as datasets
+from lars.data import Data
+from lars.figures.runs import Setting, shared_among
+from lars.init_scales import profile_scales
+from lars.kernels import kernels_of, preserving_norm
+from lars.layers import widen
+from lars.models import MODELS, Model
+from lars.norms import l2_norm, unit
+from lars.optimizers import optimizer_maker
+from lars.spectral import as_matrices
+from lars.training import (
+    Run,
+    batch_positions,
+    make_training,
+    num_kernels,
+    sweep_over,
+)
+from lars.waking import WakingState
+
+
+class ObservedState(NamedTuple):
+    """State of `observed`: what the last step was like, a number a kernel."""
+
+    inner_state: optax.OptState
+    gradient_rank: jax.Array  # shape=(kernels,), see `participation_rank`
+    update_rank: jax.Array  # the same, of what is added to the kernel
+    radial_part: jax.Array  # cosine of the angle between update and kernel
+    moves: jax.Array  # shape=(), float32: by which waking has moved the scale so far
+
+
+class Followed(NamedTuple):
+    """A run, step by step: [steps] or, of each kernel, [steps, kernels]."""
+
+    loss: jax.Array
+    relative_norm: jax.Array  # of `preserving_norm`
+    gradient_rank: jax.Array
+    update_rank: jax.Array
+    radial_part: jax.Array
+    moves: jax.Array
+
+
+def participation_rank(x: jax.Array) -> jax.Array:
+    r"""About how many directions a matrix has: the participation ratio of its spectrum.
+
+    :math:`(\sum_i \sigma_i^2)^2 / \sum_i \sigma_i^4`, from 1, for a matrix of rank one,
+    to the smaller of its sizes, for one with equal singular values. 0 for zero.
+    """
+    matrix = as_matrices(unit(x)[0])
+    # Of the smaller size, so that it is cheap; the squares of singular values all same.
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.T
+    gram = matrix @ matrix.T
+    fourth = jnp.sum(gram * gram)
+    return jnp.where(fourth > 0, jnp.trace(gram) ** 2 / jnp.maximum(fourth, 1e-12), 0.0)
+
+
+def observed(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer, unchanged, whose state says what its last step was like."""
+
+    def init_fn(params: optax.Params) -> ObservedState:
+        zeros = jnp.zeros(len(kernels_of(params)))
+        return ObservedState(inner.init(params), zeros, zeros, zeros, jnp.zeros(()))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, ObservedState]:
+        assert isinstance(state, ObservedState)
+        new, inner_state = inner.update(updates, state.inner_state, params)
+        kernels = kernels_of(params)
+        g, u, w = (
+            [jax.tree.leaves(tree)[i] for i in kernels]
+            for tree in (updates, new, params)
+        )
+        return new, ObservedState(
+            inner_state,
+            jnp.stack([participation_rank(x) for x in g]),
+            jnp.stack([participation_rank(x) for x in u]),
+            jnp.stack(
+                [jnp.sum(unit(x)[0] * unit(y)[0]) for x, y in zip(u, w, strict=True)]
+            ),
+            _moves(inner_state),
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def follow(
+    setting: Setting,
+    learning_rate: float,
+    seeds: Sequence[int],
+    init_scale: float,
+    profile: str,
+) -> pd.DataFrame:
+    """Trains every seed, and looks at each step.
+
+    Args:
+        setting: what is trained.
+        learning_rate: the peak of the schedule.
+        seeds: of the initial weights and the order of the images.
+        init_scale: what initial kernels are multiplied by.
+        profile: which ones, a name of `lars.init_scales.PROFILES`.
+
+    Returns:
+        A row a seed and step: ``seed``, ``step``, ``loss`` (of the batch, before the
+        step), the ``lowest_norm``, ``median_norm`` and ``highest_norm`` of the kernels
+        relative to `preserving_norm`, the medians over kernels of ``gradient_rank``,
+        ``update_rank`` and ``radial_part``, and ``moves`` so far.
+    """
+    model, data = network_of(setting)
+    make_optimizer = optimizer_maker(
+        setting.optimizer["name"],
+        setting.optimizer["settings"],
+        setting.schedule,
+        setting.num_steps,
+    )
+    training = make_training(
+        model,
+        lambda rate: observed(make_optimizer(rate)),
+        num_steps=setting.num_steps,
+        batch_size=setting.batch_size,
+        initialization=setting.initialization,
+    )
+
+    def one(run: Run, data: Data) -> Followed:
+        def step(state: Any, batch: jax.Array) -> tuple[Any, Followed]:
+            params = state.variables["params"]
+            w = [jax.tree.leaves(params)[i] for i in kernels_of(params)]
+            norms = [l2_norm(widen(x)) / preserving_norm(x) for x in w]
+            state, report = training.step(state, run, data, batch)
+            seen = state.opt_state
+            return state, Followed(report.loss, jnp.stack(norms), *seen[1:])
+
+        positions = batch_positions(
+            run.seed,
+            jnp.zeros((), jnp.int32),
+            setting.num_steps,
+            data.train.labels.shape[0],
+            setting.batch_size,
+        )
+        return jax.lax.scan(step, training.init(run, data), positions)[1]
+
+    scales = [
+        profile_scales(profile, init_scale, num_kernels(model, data), seed)
+        for seed in seeds
+    ]
+    runs = Run(
+        seed=jnp.asarray(seeds, jnp.int32),
+        kernel_scales=jnp.stack(scales),
+        learning_rate=jnp.full(len(seeds), learning_rate, jnp.float32),
+    )
+    devices = jax.devices()[: len(seeds)]
+    followed = shared_among(devices, sweep_over(one, devices, 1), runs, data)
+    return pd.concat(
+        [
+            pd.DataFrame({"seed": seed, **_columns(followed, i)})
+            for i, seed in enumerate(seeds)
+        ],
+        ignore_index=True,
+    )
+
+
+def network_of(setting: Setting) -> tuple[Model, Data]:
+    """The model of a setting, and its data."""
+    data = datasets.load(setting.dataset)
+    settings: dict[str, Any] = dict(setting.model)
+    return MODELS[settings.pop("name")](data.num_classes, **settings), data
+
+
+def _columns(followed: Followed, run: int) -> Mapping[str, Any]:
+    x = Followed(*(np.asarray(part)[run] for part in followed))
+    return {
+        "step": np.arange(len(x.loss)),
+        "loss": x.loss,
+        "lowest_norm": x.relative_norm.min(axis=1),
+        "median_norm": np.median(x.relative_norm, axis=1),
+        "highest_norm": x.relative_norm.max(axis=1),
+        "gradient_rank": np.median(x.gradient_rank, axis=1),
+        "update_rank": np.median(x.update_rank, axis=1),
+        "radial_part": np.median(x.radial_part, axis=1),
+        "moves": x.moves,
+    }
+
+
+def _moves(state: optax.OptState) -> jax.Array:
+    """How often waking has moved the scale, 0 where no waking is."""
+    if isinstance(state, WakingState):
+        return state.reasons.sum().astype(jnp.float32)
+    return jnp.zeros(())

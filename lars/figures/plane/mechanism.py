@@ -1,0 +1,306 @@
+"""Why it works: runs step by step, and how long recovery takes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lars.figures.item import Claim, Item, Settings, judged, median_and_spread
+from lars.figures.plane.follow import follow, network_of
+from lars.figures.runs import Setting, at_best_rate, results_of
+from lars.figures.style import COLORS, line_over_seeds, panels
+from lars.training import num_kernels
+
+PANELS = (
+    ("loss", "training loss of the batch (nats)"),
+    ("median_norm", "‖w‖ of the median kernel,\nrelative to the preserving norm"),
+    ("update_rank", "participation rank of the\nmedian kernel's update"),
+)
+
+RECOVERED = 0.5
+"""A run has recovered once the loss of a batch is below this part of ln(classes), the
+loss of a network that says nothing."""
+
+
+def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
+    """Every start with every optimizer."""
+    return [
+        {"start": start, "optimizer": name}
+        for start in settings["starts"]
+        for name in settings["optimizers"]
+    ]
+
+
+def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
+    """Follows the runs at the rate that is best on validation data."""
+    start = settings["starts"][cell["start"]]
+    arm = settings["optimizers"][cell["optimizer"]]
+    setting = _setting(settings, start, arm)
+    at = (settings["seeds"], start["init_scale"], start["profile"])
+    runs = results_of(setting, arm["learning_rates"], *at)
+    runs["validation_accuracy"] = runs["validation_accuracy"].mask(runs["diverged"], 0)
+    rate = at_best_rate(runs, [])["learning_rate"].iloc[0]
+    followed = follow(setting, rate, *at)
+    kept = followed["step"] % settings["every"] == 0
+    return followed[kept].assign(learning_rate=rate)
+
+
+def draw(table: pd.DataFrame, settings: Settings) -> Figure:
+    """A column a start; loss, norms and rank over the steps."""
+    figure, grid = panels(
+        len(PANELS),
+        len(settings["starts"]),
+        "What optimizers make of starts without a signal, step by step: medians of "
+        f"{len(settings['seeds'])} seeds, bands from the lowest to the highest.\n"
+        "Ticks at the top: steps at which waking moved the scale (first seed).",
+        height=2.7,
+        width=4.2,
+    )
+    for column, start in enumerate(settings["starts"]):
+        of_start = table[table["start"] == start]
+        for row, (name, label) in enumerate(PANELS):
+            axes = grid[row, column]
+            for number, optimizer in enumerate(settings["optimizers"]):
+                rows = of_start[of_start["optimizer"] == optimizer]
+                # What is not finite or, on a logarithmic axis, zero has no place.
+                rows = rows[np.isfinite(rows[name]) & (rows[name] > 0)]
+                line_over_seeds(
+                    axes,
+                    rows,
+                    "step",
+                    name,
+                    number,
+                    settings["optimizers"][optimizer]["label"],
+                    "median",
+                    markevery=10,
+                )
+            if name != "update_rank":
+                axes.set_yscale("log")
+            if name == "loss":
+                # Exploding starts begin at losses that would hide all the rest.
+                axes.set_ylim(5e-3, 1e2)
+                axes.set_title(start, fontsize=10)
+                _mark_moves(axes, of_start, settings)
+            if column == 0:
+                axes.set_ylabel(label)
+            if row == len(PANELS) - 1:
+                axes.set_xlabel("step")
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        fontsize=9,
+    )
+    return figure
+
+
+def _mark_moves(axes: Any, rows: pd.DataFrame, settings: Settings) -> None:
+    for number, optimizer in enumerate(settings["optimizers"]):
+        mine = rows[rows["optimizer"] == optimizer]
+        mine = mine[mine["seed"] == mine["seed"].min()]
+        moved = mine["step"][mine["moves"].diff().fillna(mine["moves"]) > 0]
+        axes.plot(
+            moved,
+            np.full(len(moved), 0.97),
+            "|",
+            transform=axes.get_xaxis_transform(),
+            color=COLORS[number % len(COLORS)],
+            markersize=9,
+        )
+
+
+def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
+    """What waking did, and what the updates were like."""
+    mine = table[table["optimizer"] == settings["recommended"]]
+    other = table[table["optimizer"] == settings["layerwise"]]
+    made = []
+    for start in settings["starts"]:
+        runs = mine[mine["start"] == start]
+        moves = runs.groupby("seed")["moves"].max()
+        last = [
+            int(rows["step"][rows["moves"] < rows["moves"].max()].max() + 1)
+            if rows["moves"].max()
+            else 0
+            for _, rows in runs.groupby("seed")
+        ]
+        half = settings["num_steps"] // 2
+        made.append(
+            Claim(
+                f"{start}: waking acts at the beginning, and then never again.",
+                f"{median_and_spread(moves)} moves; the last by step {max(last)} of "
+                f"{settings['num_steps']}.",
+                judged([max(last) < half]),
+            )
+        )
+        ranks = [
+            rows[rows["start"] == start].groupby("seed")["update_rank"].median()
+            for rows in (mine, other)
+        ]
+        label = settings["optimizers"][settings["layerwise"]]["label"]
+        made.append(
+            Claim(
+                f"{start}: orthogonal steps change kernels in more directions.",
+                f"Participation rank of the median kernel's update, median over steps: "
+                f"{median_and_spread(ranks[0])}, beside {median_and_spread(ranks[1])} "
+                f"of {label}.",
+                judged([ranks[0].median() > ranks[1].median()]),
+            )
+        )
+    return made
+
+
+def recovery_cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
+    """Every rate of every optimizer from every scale."""
+    return [
+        {"optimizer": name, "learning_rate": rate, "init_scale": scale}
+        for name, arm in settings["optimizers"].items()
+        for rate in arm["learning_rates"]
+        for scale in settings["init_scales"]
+    ]
+
+
+def measure_recovery(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
+    """The first step whose batch has a loss that says something; NaN if none has."""
+    arm = settings["optimizers"][cell["optimizer"]]
+    start = {"model": settings["model"], "profile": "all"}
+    setting = _setting(settings, start, arm)
+    seeds = settings["seeds"]
+    runs = follow(setting, cell["learning_rate"], seeds, cell["init_scale"], "all")
+    recovered = runs[runs["loss"] < RECOVERED * math.log(10)]
+    first = recovered.groupby("seed")["step"].min()
+    model, data = network_of(setting)
+    return pd.DataFrame(
+        {
+            "seed": seeds,
+            "steps": first.reindex(seeds).to_numpy(),
+            "least_steps": least_steps(
+                arm,
+                cell["learning_rate"],
+                cell["init_scale"],
+                num_kernels(model, data),
+            ),
+        }
+    )
+
+
+def least_steps(
+    arm: Mapping[str, Any], learning_rate: float, init_scale: float, kernels: int
+) -> float:
+    """The bound: |ln s| over what the logarithm of a norm can change by in a step.
+
+    Args:
+        arm: of `lars.lars` or `lars.polar`, with what the bound depends on.
+        learning_rate: γ, constant.
+        init_scale: s.
+        kernels: how many the network has.
+    """
+    settings = arm["settings"]
+    across = 1 / (1 - settings["momentum"])
+    if arm["name"] == "lars":
+        growth = learning_rate * settings["trust_coefficient"] * across
+    else:
+        growth = learning_rate / kernels * (settings["radial_rate"] + across)
+    return abs(math.log(init_scale)) / growth
+
+
+def draw_recovery(table: pd.DataFrame, settings: Settings) -> Figure:
+    """Steps to recovery over the initial scale, with the bound of each rate."""
+    figure, grid = panels(
+        1,
+        len(settings["optimizers"]),
+        "Steps until the loss of a batch is below half of ln 10, from small starts "
+        "(ReLU, two layers,\nconstant rate). Dashed: the bound |ln s| over the largest "
+        "change of ln ‖w‖ in a step.",
+        width=5,
+    )
+    for axes, (name, arm) in zip(
+        grid.flat, settings["optimizers"].items(), strict=True
+    ):
+        for number, rate in enumerate(arm["learning_rates"]):
+            rows = table[
+                (table["optimizer"] == name) & (table["learning_rate"] == rate)
+            ]
+            line_over_seeds(
+                axes,
+                rows.dropna(),
+                "init_scale",
+                "steps",
+                number,
+                f"γ = {rate:g}",
+                "median",
+                linestyle="-",
+            )
+            bound = rows.groupby("init_scale")["least_steps"].first()
+            axes.plot(
+                bound.index,
+                bound,
+                "--",
+                color=COLORS[number % len(COLORS)],
+                linewidth=1,
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("init_scale s (factor on kernels)")
+        axes.set_ylabel("steps to recovery")
+        axes.set_title(arm["label"], fontsize=10)
+        axes.legend(fontsize=9)
+    return figure
+
+
+def recovery_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
+    """Whether the bound holds, and how near to it recovery is."""
+    made = []
+    for name, arm in settings["optimizers"].items():
+        rows = table[(table["optimizer"] == name) & (table["init_scale"] < 1)]
+        finished = rows.dropna()
+        ratios = finished["steps"] / finished["least_steps"]
+        made.append(
+            Claim(
+                f"{arm['label']} recovers from every scale, and no faster than the "
+                "bound.",
+                f"{len(finished)} of {len(rows)} runs recover, after "
+                f"{median_and_spread(ratios)} times the bound.",
+                judged([len(finished) == len(rows), bool((ratios >= 1).all())]),
+            )
+        )
+    return made
+
+
+def _setting(
+    settings: Settings, start: Mapping[str, Any], arm: Mapping[str, Any]
+) -> Setting:
+    return Setting(
+        dataset=settings["dataset"],
+        model=start["model"],
+        optimizer={name: arm[name] for name in ("name", "settings")},
+        schedule=settings["schedule"],
+        num_steps=settings["num_steps"],
+        batch_size=settings["batch_size"],
+    )
+
+
+MECHANISM = Item(
+    title="What happens, step by step",
+    about="Single starts, each optimizer with the best of its four rates there (on "
+    "validation data): the loss, the kernels' norms relative to those that preserve "
+    "variance, and the participation rank (Σσ²)²/Σσ⁴ of updates, which counts the "
+    "directions that a kernel changes in.",
+    cells=cells,
+    measure=measure,
+    draw=draw,
+    claims=claims,
+)
+RECOVERY = Item(
+    title="How long recovery takes",
+    about="The norm of a layer that moves by a given part of itself can only grow "
+    "exponentially: from s times the norm that is needed, in |ln s| (1 − m)/(γη) steps "
+    "of LARS with momentum m, at least. A step of polar LARS changes the logarithm of "
+    "a norm by γ/L (κ + 1/(1 − m)) at most. Without waking.",
+    cells=recovery_cells,
+    measure=measure_recovery,
+    draw=draw_recovery,
+    claims=recovery_claims,
+)
