@@ -38,8 +38,8 @@ class PolarState(NamedTuple):
 
 def polar(
     learning_rate: optax.ScalarOrSchedule,
-    weight_decay: optax.ScalarOrSchedule = 1.0,
-    momentum: jax.typing.ArrayLike = 0.9,
+    weight_decay: optax.ScalarOrSchedule = 4.0,
+    momentum: jax.typing.ArrayLike = 0.8,
     *,
     radial_rate: jax.typing.ArrayLike = 3.0,
     depth_exponent: float = 1.0,
@@ -140,7 +140,7 @@ def polar(
         ...         return (optax.apply_updates(params, updates), state), None
         ...     start = (params, optimizer.init(params))
         ...     return loss(jax.lax.scan(step, start, length=300)[0][0])
-        >>> rate = optax.linear_schedule(0.02, 0, 300)
+        >>> rate = optax.linear_schedule(0.2, 0, 300)
         >>> print(f"{loss(params):.2f} before, {trained(lars.polar(rate)):.2f} after, "
         ...       f"{trained(optax.sgd(0.1, 0.9)):.2f} with SGD")
         0.52 before, 0.00 after, 0.52 with SGD

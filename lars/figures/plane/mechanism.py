@@ -198,11 +198,11 @@ def least_steps(
         kernels: how many the network has.
     """
     settings = arm["settings"]
-    across = 1 / (1 - settings["momentum"])
     if arm["name"] == "lars":
+        across = 1 / (1 - settings["momentum"])
         growth = learning_rate * settings["trust_coefficient"] * across
     else:
-        growth = learning_rate / kernels * (settings["radial_rate"] + across)
+        growth = learning_rate / kernels * (settings["radial_rate"] + 1)
     return abs(math.log(init_scale)) / growth
 
 
@@ -298,7 +298,7 @@ RECOVERY = Item(
     about="The norm of a layer that moves by a given part of itself can only grow "
     "exponentially: from s times the norm that is needed, in |ln s| (1 − m)/(γη) steps "
     "of LARS with momentum m, at least. A step of polar LARS changes the logarithm of "
-    "a norm by γ/L (κ + 1/(1 − m)) at most. Without waking.",
+    "a norm by γ/L (κ + 1) at most. Without waking.",
     cells=recovery_cells,
     measure=measure_recovery,
     draw=draw_recovery,
