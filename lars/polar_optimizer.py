@@ -143,7 +143,7 @@ def polar(
         >>> rate = optax.linear_schedule(0.2, 0, 300)
         >>> print(f"{loss(params):.2f} before, {trained(lars.polar(rate)):.2f} after, "
         ...       f"{trained(optax.sgd(0.1, 0.9)):.2f} with SGD")
-        0.52 before, 0.00 after, 0.52 with SGD
+        0.52 before, 0.01 after, 0.52 with SGD
 
     References:
         You, Gitman and Ginsburg, `Large Batch Training of Convolutional Networks

@@ -117,7 +117,7 @@ def test_coverage_for_people():
         "100.0% (75.0 to 100.0)",
         "75.0% (50.0 to 75.0)",
     ]
-    assert row[5:] == ["0.1", "0 of 18"]
+    assert row[5:] == ["0.1", "0 of 24"]
 
 
 def test_the_cost_is_that_of_a_run_from_scale_one_relative_to_the_reference():
