@@ -59,9 +59,9 @@ def wake_silent_layers(
       by :math:`2^{-24}`, all digits of float32, so that the inputs of its layer vanish
       beside the 1 that the bias multiplies; or what it can do to the loss, its
       :math:`\|g\|\,\|w\|`, is smaller by :math:`2^{-12}`, half of them, than that of
-      another kernel, so that noise in the other does more. The first is where signals shrink from
-      layer to layer, the second where they vanish or, in a chaotic network, explode on
-      their way back.
+      another kernel, so that noise in the other does more. The first is where signals
+      shrink from layer to layer, the second where they vanish or, in a chaotic network,
+      explode on their way back.
 
     Then the inner optimizer is not asked. Instead, every kernel is multiplied by what
     brings its norm to the one that keeps the mean square of a layer's inputs
