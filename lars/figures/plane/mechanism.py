@@ -42,7 +42,8 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     at = (settings["seeds"], start["init_scale"], start["profile"])
     runs = results_of(setting, arm["learning_rates"], *at)
     runs["validation_accuracy"] = runs["validation_accuracy"].mask(runs["diverged"], 0)
-    rate = at_best_rate(runs, [])["learning_rate"].iloc[0]
+    best = at_best_rate(runs.assign(**cell), list(cell))
+    rate = best["learning_rate"].iloc[0]
     followed = follow(setting, rate, *at)
     kept = followed["step"] % settings["every"] == 0
     return followed[kept].assign(learning_rate=rate)
