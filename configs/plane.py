@@ -166,7 +166,6 @@ _MAP: dict[str, Any] = {
     "seeds": (0, 1, 2),
 }
 
-
 _SMALL: dict[str, Any] = {
     "optimizers": {
         "polar_waking": OURS["polar_waking"],
@@ -178,10 +177,7 @@ _SMALL: dict[str, Any] = {
 
 
 def _start(activation: str, depth: int, init_scale: float) -> dict[str, Any]:
-    return {
-        **_mlp(activation, depth=depth),
-        "init_scale": init_scale,
-    }
+    return {**_mlp(activation, depth=depth), "init_scale": init_scale}
 
 
 _MECHANISM: dict[str, Any] = {
@@ -229,7 +225,6 @@ _RECOVERY: dict[str, Any] = {
             "polar",
             _POLAR,
             (0.05, 0.2),
-            momentum=0.8,
             radial_rate=3.0,
         ),
     },

@@ -101,14 +101,18 @@ def computed(
 
         try:
             saved = started
-            for cell, rows in _measured(name, left, len(cells), settings):
-                new.append(rows)
-                held[tuple(cell.values())] = rows
-                done += 1
-                if time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
+            try:
+                for cell, rows in _measured(name, left, len(cells), settings):
+                    new.append(rows)
+                    held[tuple(cell.values())] = rows
+                    done += 1
+                    if time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
+                        save()
+                        saved = time.monotonic()
+                    check_interrupt()
+            finally:
+                if new:
                     save()
-                    saved = time.monotonic()
-                check_interrupt()
         except KeyboardInterrupt:
             print(
                 f"{done} of {len(cells)} parts are in {file}; the same command "
@@ -117,8 +121,6 @@ def computed(
             )
             raise
         finally:
-            if new:
-                save()
             session.record(
                 parts_after=len(held), seconds=round(time.monotonic() - started, 1)
             )

@@ -44,9 +44,8 @@ RESCUES = ("rescue", "search")
 SOURCES: dict[str, Mapping[str, Item]] = {
     "paper": paper.ITEMS,
     "book": book.ITEMS,
+    "plane": plane.ITEMS,
 }
-if (DOCS / "plane").exists():  # once the maps have been run
-    SOURCES["plane"] = plane.ITEMS
 RUNS = ("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn")
 KEPT = {  # of results/NAME, in docs/FOLDER
     "rescue": (
@@ -110,9 +109,10 @@ def all_blocks() -> dict[str, str]:
         **{
             mark: text
             for source in SOURCES
+            if (DOCS / source).exists()
             for mark, text in figure_blocks(source).items()
         },
-        **(plane_blocks() if "plane" in SOURCES else {}),
+        **(plane_blocks() if (DOCS / "plane").exists() else {}),
     }
 
 

@@ -133,9 +133,9 @@ def coverage_table(
     rows = counts.loc[[name for name in labels if name in counts.index]]
     headings = {
         "representable_best": f"of the {representable} starts that float32 represents",
-        "representable_one": "with one rate for all",
+        "representable_one": "of these with one rate for all",
         "plane_best": f"of all {cells} starts",
-        "plane_one": "with one rate for all ",  # the blank tells the columns apart
+        "plane_one": "of all with one rate for all",
     }
     return pd.DataFrame(
         {

@@ -102,7 +102,7 @@ class Training(NamedTuple):
     """Sums up over the images whose mask [B] is true."""
     result: Callable[[State, Data], Result]
     train: Callable[[Run, Data], Result]
-    """Everything: `init`, all steps, `result`."""
+    """Everything: `init`, all steps, `result`; ends early if a weight is not finite."""
     curve: Callable[[Run, Data, int], Curve]
     """Makes the steps of `train`, and looks at the run at a number of points."""
 

@@ -1,8 +1,9 @@
 r"""Waking networks whose layers no signal reaches, around any optimizer.
 
-Where an activation, a gradient or the loss has left the range of float32, no optimizer
-has anything to go by: a gradient of zero has no direction, one of NaN neither. The
-scale of the initial weights is then all that can be mended, and all that is.
+Where an activation, a gradient or the loss has left the range of float32, or what it
+says the digits, no optimizer has anything to go by: a gradient of zero has no
+direction, one of NaN or of rounding neither. The scale of the initial weights is then
+all that can be mended, and all that is.
 """
 
 import math
@@ -18,8 +19,9 @@ from lars.norms import l2_norm, unit
 from lars.optimizer import check_number
 
 HEARD = 2.0**-12
-"""The part of a kernel's gradient that must differ from what a constant input would
-have made: half of the digits of float32."""
+"""Half of the digits of float32: the part of a kernel's gradient that must differ from
+what a constant input would have made, and what a kernel must be able to do to the loss
+beside another one."""
 
 LARGEST_FACTOR = 16.0
 """By how much a kernel is multiplied at most, in a step."""
@@ -212,7 +214,7 @@ def _is_drowned(g: list[jax.Array], w: list[jax.Array]) -> jax.Array:
             for x, y in zip(g, w, strict=True)
         ]
     )
-    # Kernels of zero have no rounding, and are nothing yet that could be drowned.
+    # A kernel of zero is nothing yet that could be drowned.
     lowest = jnp.where(effects > -jnp.inf, effects, jnp.inf).min()
     return lowest < effects.max() + math.log2(HEARD)
 

@@ -46,6 +46,10 @@ TESTS = {
     "lars/rescue.py": ("tests/rescue_test.py",),
     "lars/coverage.py": ("tests/plane_test.py", "-k", "not hard_start"),
     "lars/figures/plane/starts.py": ("tests/plane_test.py", "-k", "represents"),
+    "lars/figures/plane/follow.py": (
+        *("tests/plane_test.py", "-k", "rank or observed or followed"),
+    ),
+    "lars/figures/plane/mechanism.py": ("tests/plane_test.py", "-k", "least_steps"),
     "lars/kernels.py": ("tests/kernels_test.py",),
     "lars/initialization.py": ("tests/initialization_test.py",),
     "lars/polar_optimizer.py": ("tests/polar_optimizer_test.py",),
@@ -757,6 +761,11 @@ TABLE = {
     ),
     "lars/training.py": (
         (
+            "a run that is over goes on",
+            "(state.step < num_steps) & is_alive",
+            "state.step < num_steps",
+        ),
+        (
             "curve of the last norms",
             "*(norm.mean(axis=0) for norm in norms),",
             "*(norm[-1] for norm in norms),",
@@ -821,6 +830,13 @@ TABLE = {
         ),
     ),
     "lars/coverage.py": (
+        ("cost of all scales", '(runs["init_scale"] == 1.0) & ', ""),
+        (
+            "cost upside down",
+            "seconds / seconds.loc[reference]",
+            "seconds.loc[reference] / seconds",
+        ),
+        ("parts for percents", "{100 * row[column]:.1f}%", "{row[column]:.1f}%"),
         (
             "the deepest network sets the standard",
             'rows[rows["depth"] == rows["depth"].min()]',
@@ -968,6 +984,30 @@ TABLE = {
             "gradient_norms[jnp.asarray(kernels)] >= 0",
         ),
         ("rounding is a signal", "terms * 2.0**-24 * ", "0 * "),
+    ),
+    "lars/figures/plane/follow.py": (
+        ("rank of the transpose", "jnp.trace(gram) ** 2", "jnp.trace(gram)"),
+        ("the rank by its shape", "matrix = as_matrices(unit(x)[0])", "matrix = x"),
+        (
+            "observer meddles",
+            "return new, ObservedState(",
+            "return updates, ObservedState(",
+        ),
+        ("moves not seen", "state.reasons.sum()", "0 * state.reasons.sum()"),
+        (
+            "cosine with the gradient",
+            "for tree in (new, params))",
+            "for tree in (new, updates))",
+        ),
+    ),
+    "lars/figures/plane/mechanism.py": (
+        (
+            "momentum counts once",
+            "across = 1 / (1 - settings",
+            "across = 1 + 0 * (1 - settings",
+        ),
+        ("the whole rate a kernel", "learning_rate / kernels", "learning_rate"),
+        ("no step across", '(settings["radial_rate"] + 1)', 'settings["radial_rate"]'),
     ),
     "lars/schedules.py": (
         ("another power", "power=2", "power=3"),

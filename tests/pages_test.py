@@ -3,10 +3,11 @@
 import importlib
 import json
 
+import pandas as pd
 import pytest
 
 from experiments import publish
-from lars import pages
+from lars import pages, results
 from lars.metrics import finished_metrics
 
 PAGE = "Prose.\n\n<!-- begin one -->\nold\n<!-- end one -->\n\nMore {braces} \\1.\n"
@@ -41,6 +42,67 @@ def test_the_configuration_states_what_its_run_reached(name):
     config = importlib.import_module(f"configs.{name}").get_config().to_dict()
     kept = json.loads((publish.DOCS / "runs" / name / "config.json").read_text())
     assert kept == json.loads(json.dumps(config))
+
+
+def kept_map(folder):
+    """A map of two starts, in which SGD learns from the second one alone."""
+    accuracies = {"ours": (0.9, 0.9), "sgd": (0.1, 1.0), "sgd_lsuv": (0.0, 1.0)}
+    runs = [
+        {
+            **{"optimizer": name, "variant": "relu", "depth": 2, "init_scale": scale},
+            **{"learning_rate": 0.1, "seed": seed, "diverged": False},
+            **{"validation_accuracy": accuracy, "test_accuracy": accuracy},
+            "part_seconds": 3.0 if name == "ours" else 2.0,
+        }
+        for name, row in accuracies.items()
+        for scale, accuracy in zip((1e-8, 1.0), row, strict=True)
+        for seed in range(3)
+    ]
+    starts = [
+        {
+            **{"optimizer": "start", "variant": "relu", "depth": 2, "seed": 0},
+            **{"init_scale": scale, "is_finite": 1.0, "has_gradient": flag},
+            **{"has_signal": 1.0, "part_seconds": 0.1},
+        }
+        for scale, flag in ((1e-8, 0.0), (1.0, 1.0))
+    ]
+    settings = {
+        "optimizers": {
+            name: {
+                **{"label": name.upper(), "name": "sgd", "settings": {}},
+                "learning_rates": [0.1],
+                "initialization": "lsuv" if name == "sgd_lsuv" else "scaled",
+            }
+            for name in accuracies
+        },
+        **{"reference": "sgd", "depths": [2], "init_scales": [1e-8, 1.0]},
+    }
+    folder.mkdir(parents=True)
+    results.write_table(folder / "rescue_map.csv", pd.DataFrame(starts + runs))
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def test_the_tables_of_the_map(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "DOCS", tmp_path)
+    kept_map(tmp_path / "plane" / "rescue_map")
+    blocks = publish.plane_blocks()
+
+    def cells(name):
+        lines = blocks[name].splitlines()
+        return [[x.strip() for x in line.strip("|").split("|")] for line in lines]
+
+    heading, _, ours, sgd = cells("plane-coverage")
+    assert heading[1] == "of the 1 starts that float32 represents"
+    assert heading[3] == "of all 2 starts"
+    # 0.9 is less than 0.95 of SGD's accuracy at scale 1.
+    assert ours[:2] == ["OURS", "0.0% (0.0 to 0.0)"]
+    assert sgd[1] == "100.0% (100.0 to 100.0)"
+    assert sgd[3] == "50.0% (50.0 to 50.0)"
+    ((_, mended, *_),) = cells("plane-mended")[2:]
+    assert mended == "50.0% (50.0 to 50.0)"
+    assert cells("plane-cost")[2:] == [["OURS", "1.5"], ["SGD", "1.0"]]
+    assert "at least 0.950 (relu)" in blocks["plane-standards"]
+    assert len(cells("plane-rates")) == 5
 
 
 SESSION = {

@@ -230,7 +230,7 @@ def test_the_least_steps_of_recovery():
     arm = {"name": "lars", "settings": {"momentum": 0.9, "trust_coefficient": 0.001}}
     # A step of momentum's sum changes a norm by γη/(1 - m) = 0.2 of it.
     assert least_steps(arm, 20.0, np.exp(-3), 3) == pytest.approx(15)
-    arm = {"name": "polar", "settings": {"momentum": 0.8, "radial_rate": 3.0}}
+    arm = {"name": "polar", "settings": {"radial_rate": 3.0}}
     assert least_steps(arm, 0.3, np.exp(-4), 3) == pytest.approx(10)
 
 
@@ -244,7 +244,6 @@ def test_what_is_followed_is_the_run(digits, monkeypatch):
     # Kernels have the norm of He's start, times the scale.
     first = followed[followed["step"] == 0]
     assert (first["median_norm"].between(1, 4)).all()
-    assert (first["lowest_norm"] <= first["median_norm"]).all()
 
 
 SETTING = Setting(

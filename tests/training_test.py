@@ -274,6 +274,26 @@ def test_a_parameter_that_is_not_finite_is_a_divergence(digits, value):
     assert result.diverged
 
 
+@pytest.mark.parametrize(("step_that_fails", "made"), [(3, 4), (STEPS, STEPS)])
+def test_a_run_whose_weights_are_not_finite_is_over(digits, step_that_fails, made):
+    seen = []
+
+    def failing(rate):
+        def update(updates, state, params=None):
+            jax.debug.callback(lambda count: seen.append(int(count)), state)
+            factor = jnp.where(state == step_that_fails, jnp.nan, -rate)
+            return jax.tree.map(lambda g: factor * g, updates), state + 1
+
+        return optax.GradientTransformation(lambda _: jnp.int32(0), update)
+
+    parts = training(failing)
+    result = jax.jit(parts.train)(run_of([1] * 3, 0.1), digits)
+    jax.block_until_ready(result)
+    jax.effects_barrier()
+    assert sorted(seen) == list(range(made))
+    assert result.diverged == (made < STEPS)
+
+
 def test_a_normalized_convolutional_network_learns(digits):
     model = cnn(
         10,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 
 from lars import data as datasets
@@ -22,6 +23,7 @@ from lars.training import (
     Curve,
     Result,
     Run,
+    Training,
     make_training,
     num_kernels,
     sweep_over,
@@ -38,6 +40,87 @@ class Setting(NamedTuple):
     num_steps: int
     batch_size: int
     initialization: Initialization = "scaled"  # what is done to scaled kernels
+
+
+def setting_of_arm(
+    settings: Mapping[str, Any], model: Mapping[str, Any], arm: Mapping[str, Any]
+) -> Setting:
+    """What an optimizer of an item trains.
+
+    Args:
+        settings: of the item.
+        model: with its name.
+        arm: the optimizer, with its ``name`` and ``settings``.
+    """
+    return Setting(
+        model=model,
+        optimizer={name: arm[name] for name in ("name", "settings")},
+        **{
+            name: settings[name]
+            for name in ("dataset", "schedule", "num_steps", "batch_size")
+        },
+    )
+
+
+def network_of(setting: Setting) -> tuple[Model, Data]:
+    """The model of a setting, and its data."""
+    data = datasets.load(setting.dataset)
+    arguments = dict(setting.model)
+    return MODELS[arguments.pop("name")](data.num_classes, **arguments), data
+
+
+def training_of(
+    setting: Setting,
+    model: Model,
+    around: Callable[
+        [optax.GradientTransformation], optax.GradientTransformation
+    ] = lambda optimizer: optimizer,
+) -> Training:
+    """The training function of a setting.
+
+    Args:
+        setting: what is trained.
+        model: that of the setting.
+        around: what the optimizer is put into.
+    """
+    make_optimizer = optimizer_maker(
+        setting.optimizer["name"],
+        setting.optimizer["settings"],
+        setting.schedule,
+        setting.num_steps,
+    )
+    return make_training(
+        model,
+        lambda rate: around(make_optimizer(rate)),
+        num_steps=setting.num_steps,
+        batch_size=setting.batch_size,
+        initialization=setting.initialization,
+    )
+
+
+def stacked_runs(
+    model: Model,
+    data: Data,
+    pairs: Sequence[tuple[float, int]],
+    init_scale: float,
+    profile: str,
+) -> Run:
+    """A run for each pair of a learning rate and a seed.
+
+    Args:
+        model: what is trained.
+        data: on what.
+        pairs: the rates and seeds.
+        init_scale: what initial kernels are multiplied by.
+        profile: which ones, a name of `lars.init_scales.PROFILES`.
+    """
+    kernels = num_kernels(model, data)
+    scales = [profile_scales(profile, init_scale, kernels, seed) for _, seed in pairs]
+    return Run(
+        seed=jnp.asarray([seed for _, seed in pairs], jnp.int32),
+        kernel_scales=jnp.stack(scales),
+        learning_rate=jnp.asarray([rate for rate, _ in pairs], jnp.float32),
+    )
 
 
 class _Prepared(NamedTuple):
@@ -180,21 +263,8 @@ def _prepare_once(setting: Setting, runs: int, num_points: int | None) -> _Prepa
 @functools.lru_cache(maxsize=1)
 def _prepare(description: str, runs: int, num_points: int | None) -> _Prepared:
     setting = Setting(**json.loads(description))
-    data = datasets.load(setting.dataset)
-    arguments = dict(setting.model)
-    model = MODELS[arguments.pop("name")](data.num_classes, **arguments)
-    training = make_training(
-        model,
-        optimizer_maker(
-            setting.optimizer["name"],
-            setting.optimizer["settings"],
-            setting.schedule,
-            setting.num_steps,
-        ),
-        num_steps=setting.num_steps,
-        batch_size=setting.batch_size,
-        initialization=setting.initialization,
-    )
+    model, data = network_of(setting)
+    training = training_of(setting, model)
 
     def function(run: Run, data: Data) -> Result | Curve:
         if num_points is None:
@@ -213,13 +283,7 @@ def _run(
     profile: str,
 ) -> Any:
     """Runs pairs of a rate and a seed, shared among the devices."""
-    kernels = num_kernels(prepared.model, prepared.data)
-    scales = [profile_scales(profile, init_scale, kernels, seed) for _, seed in pairs]
-    runs = Run(
-        seed=jnp.asarray([seed for _, seed in pairs], jnp.int32),
-        kernel_scales=jnp.stack(scales),
-        learning_rate=jnp.asarray([rate for rate, _ in pairs], jnp.float32),
-    )
+    runs = stacked_runs(prepared.model, prepared.data, pairs, init_scale, profile)
     devices = jax.devices()[: len(pairs)]
     return shared_among(devices, prepared.compute, runs, prepared.data)
 

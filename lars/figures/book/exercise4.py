@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from lars import plots, rescue
 from lars.figures.item import Claim, Item, Settings, judged
-from lars.figures.runs import Setting, results_of
+from lars.figures.runs import results_of, setting_of_arm
 
 LARS = ("paper", "recommended")
 """The settings that are judged: the paper's own, and those that a search has found."""
@@ -29,16 +29,11 @@ def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
 def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     """Trains with every rate and seed from kernels times the scale."""
     arm = settings["optimizers"][cell["optimizer"]]
-    setting = Setting(
-        dataset=settings["dataset"],
-        model=settings["model"],
-        optimizer={name: arm[name] for name in ("name", "settings")},
-        schedule=settings["schedule"],
-        num_steps=settings["num_steps"],
-        batch_size=settings["batch_size"],
-    )
     return results_of(
-        setting, arm["learning_rates"], settings["seeds"], cell["init_scale"]
+        setting_of_arm(settings, settings["model"], arm),
+        arm["learning_rates"],
+        settings["seeds"],
+        cell["init_scale"],
     )
 
 

@@ -9,21 +9,21 @@ import numpy as np
 import optax
 import pandas as pd
 
-from lars import data as datasets
 from lars.data import Data
-from lars.figures.runs import Setting, shared_among
-from lars.init_scales import profile_scales
+from lars.figures.runs import (
+    Setting,
+    network_of,
+    shared_among,
+    stacked_runs,
+    training_of,
+)
 from lars.kernels import kernels_of, preserving_norm
 from lars.layers import widen
-from lars.models import MODELS, Model
 from lars.norms import l2_norm, unit
-from lars.optimizers import optimizer_maker
 from lars.spectral import as_matrices
 from lars.training import (
     Run,
     batch_positions,
-    make_training,
-    num_kernels,
     sweep_over,
 )
 from lars.waking import WakingState
@@ -33,8 +33,7 @@ class ObservedState(NamedTuple):
     """State of `observed`: what the last step was like, a number a kernel."""
 
     inner_state: optax.OptState
-    gradient_rank: jax.Array  # shape=(kernels,), see `participation_rank`
-    update_rank: jax.Array  # the same, of what is added to the kernel
+    update_rank: jax.Array  # shape=(kernels,), `participation_rank` of the update
     radial_part: jax.Array  # cosine of the angle between update and kernel
     moves: jax.Array  # shape=(), float32: by which waking has moved the scale so far
 
@@ -44,7 +43,6 @@ class Followed(NamedTuple):
 
     loss: jax.Array
     relative_norm: jax.Array  # of `preserving_norm`
-    gradient_rank: jax.Array
     update_rank: jax.Array
     radial_part: jax.Array
     moves: jax.Array
@@ -70,7 +68,7 @@ def observed(inner: optax.GradientTransformation) -> optax.GradientTransformatio
 
     def init_fn(params: optax.Params) -> ObservedState:
         zeros = jnp.zeros(len(kernels_of(params)))
-        return ObservedState(inner.init(params), zeros, zeros, zeros, jnp.zeros(()))
+        return ObservedState(inner.init(params), zeros, zeros, jnp.zeros(()))
 
     def update_fn(
         updates: optax.Updates,
@@ -80,13 +78,9 @@ def observed(inner: optax.GradientTransformation) -> optax.GradientTransformatio
         assert isinstance(state, ObservedState)
         new, inner_state = inner.update(updates, state.inner_state, params)
         kernels = kernels_of(params)
-        g, u, w = (
-            [jax.tree.leaves(tree)[i] for i in kernels]
-            for tree in (updates, new, params)
-        )
+        u, w = ([jax.tree.leaves(tree)[i] for i in kernels] for tree in (new, params))
         return new, ObservedState(
             inner_state,
-            jnp.stack([participation_rank(x) for x in g]),
             jnp.stack([participation_rank(x) for x in u]),
             jnp.stack(
                 [jnp.sum(unit(x)[0] * unit(y)[0]) for x, y in zip(u, w, strict=True)]
@@ -115,24 +109,12 @@ def follow(
 
     Returns:
         A row a seed and step: ``seed``, ``step``, ``loss`` (of the batch, before the
-        step), the ``lowest_norm``, ``median_norm`` and ``highest_norm`` of the kernels
-        relative to `preserving_norm`, the medians over kernels of ``gradient_rank``,
-        ``update_rank`` and ``radial_part``, and ``moves`` so far.
+        step); the medians over kernels of the norm relative to `preserving_norm`,
+        ``median_norm``, of ``update_rank`` and of ``radial_part``; and ``moves`` so
+        far.
     """
     model, data = network_of(setting)
-    make_optimizer = optimizer_maker(
-        setting.optimizer["name"],
-        setting.optimizer["settings"],
-        setting.schedule,
-        setting.num_steps,
-    )
-    training = make_training(
-        model,
-        lambda rate: observed(make_optimizer(rate)),
-        num_steps=setting.num_steps,
-        batch_size=setting.batch_size,
-        initialization=setting.initialization,
-    )
+    training = training_of(setting, model, around=observed)
 
     def one(run: Run, data: Data) -> Followed:
         def step(state: Any, batch: jax.Array) -> tuple[Any, Followed]:
@@ -152,15 +134,8 @@ def follow(
         )
         return jax.lax.scan(step, training.init(run, data), positions)[1]
 
-    scales = [
-        profile_scales(profile, init_scale, num_kernels(model, data), seed)
-        for seed in seeds
-    ]
-    runs = Run(
-        seed=jnp.asarray(seeds, jnp.int32),
-        kernel_scales=jnp.stack(scales),
-        learning_rate=jnp.full(len(seeds), learning_rate, jnp.float32),
-    )
+    pairs = [(learning_rate, seed) for seed in seeds]
+    runs = stacked_runs(model, data, pairs, init_scale, profile)
     devices = jax.devices()[: len(seeds)]
     followed = shared_among(devices, sweep_over(one, devices, 1), runs, data)
     return pd.concat(
@@ -172,22 +147,12 @@ def follow(
     )
 
 
-def network_of(setting: Setting) -> tuple[Model, Data]:
-    """The model of a setting, and its data."""
-    data = datasets.load(setting.dataset)
-    settings: dict[str, Any] = dict(setting.model)
-    return MODELS[settings.pop("name")](data.num_classes, **settings), data
-
-
 def _columns(followed: Followed, run: int) -> Mapping[str, Any]:
     x = Followed(*(np.asarray(part)[run] for part in followed))
     return {
         "step": np.arange(len(x.loss)),
         "loss": x.loss,
-        "lowest_norm": x.relative_norm.min(axis=1),
         "median_norm": np.median(x.relative_norm, axis=1),
-        "highest_norm": x.relative_norm.max(axis=1),
-        "gradient_rank": np.median(x.gradient_rank, axis=1),
         "update_rank": np.median(x.update_rank, axis=1),
         "radial_part": np.median(x.radial_part, axis=1),
         "moves": x.moves,

@@ -127,7 +127,8 @@ def _item(
 
 SEARCH = _item(
     "The search for learning rates",
-    "Every optimizer with twelve rates and one seed on two depths. The four of them "
+    "Every optimizer with twelve rates and one seed, on two activations and two "
+    "depths. The four of them "
     "that rescue the most cells on validation data are what the maps give it.",
     search_claims,
 )

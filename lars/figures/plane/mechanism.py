@@ -9,8 +9,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lars.figures.item import Claim, Item, Settings, judged, median_and_spread
-from lars.figures.plane.follow import follow, network_of
-from lars.figures.runs import Setting, at_best_rate, results_of
+from lars.figures.plane.follow import follow
+from lars.figures.runs import (
+    at_best_rate,
+    network_of,
+    results_of,
+    setting_of_arm,
+)
 from lars.figures.style import COLORS, line_over_seeds, panels
 from lars.training import num_kernels
 
@@ -18,7 +23,10 @@ PANELS = (
     ("loss", "training loss of the batch (nats)"),
     ("median_norm", "‖w‖ of the median kernel,\nrelative to the preserving norm"),
     ("update_rank", "participation rank of the\nmedian kernel's update"),
+    ("radial_part", "cosine between update\nand kernel (median)"),
 )
+
+LOGARITHMIC = ("loss", "median_norm")
 
 RECOVERED = 0.5
 """A run has recovered once the loss of a batch is below this part of ln(classes), the
@@ -38,7 +46,7 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     """Follows the runs at the rate that is best on validation data."""
     start = settings["starts"][cell["start"]]
     arm = settings["optimizers"][cell["optimizer"]]
-    setting = _setting(settings, start, arm)
+    setting = setting_of_arm(settings, start["model"], arm)
     at = (settings["seeds"], start["init_scale"], start["profile"])
     runs = results_of(setting, arm["learning_rates"], *at)
     runs["validation_accuracy"] = runs["validation_accuracy"].mask(runs["diverged"], 0)
@@ -67,7 +75,9 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
             for number, optimizer in enumerate(settings["optimizers"]):
                 rows = of_start[of_start["optimizer"] == optimizer]
                 # What is not finite or, on a logarithmic axis, zero has no place.
-                rows = rows[np.isfinite(rows[name]) & (rows[name] > 0)]
+                rows = rows[np.isfinite(rows[name])]
+                if name in LOGARITHMIC:
+                    rows = rows[rows[name] > 0]
                 line_over_seeds(
                     axes,
                     rows,
@@ -78,7 +88,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
                     "median",
                     markevery=10,
                 )
-            if name != "update_rank":
+            if name in LOGARITHMIC:
                 axes.set_yscale("log")
             if name == "loss":
                 # Exploding starts begin at losses that would hide all the rest.
@@ -166,13 +176,12 @@ def recovery_cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
 def measure_recovery(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     """The first step whose batch has a loss that says something; NaN if none has."""
     arm = settings["optimizers"][cell["optimizer"]]
-    start = {"model": settings["model"], "profile": "all"}
-    setting = _setting(settings, start, arm)
+    setting = setting_of_arm(settings, settings["model"], arm)
+    model, data = network_of(setting)
     seeds = settings["seeds"]
     runs = follow(setting, cell["learning_rate"], seeds, cell["init_scale"], "all")
-    recovered = runs[runs["loss"] < RECOVERED * math.log(10)]
+    recovered = runs[runs["loss"] < RECOVERED * math.log(data.num_classes)]
     first = recovered.groupby("seed")["step"].min()
-    model, data = network_of(setting)
     return pd.DataFrame(
         {
             "seed": seeds,
@@ -255,7 +264,7 @@ def recovery_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """Whether the bound holds, and how near to it recovery is."""
     made = []
     for name, arm in settings["optimizers"].items():
-        rows = table[(table["optimizer"] == name) & (table["init_scale"] < 1)]
+        rows = table[table["optimizer"] == name]
         finished = rows.dropna()
         ratios = finished["steps"] / finished["least_steps"]
         made.append(
@@ -270,25 +279,13 @@ def recovery_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     return made
 
 
-def _setting(
-    settings: Settings, start: Mapping[str, Any], arm: Mapping[str, Any]
-) -> Setting:
-    return Setting(
-        dataset=settings["dataset"],
-        model=start["model"],
-        optimizer={name: arm[name] for name in ("name", "settings")},
-        schedule=settings["schedule"],
-        num_steps=settings["num_steps"],
-        batch_size=settings["batch_size"],
-    )
-
-
 MECHANISM = Item(
     title="What happens, step by step",
     about="Single starts, each optimizer with the best of its four rates there (on "
     "validation data): the loss, the kernels' norms relative to those that preserve "
-    "variance, and the participation rank (Σσ²)²/Σσ⁴ of updates, which counts the "
-    "directions that a kernel changes in.",
+    "variance, the participation rank (Σσ²)²/Σσ⁴ of updates, which counts the "
+    "directions that a kernel changes in, and the cosine of the angle between updates "
+    "and kernels: 1 is growth alone, 0 a turn.",
     cells=cells,
     measure=measure,
     draw=draw,

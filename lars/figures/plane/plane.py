@@ -12,13 +12,19 @@ import pandas as pd
 from lars.coverage import CELL
 from lars.figures.item import Settings
 from lars.figures.plane.starts import starts_of
-from lars.figures.runs import Setting, results_of
+from lars.figures.runs import results_of, setting_of_arm
 
 START = "start"
 """In the column ``optimizer``: no run, but a look at where runs start."""
 
 _FLAGS = ["is_finite", "has_gradient", "has_signal"]
-_RUN = ["learning_rate", "validation_accuracy", "test_accuracy", "diverged"]
+_RUN = [
+    "learning_rate",
+    "validation_accuracy",
+    "test_accuracy",
+    "diverged",
+    "part_seconds",
+]
 
 
 def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
@@ -55,17 +61,9 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
             variant["profile"],
         )
     arm = settings["optimizers"][cell["optimizer"]]
-    setting = Setting(
-        dataset=settings["dataset"],
-        model=model,
-        optimizer={name: arm[name] for name in ("name", "settings")},
-        schedule=settings["schedule"],
-        num_steps=settings["num_steps"],
-        batch_size=settings["batch_size"],
-        initialization=arm["initialization"],
-    )
+    setting = setting_of_arm(settings, model, arm)
     runs = results_of(
-        setting,
+        setting._replace(initialization=arm["initialization"]),
         arm["learning_rates"],
         settings["seeds"],
         cell["init_scale"],

@@ -12,8 +12,7 @@ import pandas as pd
 
 from lars import data as datasets
 from lars.data import Data, standardise
-from lars.figures.runs import shared_among
-from lars.init_scales import profile_scales
+from lars.figures.runs import shared_among, stacked_runs
 from lars.kernels import kernels_of
 from lars.models import MODELS, Model
 from lars.rules import flatten_with_path, path_string
@@ -21,7 +20,6 @@ from lars.training import (
     Run,
     batch_positions,
     make_training,
-    num_kernels,
     sweep_over,
 )
 
@@ -57,14 +55,8 @@ def starts_of(
     """
     network, look = _prepared(json.dumps([dataset, dict(model), batch_size]))
     data = datasets.load(dataset)
-    kernels = num_kernels(network, data)
-    runs = Run(
-        seed=jnp.asarray(seeds, jnp.int32),
-        kernel_scales=jnp.stack(
-            [profile_scales(profile, init_scale, kernels, seed) for seed in seeds]
-        ),
-        learning_rate=jnp.zeros(len(seeds)),
-    )
+    pairs = [(0.0, seed) for seed in seeds]
+    runs = stacked_runs(network, data, pairs, init_scale, profile)
     start: Start = shared_among(jax.devices()[:1], look, runs, data)
     flags = {name: x.astype(float) for name, x in start._asdict().items()}
     return pd.DataFrame({"seed": list(seeds), **flags})
