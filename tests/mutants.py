@@ -993,6 +993,8 @@ TABLE = {
             "return new, ObservedState(",
             "return updates, ObservedState(",
         ),
+        ("rank of the whole update", "across = step - along * u", "across = step"),
+        ("rank of rounding", "> 64 * jnp.finfo(across.dtype).eps", "> 0"),
         ("moves not seen", "state.reasons.sum()", "0 * state.reasons.sum()"),
         (
             "cosine with the gradient",

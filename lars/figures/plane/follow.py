@@ -33,8 +33,10 @@ class ObservedState(NamedTuple):
     """State of `observed`: what the last step was like, a number a kernel."""
 
     inner_state: optax.OptState
-    update_rank: jax.Array  # shape=(kernels,), `participation_rank` of the update
-    radial_part: jax.Array  # cosine of the angle between update and kernel
+    # shape=(kernels,): `participation_rank` of the update without its part along the
+    # kernel, which has the kernel's own rank
+    turning_rank: jax.Array
+    radial_part: jax.Array  # the same shape: |cosine| of the update with the kernel
     moves: jax.Array  # shape=(), float32: by which waking has moved the scale so far
 
 
@@ -43,7 +45,7 @@ class Followed(NamedTuple):
 
     loss: jax.Array
     relative_norm: jax.Array  # of `preserving_norm`
-    update_rank: jax.Array
+    turning_rank: jax.Array
     radial_part: jax.Array
     moves: jax.Array
 
@@ -79,12 +81,11 @@ def observed(inner: optax.GradientTransformation) -> optax.GradientTransformatio
         new, inner_state = inner.update(updates, state.inner_state, params)
         kernels = kernels_of(params)
         u, w = ([jax.tree.leaves(tree)[i] for i in kernels] for tree in (new, params))
+        turns, radial_parts = zip(*map(_turn, u, w), strict=True)
         return new, ObservedState(
             inner_state,
-            jnp.stack([participation_rank(x) for x in u]),
-            jnp.stack(
-                [jnp.sum(unit(x)[0] * unit(y)[0]) for x, y in zip(u, w, strict=True)]
-            ),
+            jnp.stack([participation_rank(x) for x in turns]),
+            jnp.stack(radial_parts),
             _moves(inner_state),
         )
 
@@ -110,7 +111,7 @@ def follow(
     Returns:
         A row a seed and step: ``seed``, ``step``, ``loss`` (of the batch, before the
         step); the medians over kernels of the norm relative to `preserving_norm`,
-        ``median_norm``, of ``update_rank`` and of ``radial_part``; and ``moves`` so
+        ``median_norm``, of ``turning_rank`` and of ``radial_part``; and ``moves`` so
         far.
     """
     model, data = network_of(setting)
@@ -153,10 +154,20 @@ def _columns(followed: Followed, run: int) -> Mapping[str, Any]:
         "step": np.arange(len(x.loss)),
         "loss": x.loss,
         "median_norm": np.median(x.relative_norm, axis=1),
-        "update_rank": np.median(x.update_rank, axis=1),
+        "turning_rank": np.median(x.turning_rank, axis=1),
         "radial_part": np.median(x.radial_part, axis=1),
         "moves": x.moves,
     }
+
+
+def _turn(update: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What of the unit update is across the kernel, and how much is along it."""
+    step, u = unit(update)[0], unit(w)[0]
+    along = jnp.sum(step * u)
+    across = step - along * u
+    # Of a step along the kernel only rounding is left, which has a rank, too.
+    is_there = jnp.linalg.norm(across) > 64 * jnp.finfo(across.dtype).eps
+    return jnp.where(is_there, across, 0), jnp.abs(along)
 
 
 def _moves(state: optax.OptState) -> jax.Array:

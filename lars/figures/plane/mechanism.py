@@ -22,8 +22,8 @@ from lars.training import num_kernels
 PANELS = (
     ("loss", "training loss of the batch (nats)"),
     ("median_norm", "‖w‖ of the median kernel,\nrelative to the preserving norm"),
-    ("update_rank", "participation rank of the\nmedian kernel's update"),
-    ("radial_part", "cosine between update\nand kernel (median)"),
+    ("turning_rank", "participation rank of what the\nupdate turns (median kernel)"),
+    ("radial_part", "|cosine| between update\nand kernel (median kernel)"),
 )
 
 LOGARITHMIC = ("loss", "median_norm")
@@ -146,21 +146,29 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
                 judged([max(last) < half]),
             )
         )
-        ranks = [
-            rows[rows["start"] == start].groupby("seed")["update_rank"].median()
-            for rows in (mine, other)
-        ]
+        ranks = [_rank_of_steps(rows[rows["start"] == start]) for rows in (mine, other)]
         label = settings["optimizers"][settings["layerwise"]]["label"]
         made.append(
             Claim(
-                f"{start}: orthogonal steps change kernels in more directions.",
-                f"Participation rank of the median kernel's update, median over steps: "
-                f"{median_and_spread(ranks[0])}, beside {median_and_spread(ranks[1])} "
-                f"of {label}.",
-                judged([ranks[0].median() > ranks[1].median()]),
+                f"{start}: orthogonal steps turn kernels in more directions.",
+                "Participation rank of what the update of the median kernel turns, "
+                "median over its steps: "
+                + f", beside that of {label}: ".join(
+                    median_and_spread(x) if len(x) else "0 steps are made"
+                    for x in ranks
+                )
+                + ".",
+                judged([ranks[0].median() > ranks[1].median()])
+                if all(map(len, ranks))
+                else "untested",
             )
         )
     return made
+
+
+def _rank_of_steps(rows: pd.DataFrame) -> pd.Series:
+    """The median over the steps that turn kernels at all, of each seed."""
+    return rows[rows["turning_rank"] > 0].groupby("seed")["turning_rank"].median()
 
 
 def recovery_cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
@@ -283,9 +291,9 @@ MECHANISM = Item(
     title="What happens, step by step",
     about="Single starts, each optimizer with the best of its four rates there (on "
     "validation data): the loss, the kernels' norms relative to those that preserve "
-    "variance, the participation rank (Σσ²)²/Σσ⁴ of updates, which counts the "
-    "directions that a kernel changes in, and the cosine of the angle between updates "
-    "and kernels: 1 is growth alone, 0 a turn.",
+    "variance, and updates in two parts. That along a kernel only changes its size: "
+    "the cosine is 1 where there is nothing else. Of the rest, the participation rank "
+    "(Σσ²)²/Σσ⁴ counts the directions that it turns the kernel in.",
     cells=cells,
     measure=measure,
     draw=draw,
