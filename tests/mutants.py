@@ -986,7 +986,7 @@ TABLE = {
         ("rounding is a signal", "terms * 2.0**-24 * ", "0 * "),
     ),
     "lars/figures/plane/follow.py": (
-        ("rank of the transpose", "jnp.trace(gram) ** 2", "jnp.trace(gram)"),
+        ("rank of the sum", "jnp.sum(gram * gram)", "jnp.sum(gram)"),
         ("the rank by its shape", "matrix = as_matrices(unit(x)[0])", "matrix = x"),
         (
             "observer meddles",

@@ -61,8 +61,8 @@ def participation_rank(x: jax.Array) -> jax.Array:
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.T
     gram = matrix @ matrix.T
-    fourth = jnp.sum(gram * gram)
-    return jnp.where(fourth > 0, jnp.trace(gram) ** 2 / jnp.maximum(fourth, 1e-12), 0.0)
+    fourth = jnp.sum(gram * gram)  # and the sum of the squares is 1
+    return jnp.where(fourth > 0, 1 / jnp.where(fourth > 0, fourth, 1), 0.0)
 
 
 def observed(inner: optax.GradientTransformation) -> optax.GradientTransformation:
