@@ -3,7 +3,7 @@
     python -m experiments.figures --figure=rescue_search --workdir=results/figures
     python -m experiments.figures --figure=rescue_map --workdir=results/figures
 
-The four ``learning_rates`` of an optimizer are to be those of the search's twelve that
+The three ``learning_rates`` of an optimizer are to be those of the search's twelve that
 rescue the most cells there on validation data. Until the search has been run they are
 provisional, and no page shows a result of theirs.
 """

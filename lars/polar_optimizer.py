@@ -39,7 +39,7 @@ class PolarState(NamedTuple):
 def polar(
     learning_rate: optax.ScalarOrSchedule,
     weight_decay: optax.ScalarOrSchedule = 4.0,
-    momentum: jax.typing.ArrayLike = 0.8,
+    momentum: jax.typing.ArrayLike = 0.7,
     *,
     radial_rate: jax.typing.ArrayLike = 3.0,
     depth_exponent: float = 1.0,

@@ -17,7 +17,7 @@ of all cells, with a rate for each; and of those it represents, with one rate.""
 GOOD_START = 0.005
 """How far below the best optimizer the recommended one may be at scale 1."""
 
-SEARCHED = 4
+SEARCHED = 3
 """How many rates each optimizer gets after the search."""
 
 
@@ -128,7 +128,7 @@ def _item(
 SEARCH = _item(
     "The search for learning rates",
     "Every optimizer with twelve rates and one seed, on two activations and two "
-    "depths. The four of them "
+    "depths. The three of them "
     "that rescue the most cells on validation data are what the maps give it.",
     search_claims,
 )

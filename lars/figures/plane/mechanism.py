@@ -289,7 +289,7 @@ def recovery_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
 
 MECHANISM = Item(
     title="What happens, step by step",
-    about="Single starts, each optimizer with the best of its four rates there (on "
+    about="Single starts, each optimizer with the best of its rates there (on "
     "validation data): the loss, the kernels' norms relative to those that preserve "
     "variance, and updates in two parts. That along a kernel only changes its size: "
     "the cosine is 1 where there is nothing else. Of the rest, the participation rank "
