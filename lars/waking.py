@@ -39,7 +39,7 @@ class WakingState(NamedTuple):
     inner_state: optax.OptState
     silent_steps: jax.Array  # shape=(), int32: how many there have been in a row
     level: jax.Array  # shape=(), int32: by how many half octaves the aim has moved
-    reasons: jax.Array  # shape=(3,), int32: moves by their reason, see `REASONS`
+    reasons: jax.Array  # shape=(4,), int32: moves by their reason, see `REASONS`
 
 
 def wake_silent_layers(
