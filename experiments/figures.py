@@ -6,11 +6,14 @@ NAME is ``table1`` ... ``table5`` or ``figure1`` ... ``figure5`` of the paper, o
 the book's items (``book_...``), one of the rescue map's (``rescue_...``), several with
 commas between them, or ``paper``, ``book``, ``plane`` or ``all``. Writes NAME/NAME.csv,
 NAME/NAME.png and ``provenance.json`` to the workdir, and prints what became of each
-claim. Interrupted, the same command goes on where it stopped; figures that need the
-same runs share them. ``--quick`` makes a small version, in less than two minutes, that
-is not what the pages show.
+claim. Results that docs/ has of the same settings are drawn from there, at once, but
+for figures that share their runs; ``--recompute`` computes them anew. Interrupted, the
+same command goes on where it stopped; figures that need the same runs share them.
+``--quick`` makes a small version, in less than two minutes, that is not what the pages
+show.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +31,16 @@ from lars import data as datasets, results
 from lars.devices import use_every_core
 from lars.figures import Item, Settings, book, paper, plane
 
-ITEMS: dict[str, Item] = {**paper.ITEMS, **book.ITEMS, **plane.ITEMS}
+SOURCES: dict[str, Mapping[str, Item]] = {
+    "paper": paper.ITEMS,
+    "book": book.ITEMS,
+    "plane": plane.ITEMS,
+}
+ITEMS: dict[str, Item] = {
+    name: item for items in SOURCES.values() for name, item in items.items()
+}
+DOCS = Path(__file__).parent.parent / "docs"
+"""Where the results that pages show are kept, a folder an item of each source."""
 
 SECONDS_BETWEEN_SAVES = 10
 """What a machine that fails may cost; an interrupt costs nothing."""
@@ -37,6 +49,9 @@ FIGURE = flags.DEFINE_list(
     "figure", None, "Names of figures, or paper, book, plane or all."
 )
 QUICK = flags.DEFINE_bool("quick", False, "A small version, in less than two minutes.")
+RECOMPUTE = flags.DEFINE_bool(
+    "recompute", False, "Compute also what docs/ has the results of."
+)
 
 
 def main(workdir: str) -> None:
@@ -50,6 +65,8 @@ def main(workdir: str) -> None:
                 datasets.load(settings["dataset"])
             for folder in {place(workdir, name), kept_place(workdir, name)}:
                 results.claim(folder, settings)
+            if not RECOMPUTE.value:
+                take_published(name, kept_place(workdir, name), settings)
     check_interrupt = command.interrupt_on_signals()
     if QUICK.value:
         print("Quick versions: smaller, and not what the pages show and judge.")
@@ -77,6 +94,28 @@ def make(
         print(f"  {claim.verdict:>13}: {claim.says}\n{'':17}{claim.found}")
     print(f"  Picture: {folder / name}.png   Table: {folder / name}.csv")
     return table
+
+
+def take_published(name: str, folder: Path, settings: Settings) -> None:
+    """Copies what docs/ has of an item to a folder that has no results yet.
+
+    Nothing, if docs/ has none, or results of other settings, or the folder has some; or
+    if the item shares them with other items, of which it would lack the rows.
+    """
+    (source,) = (source for source, items in SOURCES.items() if name in items)
+    kept = DOCS / source / name
+    if ITEMS[name].kept_in or (folder / "results.csv").exists():
+        return
+    if not (kept / "config.json").exists():
+        return
+    if json.loads((kept / "config.json").read_text()) != _as_json(settings):
+        return
+    for file, copy in (
+        ("provenance.json", "provenance.json"),
+        (f"{name}.csv", "results.csv"),
+    ):
+        results.write_whole(folder / copy, (kept / file).read_text())
+    print(f"{name}: results of {kept}; --recompute computes them anew.")
 
 
 def computed(
@@ -167,12 +206,7 @@ def chosen(names: Sequence[str] | None) -> list[str]:
     Raises:
         ValueError: for a name that there is not.
     """
-    groups = {
-        "all": ITEMS,
-        "paper": paper.ITEMS,
-        "book": book.ITEMS,
-        "plane": plane.ITEMS,
-    }
+    groups = {"all": ITEMS, **SOURCES}
     known = ", ".join([*groups, *ITEMS])
     if not names:
         raise ValueError(f"--figure=NAME is missing; NAME is one or more of {known}.")
@@ -190,6 +224,11 @@ def place(workdir: str, name: str) -> Path:
 def kept_place(workdir: str, name: str) -> Path:
     """Where the rows of an item are kept: alone, or with those of others."""
     return Path(workdir) / (ITEMS[name].kept_in or name)
+
+
+def _as_json(settings: Settings) -> Any:
+    """As it is read back: without tuples."""
+    return json.loads(json.dumps(settings))
 
 
 def _by_cell(table: pd.DataFrame, keys: list[str]) -> dict[tuple, pd.DataFrame]:

@@ -20,6 +20,7 @@ import pandas as pd
 from absl import app, logging
 
 from experiments import figures
+from experiments.figures import DOCS, SOURCES
 from lars import (
     benchmark,
     coverage,
@@ -30,22 +31,16 @@ from lars import (
     sweep,
     throughput,
 )
-from lars.figures import Item, book, page, paper, plane
+from lars.figures import page, plane
 from lars.figures.page import Entry
 from lars.metrics import finished_metrics
 
 ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 PAGES = (
     ROOT / "README.md",
     *(DOCS / name for name in ("rescue.md", "paper.md", "book.md")),
 )
 RESCUES = ("rescue", "search")
-SOURCES: dict[str, Mapping[str, Item]] = {
-    "paper": paper.ITEMS,
-    "book": book.ITEMS,
-    "plane": plane.ITEMS,
-}
 RUNS = ("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn")
 KEPT = {  # of results/NAME, in docs/FOLDER
     "rescue": (

@@ -47,6 +47,34 @@ def test_sizes_are_those_of_the_items_and_quick_ones_change_what_there_is():
         assert changes.keys() <= sizes.SIZES[name].keys()
 
 
+def test_published_results_are_drawn_and_not_computed_again(tmp_path, monkeypatch):
+    name = "book_underflow"
+    settings = figures.settings_of(name, quick=True)
+    monkeypatch.setattr(figures, "DOCS", tmp_path / "docs")
+    published = tmp_path / "docs" / "book"
+    results.claim(published / name, settings)
+    table = figures.make(name, published, settings)
+
+    def copied(settings, workdir):
+        results.claim(tmp_path / workdir / name, settings)
+        figures.take_published(name, tmp_path / workdir / name, settings)
+        return (tmp_path / workdir / name / "results.csv").exists()
+
+    assert not copied({**settings, "another": 1}, "other")
+    assert copied(settings, "new")
+
+    def measure(cell, settings):
+        raise AssertionError("is published")
+
+    item = figures.ITEMS[name]._replace(measure=measure)
+    monkeypatch.setitem(figures.ITEMS, name, item)
+    again = figures.make(name, tmp_path / "new", settings)
+    pd.testing.assert_frame_equal(again, table)
+    for file in ("provenance.json", f"{name}.csv"):
+        kept = (published / name / file).read_text()
+        assert (tmp_path / "new" / name / file).read_text() == kept
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_quick_version_draws_and_judges(name, tmp_path):
     with jax.numpy_dtype_promotion("standard"):  # Adam mixes floats and integers
