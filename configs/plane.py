@@ -160,7 +160,7 @@ _MAP: dict[str, Any] = {
     "recommended": "polar_waking",
     "reference": "sgd",
     "schedule": LINEAR,
-    "num_steps": 200,
+    "num_steps": 300,
     "batch_size": 64,
     "seeds": (0, 1, 2),
 }
@@ -235,7 +235,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "rescue_search": {
         **_MAP,
         "variants": {name: _mlp(name) for name in ("relu", "sigmoid")},
-        "depths": (2, 8),
+        "depths": (2, 16),
         "optimizers": {
             name: {**arm, "learning_rates": arm["searched_rates"]}
             for name, arm in _MAP["optimizers"].items()

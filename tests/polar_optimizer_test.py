@@ -31,6 +31,7 @@ def expected(params, grads, count=1):
     gamma = RATE / layers
     w = jax.tree.map(np.array, params)
     v = jax.tree.map(np.zeros_like, params)
+    slopes = dict.fromkeys(w, 0.0)
     for _ in range(count):
         for name, layer in w.items():
             kernel, g = layer["kernel"], grads[name]["kernel"]
@@ -47,15 +48,15 @@ def expected(params, grads, count=1):
             o /= np.linalg.norm(o)
             o -= np.sum(o * u) * u
             step = size * np.linalg.norm(v[name]["kernel"]) * o
-            sign = np.sign(np.sum(g * u))
+            slopes[name] = 0.9 * slopes[name] + 0.1 * np.sign(np.sum(g * u))
+            relative = RADIAL * slopes[name] + RATE * DECAY
             length = size * min(
                 0.1 / np.sqrt(len(kernel)),
                 0.3 * np.linalg.norm(g) / np.linalg.norm(g_bias),
             )
             v[name]["bias"] = MOMENTUM * v[name]["bias"] + 0.3 * gamma * length * b
-            decay = RATE * DECAY
-            layer["kernel"] = kernel - gamma * (step + (RADIAL * sign + decay) * kernel)
-            layer["bias"] = bias - v[name]["bias"] - gamma * decay * bias
+            layer["kernel"] = kernel - gamma * (step + relative * kernel)
+            layer["bias"] = bias - v[name]["bias"] - gamma * RATE * DECAY * bias
     return w
 
 
@@ -158,7 +159,7 @@ def test_a_kernel_grows_along_a_slope_that_says_so():
         moved = after(lars.polar(RATE, 0.0, radial_rate=RADIAL), params, grads)
         # All of the gradient is along the kernel: nothing is left across it.
         np.testing.assert_allclose(
-            moved["kernel"], (1 - sign * RATE * RADIAL) * np.eye(3), rtol=1e-6
+            moved["kernel"], (1 - sign * RATE * RADIAL / 10) * np.eye(3), rtol=1e-6
         )
 
 
