@@ -106,9 +106,9 @@ def take_published(name: str, folder: Path, settings: Settings) -> None:
     kept = DOCS / source / name
     if ITEMS[name].kept_in or (folder / "results.csv").exists():
         return
-    if not (kept / "config.json").exists():
-        return
-    if json.loads((kept / "config.json").read_text()) != _as_json(settings):
+    config = kept / "config.json"
+    as_read = json.loads(json.dumps(settings))  # without tuples
+    if not config.exists() or json.loads(config.read_text()) != as_read:
         return
     for file, copy in (
         ("provenance.json", "provenance.json"),
@@ -224,11 +224,6 @@ def place(workdir: str, name: str) -> Path:
 def kept_place(workdir: str, name: str) -> Path:
     """Where the rows of an item are kept: alone, or with those of others."""
     return Path(workdir) / (ITEMS[name].kept_in or name)
-
-
-def _as_json(settings: Settings) -> Any:
-    """As it is read back: without tuples."""
-    return json.loads(json.dumps(settings))
 
 
 def _by_cell(table: pd.DataFrame, keys: list[str]) -> dict[tuple, pd.DataFrame]:
