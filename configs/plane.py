@@ -323,3 +323,12 @@ QUICK |= {
     for name, sizes in SIZES.items()
     if name not in QUICK
 }
+QUICK["rescue_map"] |= {  # what `make rescue` shows
+    "depths": (2, 8),
+    "init_scales": (1e-8, 1e-4, 1.0, 1e4, 1e8),
+    "optimizers": {
+        name: _MAP["optimizers"][name] for name in ("polar_waking", "sgd", "optax_lars")
+    },
+    "peers": ("sgd", "optax_lars"),
+    "num_steps": 200,
+}
