@@ -126,7 +126,7 @@ def figure_blocks(source: str) -> dict[str, str]:
                 item,
                 item.claims(table, settings),
                 f"`python -m experiments.figures --figure={name} "
-                f"--workdir=results/figures`: {made}",
+                f"--recompute --workdir=results/figures`: {made}",
             )
         )
     return {
