@@ -107,7 +107,7 @@ def all_blocks() -> dict[str, str]:
             if (DOCS / source).exists()
             for mark, text in figure_blocks(source).items()
         },
-        **(plane_blocks() if (DOCS / "plane").exists() else {}),
+        **(plane_blocks() if (DOCS / "plane" / "rescue_map").exists() else {}),
     }
 
 
@@ -115,6 +115,8 @@ def figure_blocks(source: str) -> dict[str, str]:
     """The items of the paper or of the book, from the tables kept in docs/."""
     entries = []
     for name, item in SOURCES[source].items():
+        if not (DOCS / source / name).exists():
+            continue  # has not been computed yet
         table, settings = kept_figure(source, name)
         sessions = json.loads((DOCS / source / name / "provenance.json").read_text())
         parts = len(table[list(item.cells(settings)[0])].drop_duplicates())
