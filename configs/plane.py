@@ -3,9 +3,10 @@
     python -m experiments.figures --figure=rescue_search --workdir=results/figures
     python -m experiments.figures --figure=rescue_map --workdir=results/figures
 
-The three ``learning_rates`` of an optimizer are to be those of the search's twelve that
-together rescue the most cells there on validation data. Those here are of a search with
-other depths and fewer steps: provisional, and no page shows a result of theirs.
+draw them from what docs/ keeps, and with ``--recompute`` compute them.
+
+The three ``learning_rates`` of an optimizer are those of the search's twelve that
+together rescue the most cells there on validation data.
 """
 
 from typing import Any
@@ -14,19 +15,18 @@ from configs.optimizers import LINEAR
 
 Arm = dict[str, Any]
 
-# Provisional: of a search with 200 steps, on 2 and 8 layers.
-_USEFUL: dict[str, tuple[float, ...]] = {
-    "sgd": (1e-8, 0.1, 0.3),
+_USEFUL: dict[str, tuple[float, ...]] = {  # docs/plane/rescue_search
+    "sgd": (0.03, 0.3, 3.0),
     "clipped_sgd": (0.3, 1.0, 3.0),
-    "adam": (0.03, 1.0, 1e6),
+    "adam": (0.01, 100.0, 1e6),
     "lamb": (0.005, 0.05, 0.1),
-    "fromage": (0.005, 0.05, 0.3),
-    "optax_lars": (2.0, 10.0, 80.0),
-    "paper": (1.0, 10.0, 80.0),
-    "muon": (0.1, 1.0, 1e4),
-    "module": (2.0, 40.0, 80.0),
-    "polar_waking": (0.2, 0.3, 0.8),
-    "adam_waking": (0.01, 0.03, 1.0),
+    "fromage": (0.01, 0.1, 0.3),
+    "optax_lars": (0.5, 40.0, 320.0),
+    "paper": (0.5, 20.0, 80.0),
+    "muon": (0.05, 1.0, 1e4),
+    "module": (0.5, 10.0, 40.0),
+    "polar_waking": (0.3, 0.6, 0.8),
+    "adam_waking": (0.003, 0.01, 1.0),
 }
 
 _SGD = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)

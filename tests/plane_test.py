@@ -1,5 +1,8 @@
 """The plane: what float32 represents, what is rescued of it, and a few hard starts."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +11,12 @@ import pandas as pd
 import pytest
 
 import lars
-from lars import coverage, data as datasets
+from configs import plane
+from lars import coverage, data as datasets, results
 from lars.figures.plane.follow import follow, observed, participation_rank
+from lars.figures.plane.items import SEARCHED
 from lars.figures.plane.mechanism import least_steps
-from lars.figures.plane.plane import START, cells
+from lars.figures.plane.plane import START, cells, runs_of
 from lars.figures.plane.starts import starts_of
 from lars.figures.runs import Setting, results_of
 
@@ -252,6 +257,19 @@ def test_the_least_steps_of_recovery():
     assert least_steps(arm, 20.0, np.exp(-3), 3) == pytest.approx(15)
     arm = {"name": "polar", "settings": {"radial_rate": 3.0}}
     assert least_steps(arm, 0.3, np.exp(-4), 3) == pytest.approx(10)
+
+
+def test_rates_are_those_that_the_search_found():
+    folder = Path(__file__).parent.parent / "docs" / "plane" / "rescue_search"
+    table = results.read_table(folder / "rescue_search.csv")
+    settings = json.loads((folder / "config.json").read_text())
+    useful = coverage.most_useful_rates(
+        runs_of(table, settings), settings["reference"], SEARCHED
+    )
+    for group in (plane.PEERS, plane.OURS, plane.BESIDE):
+        for name, arm in group.items():
+            same = "sgd" if arm["initialization"] != "scaled" else name
+            assert list(arm["learning_rates"]) == list(useful[same]), name
 
 
 def test_what_is_followed_is_the_run(digits, monkeypatch):
