@@ -230,7 +230,24 @@ _RECOVERY: dict[str, Any] = {
     },
 }
 
+_COST: dict[str, Any] = {
+    **{
+        name: _MAP[name]
+        for name in (
+            *("dataset", "optimizers", "recommended", "reference"),
+            *("schedule", "batch_size"),
+        )
+    },
+    "model": {**_MLP, "activation": "relu"},
+    "depths": (2, 8, 32),
+    "num_steps": 100,
+    "rounds": 5,
+    "orthogonal": "muon",
+    "with_and_without_waking": ("adam", "adam_waking"),
+}
+
 SIZES: dict[str, dict[str, Any]] = {
+    "rescue_cost": _COST,
     "rescue_mechanism": _MECHANISM,
     "rescue_recovery": _RECOVERY,
     "rescue_search": {
@@ -292,6 +309,15 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 QUICK: dict[str, dict[str, Any]] = {
+    "rescue_cost": {
+        "optimizers": {
+            name: _MAP["optimizers"][name]
+            for name in ("sgd", "adam", "adam_waking", "muon", "polar_waking")
+        },
+        "depths": (2,),
+        "num_steps": 5,
+        "rounds": 2,
+    },
     "rescue_mechanism": {
         "starts": {"ReLU, 4 layers, from 1e-8": _start("relu", 4, 1e-8)},
         "num_steps": 30,

@@ -158,35 +158,6 @@ def interval(row: pd.Series, column: str) -> str:
     return f"{100 * row[column]:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def cost_table(
-    runs: pd.DataFrame, reference: str, labels: Mapping[str, str]
-) -> pd.DataFrame:
-    """How long training takes, relative to the reference, at every depth.
-
-    All make the same steps. From scale 1, where nothing diverges at once; the median
-    over variants.
-
-    Args:
-        runs: with ``part_seconds``, how long all rates and seeds of a cell took.
-        reference: the optimizer whose time is 1.
-        labels: of the optimizers, which are also those of the table.
-    """
-    at_one = runs[(runs["init_scale"] == 1.0) & runs["optimizer"].isin(list(labels))]
-    seconds = at_one.groupby(["optimizer", *rescue.NETWORK])["part_seconds"].first()
-    relative = seconds / seconds.loc[reference]
-    table = relative.groupby(["optimizer", "depth"]).median().unstack("depth")
-    table = table.loc[[name for name in labels if name in table.index]]
-    return pd.DataFrame(
-        {
-            "optimizer": [labels[str(name)] for name in table.index],
-            **{
-                f"{depth} layers": [f"{x:.1f}" for x in table[depth]]
-                for depth in table.columns
-            },
-        }
-    )
-
-
 def _judged(chosen: pd.DataFrame, standard: dict[str, float]) -> pd.DataFrame:
     reached = chosen["test"] >= chosen["variant"].map(standard)
     return chosen.assign(rescued=reached).reset_index(drop=True)

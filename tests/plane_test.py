@@ -12,7 +12,14 @@ import pytest
 
 import lars
 from configs import plane
+from experiments.figures import settings_of
 from lars import coverage, data as datasets, results
+from lars.figures.plane.cost import (
+    cells as cost_cells,
+    cost_table,
+    measure as measure_cost,
+    relative,
+)
 from lars.figures.plane.follow import follow, observed, participation_rank
 from lars.figures.plane.items import SEARCHED
 from lars.figures.plane.mechanism import least_steps
@@ -137,21 +144,45 @@ def test_coverage_for_people():
     assert row[5:] == ["0.1", "0 of 24"]
 
 
-def test_the_cost_is_that_of_a_run_from_scale_one_relative_to_the_reference():
-    seconds = {("ours", 2): 6.0, ("sgd", 2): 2.0, ("ours", 8): 9.0, ("sgd", 8): 4.0}
-    runs = pd.DataFrame(
-        {
-            "optimizer": name,
-            "variant": "relu",
-            "depth": depth,
-            "init_scale": scale,
-            "part_seconds": x if scale == 1.0 else 0.1,
-        }
-        for (name, depth), x in seconds.items()
-        for scale in (1e8, 1.0)
+COST = {
+    "optimizers": {"sgd": {"label": "SGD"}, "ours": {"label": "Ours"}},
+    "reference": "sgd",
+    "depths": [2, 8],
+}
+
+
+def test_costs_are_relative_to_the_reference_in_the_same_round():
+    # The machine is ten times slower in the second round: the ratio is the same.
+    times = pd.DataFrame(
+        {"depth": depth, "round": i, "optimizer": name, "milliseconds": slower * x}
+        for depth, x_of in (
+            (2, {"sgd": 2.0, "ours": 6.0}),
+            (8, {"sgd": 4.0, "ours": 2}),
+        )
+        for i, slower in enumerate((1, 10))
+        for name, x in x_of.items()
     )
-    table = coverage.cost_table(runs, "sgd", {"sgd": "SGD", "ours": "Ours"})
-    assert table.to_numpy().tolist() == [["SGD", "1.0", "1.0"], ["Ours", "3.0", "2.2"]]
+    assert (relative(times, COST).loc[2]["ours"] == 3).all()
+    rows = cost_table(times, COST).to_numpy().tolist()
+    assert rows == [
+        ["SGD", "1 (1 to 1)", "1 (1 to 1)"],
+        ["Ours", "3 (3 to 3)", "0.5 (0.5 to 0.5)"],
+    ]
+
+
+def test_more_work_costs_more():
+    settings = {
+        **settings_of("rescue_cost", quick=True),
+        "num_steps": 20,
+        "depths": (4,),
+        "model": {**MLP, "width": 128},
+    }
+    arms = settings["optimizers"]
+    settings["optimizers"] = {name: arms[name] for name in ("sgd", "polar_waking")}
+    (cell,) = cost_cells(settings)
+    table = measure_cost(cell, settings).assign(**cell)
+    assert len(table) == 2 * settings["rounds"]
+    assert (relative(table, settings)["polar_waking"] > 1).all()
 
 
 @pytest.mark.parametrize("flag", ["is_finite", "has_gradient", "has_signal"])
