@@ -151,6 +151,8 @@ def _mlp(activation: str, profile: str = "all", **settings: Any) -> dict[str, An
 
 _SCALES = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e4, 1e6, 1e8)
 
+_FEWER_SCALES = (1e-8, 1e-4, 1e-1, 1.0, 1e1, 1e4, 1e8)
+
 _MAP: dict[str, Any] = {
     "dataset": "digits",
     "variants": {name: _mlp(name) for name in ("relu", "tanh", "sigmoid", "gelu")},
@@ -266,6 +268,7 @@ SIZES: dict[str, dict[str, Any]] = {
         **_MAP,
         "variants": {name: _mlp(name) for name in ("relu", "sigmoid")},
         "depths": (2, 8),
+        "init_scales": _FEWER_SCALES,
         "optimizers": PARTS,
         "peers": ("sgd",),
     },
@@ -289,6 +292,7 @@ SIZES: dict[str, dict[str, Any]] = {
             kind: _mlp("relu", normalization=kind) for kind in ("batch", "layer")
         },
         "depths": (2, 8),
+        "init_scales": _FEWER_SCALES,
     },
     "rescue_profiles": {
         **_MAP,
