@@ -41,7 +41,7 @@ def network(scale, activation="relu", depth=3, width=16, images=32):
 
 
 def reason(params, gradient):
-    flags = silence(gradient(params), params)
+    flags = jax.jit(silence)(gradient(params), params)
     return [name for name, flag in zip(REASONS, flags, strict=True) if flag]
 
 
@@ -171,7 +171,7 @@ def test_what_is_not_finite_only_shrinks():
     grads = gradient(params)
     assert reason(params, lambda _: grads) == ["not finite"]
     optimizer = lars.wake_silent_layers(optax.sgd(0.1))
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     np.testing.assert_array_equal(updates["hidden_0"]["kernel"], 0)
     np.testing.assert_allclose(
         updates["hidden_1"]["kernel"],
@@ -186,11 +186,11 @@ def test_momentum_is_forgotten_and_the_schedule_is_not():
         optax.trace(0.9), optax.scale_by_schedule(optax.constant_schedule(-0.1))
     )
     optimizer = lars.wake_silent_layers(inner)
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for _ in range(4):
-        _, state = optimizer.update(gradient(params), state, params)
+        _, state = update(gradient(params), state, params)
     nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
-    _, state = optimizer.update(nan, state, params)
+    _, state = update(nan, state, params)
     trace, schedule = state.inner_state
     assert not optax.tree.norm(trace.trace)
     assert schedule.count == 4
