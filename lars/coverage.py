@@ -58,9 +58,13 @@ def most_useful_rates(
 ) -> dict[str, tuple[float, ...]]:
     """The rates that a search of limited size should try for each optimizer.
 
-    Chosen as by `lars.rescue.most_useful_rates`.
+    That which alone rescues the most cells, as of `one_rate`; and the others that
+    together with it rescue the most, as of `lars.rescue.most_useful_rates`. So neither
+    one rate for all cells nor a rate for each suffers more than it must.
     """
-    table = rescue.rates_that_cover(_judged_on_validation(runs, reference), count)
+    judged = _judged_on_validation(runs, reference)
+    one = rescue.at_rate_of_most(judged).groupby("optimizer")["learning_rate"].first()
+    table = rescue.rates_that_cover(judged, count, one.to_dict())
     return table["learning_rates"].to_dict()
 
 
