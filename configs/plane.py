@@ -17,19 +17,19 @@ from configs.optimizers import LINEAR
 Arm = dict[str, Any]
 
 _USEFUL: dict[str, tuple[float, ...]] = {  # docs/plane/rescue_search
-    "sgd": (0.03, 0.3, 3.0),
-    "clipped_sgd": (0.3, 1.0, 3.0),
+    "module": (0.5, 10.0, 40.0),
+    "polar_waking": (0.4, 0.6, 0.8),
+    "sgd": (0.03, 0.1, 0.3),
+    "clipped_sgd": (0.3, 1.0, 1e6),
     "adam": (0.01, 100.0, 1e6),
-    "lamb": (0.005, 0.05, 0.1),
-    "fromage": (0.01, 0.1, 0.3),
+    "lamb": (0.03, 0.05, 0.1),
+    "fromage": (0.001, 0.05, 0.3),
     "optax_lars": (0.5, 40.0, 320.0),
     "paper": (0.5, 20.0, 80.0),
-    "muon": (0.05, 1.0, 1e4),
-    "module": (0.5, 10.0, 40.0),
-    "polar_waking": (0.3, 0.6, 0.8),
+    "muon": (0.1, 100.0, 1e6),
     "adam_waking": (0.003, 0.01, 1.0),
-    "sgd_rescaled": (0.03, 0.3, 3.0),
-    "sgd_lsuv": (0.03, 0.3, 3.0),
+    "sgd_rescaled": (1e-8, 0.03, 0.3),
+    "sgd_lsuv": (1e-8, 0.001, 0.3),
 }
 
 # Twelve each, over what of the plane an optimizer can train at all.
@@ -313,6 +313,14 @@ SIZES: dict[str, dict[str, Any]] = {
             for profile in ("first", "alternating", "log_uniform")
         },
         "depths": (2, 8),
+    },
+    "rescue_elsewhere": {
+        **_MAP,
+        **_SMALL,
+        "dataset": "fashion_mnist",
+        "depths": (4, 16),
+        "init_scales": _FEWER_SCALES,
+        "seeds": (10, 11, 12),
     },
     "rescue_cnn": {
         **_MAP,

@@ -76,8 +76,8 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
     figure.suptitle(
         f"Which starts does each optimizer train?  {settings['dataset']}, "
         f"{settings['num_steps']} steps of {settings['batch_size']}.\n"
-        "Dot: rescued with one rate for the whole map; cross: not rescued with the rate "
-        "that is best there on validation data.\n"
+        "Dot: rescued with one rate for the whole map; cross: not rescued with the "
+        "rate that is best there\non validation data. "
         "Between the orange lines float32 represents the start.",
         fontsize=11,
     )

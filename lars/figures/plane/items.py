@@ -163,6 +163,11 @@ CNN = _item(
     "The map of convolutional networks",
     "Plain convolutional networks on Fashion-MNIST, ReLU.",
 )
+ELSEWHERE = _item(
+    "Where nothing was chosen",
+    "Fashion-MNIST and seeds that neither the recommended setting nor any rate was "
+    "chosen with; each optimizer has the rates that it has on digits.",
+)
 PARTS = _item(
     "What each part of the recommended setting does",
     "The recommended setting, and what is left of it without one of its parts.",
