@@ -232,9 +232,7 @@ def _is_drowned(g: list[jax.Array], w: list[jax.Array]) -> jax.Array:
             for x, y in zip(g, w, strict=True)
         ]
     )
-    # A kernel of zero is nothing yet that could be drowned.
-    lowest = jnp.where(effects > -jnp.inf, effects, jnp.inf).min()
-    return lowest < effects.max() + math.log2(HEARD)
+    return effects.min() < effects.max() + math.log2(HEARD)
 
 
 def _has_tiny_input(kernel: jax.Array, bias: jax.Array) -> jax.Array:
