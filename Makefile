@@ -5,10 +5,13 @@ BIN := .venv/bin
 
 .PHONY: rescue figures runs benchmark test lint types pytest mutants clean
 
-## The rescue map on the embedded digits: results/rescue/, and the table
+## Two small rescue maps, on the embedded digits: of 13 scales in one network, in
+## results/rescue/, and of two depths, in results/quick/rescue_map/
 rescue: .venv/runtime
 	$(BIN)/python -m experiments.rescue --config=configs/rescue.py \
 	  --workdir=results/rescue
+	$(BIN)/python -m experiments.figures --figure=rescue_map --quick \
+	  --workdir=results/quick
 
 ## Every figure and table of the pages: the paper's and the book's, the rescue map, and
 ## the wider search behind it. Some hours on two cores; it goes on where it was stopped.

@@ -3,9 +3,11 @@
     python -m experiments.figures --figure=rescue_search --workdir=results/figures
     python -m experiments.figures --figure=rescue_map --workdir=results/figures
 
-The three ``learning_rates`` of an optimizer are to be those of the search's twelve that
-together rescue the most cells there on validation data. Those here are of a search with
-other depths and fewer steps: provisional, and no page shows a result of theirs.
+draw them from what docs/ keeps, and with ``--recompute`` compute them.
+
+The three ``learning_rates`` of an optimizer are, of the search's twelve, the one that
+rescues the most cells there on validation data, and the two that rescue the most
+together with it. From scale 1 each has all twelve.
 """
 
 from typing import Any
@@ -14,27 +16,30 @@ from configs.optimizers import LINEAR
 
 Arm = dict[str, Any]
 
-# Provisional: of a search with 200 steps, on 2 and 8 layers.
-_USEFUL: dict[str, tuple[float, ...]] = {
-    "sgd": (1e-8, 0.1, 0.3),
-    "clipped_sgd": (0.3, 1.0, 3.0),
-    "adam": (0.03, 1.0, 1e6),
-    "lamb": (0.005, 0.05, 0.1),
-    "fromage": (0.005, 0.05, 0.3),
-    "optax_lars": (2.0, 10.0, 80.0),
-    "paper": (1.0, 10.0, 80.0),
-    "muon": (0.1, 1.0, 1e4),
-    "module": (2.0, 40.0, 80.0),
-    "polar_waking": (0.2, 0.3, 0.8),
-    "adam_waking": (0.01, 0.03, 1.0),
+_USEFUL: dict[str, tuple[float, ...]] = {  # docs/plane/rescue_search
+    "module": (0.5, 10.0, 40.0),
+    "polar_waking": (0.4, 0.6, 0.8),
+    "sgd": (0.03, 0.1, 0.3),
+    "clipped_sgd": (0.3, 1.0, 1e6),
+    "adam": (0.01, 100.0, 1e6),
+    "lamb": (0.03, 0.05, 0.1),
+    "fromage": (0.001, 0.05, 0.3),
+    "optax_lars": (0.5, 40.0, 320.0),
+    "paper": (0.5, 20.0, 80.0),
+    "muon": (0.1, 100.0, 1e6),
+    "adam_waking": (0.003, 0.01, 1.0),
+    "sgd_rescaled": (1e-8, 0.03, 0.3),
+    "sgd_lsuv": (1e-8, 0.001, 0.3),
 }
 
-_SGD = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_ADAM = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 1.0, 10.0, 100.0, 1e4, 1e6)
-_RELATIVE = (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3)
-_MUON = (1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 10.0, 100.0, 1e4)
+# Twelve each, over what of the plane an optimizer can train at all.
+_SGD = (1e-8, 1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+_CLIPPED = (1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4, 1e6, 1e8)
+_ADAM = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 1.0, 10.0, 100.0, 1e4, 1e6, 1e8)
+_RELATIVE = (3e-4, 1e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3, 1.0, 3.0)
+_MUON = (1e-3, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 10.0, 100.0, 1e4, 1e6, 1e8)
 _LARS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
-_POLAR = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
+_POLAR = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
 
 
 def _arm(
@@ -60,7 +65,7 @@ PEERS: dict[str, Arm] = {
     "clipped_sgd": _arm(
         "SGD, clipped",
         "clipped_sgd",
-        _SGD,
+        _CLIPPED,
         _USEFUL["clipped_sgd"],
         momentum=0.9,
         max_norm=1.0,
@@ -99,24 +104,30 @@ BESIDE: dict[str, Arm] = {
         "SGD, kernels rescaled once",
         "sgd",
         _SGD,
-        _USEFUL["sgd"],
+        _USEFUL["sgd_rescaled"],
         "rescaled",
         momentum=0.9,
     ),
-    "sgd_lsuv": _arm("SGD, LSUV", "sgd", _SGD, _USEFUL["sgd"], "lsuv", momentum=0.9),
+    "sgd_lsuv": _arm(
+        "SGD, LSUV", "sgd", _SGD, _USEFUL["sgd_lsuv"], "lsuv", momentum=0.9
+    ),
 }
 """Not optimizers alone: what touches the initialization, and the waking of silent
 layers around an optimizer that knows no layers."""
 
 
+_OF_PARTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
+"""Rates for the recommended setting and for what is left of it: without a part others
+may be best. Eight layers that share none have 0.05 where those that do have 0.4."""
+
+
 def _without(label: str, name: str = "polar_waking", **settings: Any) -> Arm:
     """The recommended setting with another one in some place."""
-    rates = _USEFUL["polar_waking"]
-    return _arm(f"polar LARS {label}", name, _POLAR, rates, **settings)
+    return _arm(f"polar LARS {label}", name, _POLAR, _OF_PARTS, **settings)
 
 
 PARTS: dict[str, Arm] = {
-    "polar_waking": OURS["polar_waking"],
+    "polar_waking": {**OURS["polar_waking"], "learning_rates": _OF_PARTS},
     "alone": _without("alone, not waking", "polar"),
     "no_radial": _without("without radial steps", radial_rate=0.0),
     "no_decay": _without("without decay", weight_decay=0.0),
@@ -151,13 +162,14 @@ def _mlp(activation: str, profile: str = "all", **settings: Any) -> dict[str, An
 
 _SCALES = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e4, 1e6, 1e8)
 
+_FEWER_SCALES = (1e-8, 1e-4, 1.0, 1e4, 1e8)
+
 _MAP: dict[str, Any] = {
     "dataset": "digits",
     "variants": {name: _mlp(name) for name in ("relu", "tanh", "sigmoid", "gelu")},
     "depths": (2, 4, 8, 16, 32),
     "init_scales": _SCALES,
     "optimizers": {**OURS, **PEERS, **BESIDE},
-    "peers": tuple(PEERS),
     "recommended": "polar_waking",
     "reference": "sgd",
     "schedule": LINEAR,
@@ -166,12 +178,17 @@ _MAP: dict[str, Any] = {
     "seeds": (0, 1, 2),
 }
 
+_SEARCHED: dict[str, Arm] = {
+    name: {**arm, "learning_rates": arm["searched_rates"]}
+    for name, arm in _MAP["optimizers"].items()
+}
+"""Every optimizer with all twelve of its rates."""
+
 _SMALL: dict[str, Any] = {
     "optimizers": {
         "polar_waking": OURS["polar_waking"],
         **{name: PEERS[name] for name in ("sgd", "adam", "optax_lars")},
     },
-    "peers": ("sgd", "adam", "optax_lars"),
 }
 """What the smaller maps show beside the recommended setting: a peer of each kind."""
 
@@ -230,18 +247,34 @@ _RECOVERY: dict[str, Any] = {
     },
 }
 
+_COST: dict[str, Any] = {
+    **{
+        name: _MAP[name]
+        for name in ("dataset", "recommended", "reference", "schedule", "batch_size")
+    },
+    # What is done to the start alone costs nothing later.
+    "optimizers": {
+        name: arm
+        for name, arm in _MAP["optimizers"].items()
+        if arm["initialization"] == "scaled"
+    },
+    "model": {**_MLP, "activation": "relu"},
+    "depths": (2, 8, 32),
+    "num_steps": 100,
+    "rounds": 5,
+    "orthogonal": "muon",
+    "with_and_without_waking": ("adam", "adam_waking"),
+}
+
 SIZES: dict[str, dict[str, Any]] = {
+    "rescue_cost": _COST,
     "rescue_mechanism": _MECHANISM,
     "rescue_recovery": _RECOVERY,
     "rescue_search": {
         **_MAP,
         "variants": {name: _mlp(name) for name in ("relu", "sigmoid")},
         "depths": (2, 16),
-        "optimizers": {
-            name: {**arm, "learning_rates": arm["searched_rates"]}
-            for name, arm in _MAP["optimizers"].items()
-            if arm["initialization"] == "scaled"
-        },
+        "optimizers": _SEARCHED,
         "seeds": (0,),
     },
     "rescue_map": _MAP,
@@ -249,21 +282,23 @@ SIZES: dict[str, dict[str, Any]] = {
         **_MAP,
         "variants": {name: _mlp(name) for name in ("relu", "sigmoid")},
         "depths": (2, 8),
+        "init_scales": _FEWER_SCALES,
         "optimizers": PARTS,
-        "peers": ("sgd",),
     },
     "rescue_start_digits": {
         **_MAP,
-        "depths": (2, 4),
+        "optimizers": _SEARCHED,
+        "depths": (4,),
         "init_scales": (1.0,),
         "seeds": (0, 1, 2, 3, 4),
     },
     "rescue_start_fashion": {
         **_MAP,
+        "optimizers": _SEARCHED,
         "dataset": "fashion_mnist",
         "depths": (4,),
         "init_scales": (1.0,),
-        "num_steps": 2000,
+        "num_steps": 1000,
     },
     "rescue_normalized": {
         **_MAP,
@@ -272,6 +307,7 @@ SIZES: dict[str, dict[str, Any]] = {
             kind: _mlp("relu", normalization=kind) for kind in ("batch", "layer")
         },
         "depths": (2, 8),
+        "init_scales": _FEWER_SCALES,
     },
     "rescue_profiles": {
         **_MAP,
@@ -281,6 +317,14 @@ SIZES: dict[str, dict[str, Any]] = {
             for profile in ("first", "alternating", "log_uniform")
         },
         "depths": (2, 8),
+    },
+    "rescue_elsewhere": {
+        **_MAP,
+        **_SMALL,
+        "dataset": "fashion_mnist",
+        "depths": (4, 16),
+        "init_scales": _FEWER_SCALES,
+        "seeds": (10, 11, 12),
     },
     "rescue_cnn": {
         **_MAP,
@@ -292,6 +336,15 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 QUICK: dict[str, dict[str, Any]] = {
+    "rescue_cost": {
+        "optimizers": {
+            name: _MAP["optimizers"][name]
+            for name in ("sgd", "adam", "adam_waking", "muon", "polar_waking")
+        },
+        "depths": (2,),
+        "num_steps": 5,
+        "rounds": 2,
+    },
     "rescue_mechanism": {
         "starts": {"ReLU, 4 layers, from 1e-8": _start("relu", 4, 1e-8)},
         "num_steps": 30,
@@ -317,9 +370,16 @@ QUICK |= {
             }
             for arm in ("polar_waking", "sgd")
         },
-        "peers": ("sgd",),
         "num_steps": 50,
     }
     for name, sizes in SIZES.items()
     if name not in QUICK
+}
+QUICK["rescue_map"] |= {  # what `make rescue` shows
+    "depths": (2, 8),
+    "init_scales": (1e-8, 1e-4, 1.0, 1e4, 1e8),
+    "optimizers": {
+        name: _MAP["optimizers"][name] for name in ("polar_waking", "sgd", "optax_lars")
+    },
+    "num_steps": 200,
 }

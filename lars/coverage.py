@@ -58,9 +58,13 @@ def most_useful_rates(
 ) -> dict[str, tuple[float, ...]]:
     """The rates that a search of limited size should try for each optimizer.
 
-    Chosen as by `lars.rescue.most_useful_rates`.
+    That which alone rescues the most cells, as of `one_rate`; and the others that
+    together with it rescue the most, as of `lars.rescue.most_useful_rates`. So neither
+    one rate for all cells nor a rate for each suffers more than it must.
     """
-    table = rescue.rates_that_cover(_judged_on_validation(runs, reference), count)
+    judged = _judged_on_validation(runs, reference)
+    one = rescue.at_rate_of_most(judged).groupby("optimizer")["learning_rate"].first()
+    table = rescue.rates_that_cover(judged, count, one.to_dict())
     return table["learning_rates"].to_dict()
 
 
@@ -156,35 +160,6 @@ def interval(row: pd.Series, column: str) -> str:
     """A part of `summary` in %, in brackets the extremes over single seeds."""
     low, high = row[f"{column}_lowest"], row[f"{column}_highest"]
     return f"{100 * row[column]:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def cost_table(
-    runs: pd.DataFrame, reference: str, labels: Mapping[str, str]
-) -> pd.DataFrame:
-    """How long training takes, relative to the reference, at every depth.
-
-    All make the same steps. From scale 1, where nothing diverges at once; the median
-    over variants.
-
-    Args:
-        runs: with ``part_seconds``, how long all rates and seeds of a cell took.
-        reference: the optimizer whose time is 1.
-        labels: of the optimizers, which are also those of the table.
-    """
-    at_one = runs[(runs["init_scale"] == 1.0) & runs["optimizer"].isin(list(labels))]
-    seconds = at_one.groupby(["optimizer", *rescue.NETWORK])["part_seconds"].first()
-    relative = seconds / seconds.loc[reference]
-    table = relative.groupby(["optimizer", "depth"]).median().unstack("depth")
-    table = table.loc[[name for name in labels if name in table.index]]
-    return pd.DataFrame(
-        {
-            "optimizer": [labels[str(name)] for name in table.index],
-            **{
-                f"{depth} layers": [f"{x:.1f}" for x in table[depth]]
-                for depth in table.columns
-            },
-        }
-    )
 
 
 def _judged(chosen: pd.DataFrame, standard: dict[str, float]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 A kernel is an array of two axes or more, the last of which counts outputs.
 """
 
+import collections
 import math
 
 import jax
@@ -23,10 +24,14 @@ def biases_of(params: optax.Params) -> dict[int, int]:
     """The bias of each kernel that has one, both by their numbers among the leaves.
 
     A bias is a vector whose path differs from that of the kernel in the last key only,
-    with an element for each of the kernel's outputs; of several, the first.
+    with an element for each of the kernel's outputs; of several, the first. Where
+    several kernels lie side by side nothing says whose bias a vector is, and none is.
     """
     named, _ = flatten_with_path(params)
-    kernels = {named[i][0][:-1]: i for i in kernels_of(params)}
+    places = collections.Counter(named[i][0][:-1] for i in kernels_of(params))
+    kernels = {
+        named[i][0][:-1]: i for i in kernels_of(params) if places[named[i][0][:-1]] == 1
+    }
     biases: dict[int, int] = {}
     for i, (path, x) in enumerate(named):
         kernel = kernels.get(path[:-1])
@@ -67,5 +72,7 @@ def by_constant_input(
         The two parts of ``gradient / ‖gradient‖``, each a matrix [inputs, outputs].
     """
     matrix, b = as_matrices(unit(gradient)[0]), unit(bias_gradient)[0]
-    constant = jnp.outer(matrix @ b, b)
+    # In full precision also where the hardware offers less: the rest may be small.
+    across = jnp.matmul(matrix, b, precision=jax.lax.Precision.HIGHEST)
+    constant = jnp.outer(across, b)
     return constant, matrix - constant

@@ -6,9 +6,10 @@ For every kernel w with gradient g, with ρ = ‖w‖, u = w / ρ, L kernels in 
     ĝ ← g of norm 1, in which what a constant input makes is no larger than the rest
     v ← m v + (1 - m) ĝ
     o ← polar factor of v, of Frobenius norm 1, without its part along u
-    w ← w - γ' ρ ‖v‖ o - γ' (κ sign⟨g, u⟩ + γ β) w    where to, and how large
+    s ← n s + (1 - n) sign⟨g, u⟩
+    w ← exp(-γ' (κ s + γ β)) w - γ' ρ ‖v‖ o    how large, and where to
 
-Nothing in it depends on the sizes of gradients, losses or weights, only on their
+Nothing in it depends on the sizes of gradients, losses or kernels, only on their
 ratios.
 """
 
@@ -24,8 +25,11 @@ from lars.kernels import biases_of, by_constant_input, kernels_of
 from lars.layers import widen
 from lars.norms import l2_norm, unit
 from lars.optimizer import _at, check_below_one, check_number
-from lars.scaled import ratio, value
+from lars.scaled import Scaled, ratio, value
 from lars.spectral import as_matrices, from_matrices, orthogonalize
+
+_ROUNDING = 64
+"""How many units in the last place what differs between images must be more than."""
 
 
 class PolarState(NamedTuple):
@@ -59,13 +63,13 @@ def polar(
           \qquad O_t = UV^\top \text{ of } v_{t+1} = U \Sigma V^\top,
           \quad u_t = w_t / \|w_t\|_F \\
         s_{t+1} &= n\,s_t + (1 - n) \operatorname{sign}\langle g_t, u_t\rangle \\
-        w_{t+1} &= w_t - \gamma'_t\,\|w_t\|_F\,\|v_{t+1}\|_F\,o_t - \gamma'_t
-          (\kappa\,s_{t+1} + \gamma_t \beta)\,w_t
+        w_{t+1} &= \exp\left(-\gamma'_t (\kappa\,s_{t+1} + \gamma_t \beta)\right) w_t
+          - \gamma'_t\,\|w_t\|_F\,\|v_{t+1}\|_F\,o_t
         \end{align*}
 
     for every array of two axes or more, a kernel, taken as a matrix
     (:func:`lars.spectral.as_matrices`). As in LARS, a step is a given part of the
-    layer's own norm. Five things differ, each for a way in which LARS fails from a
+    layer's own norm. Six things differ, each for a way in which LARS fails from a
     badly scaled start, or for what it costs elsewhere:
 
     * What is averaged are directions: gradients of norm one. Their sizes change by
@@ -73,24 +77,29 @@ def polar(
       that of the largest. The average is as long as gradients agree, 1 if all of a few
       steps are the same and about :math:`\sqrt{(1 - m) / (1 + m)}` if they are noise,
       and so is the step.
-    * The direction is orthogonalised. In a network of many layers whose kernels are
-      far too small, gradients are of rank one, nearly, and so are LARS' kernels after
-      a while.
+    * The direction is orthogonalised, by a few Newton-Schulz steps: O is what these
+      make of v, the polar factor where they are many. In a network of many layers whose
+      kernels are far too small, gradients are of rank one, nearly, and so are LARS'
+      kernels after a while.
     * Before all that, :math:`\hat g` is the gradient with the part that a constant
       input makes (:func:`lars.kernels.by_constant_input`) reduced, if it is larger, to
       the norm of the rest. Behind many sigmoids inputs are almost constant, and what
       differs between images is else too small a part for Newton-Schulz steps to find.
-      It is the gradient itself where a kernel has no bias beside it.
+      It is the gradient itself where a kernel has no bias beside it, and where the rest
+      is rounding, as that of a batch of one image is.
     * A kernel's size has a step of its own, relative, along the sign of the loss'
-      derivative by the logarithm of the size, so that it grows and shrinks
-      exponentially. Signs are averaged as directions are, so that the step is short
-      where they are noise. Decay, likewise relative, draws a network whose signs are
-      noise, because it is chaotic, to smaller sizes; it is of second order in the rate,
-      and vanishes beside all else as the rate does.
+      derivative by the logarithm of the size: it grows and shrinks exponentially, by
+      any rate without a change of sign. Signs are averaged as directions are, so that
+      the step is short where they are noise. Decay, likewise relative, draws a network
+      whose signs are noise, because it is chaotic, to smaller sizes; it is of second
+      order in the rate, and vanishes beside all else as the rate does.
     * A bias moves by the least of two lengths: ``bias_bound`` times the step of a row
       of its kernel, and the length at which it lowers the loss, to first order, by
-      ``bias_share`` times what the kernel's step does. Where a layer's inputs are tiny,
-      so is that. Else biases drown what small kernels say. Its steps are averaged.
+      ``bias_share`` times what a step of the kernel along its gradient would. Where a
+      layer's inputs are tiny, so is that. Else biases drown what small kernels say. Its
+      steps are averaged, and it is decayed like its kernel.
+    * A kernel of zero has no size for a step to be a part of. It moves as one of the
+      norm :math:`\sqrt{\text{outputs}}` would.
 
     The network learns as layers in series do: the relative change of what it computes
     is about the sum of those of its layers, hence the part :math:`L^{-p}` of the rate
@@ -177,6 +186,8 @@ def polar(
     }
     for name, number in numbers.items():
         check_number(name, number)
+    if not isinstance(steps, int):
+        raise TypeError(f"steps must be an integer, got {steps!r}.")
     check_below_one("momentum", momentum)
     check_below_one("radial_momentum", radial_momentum)
 
@@ -216,31 +227,36 @@ def polar(
         slopes = jax.tree.leaves(state.slopes)
         biases = biases_of(params)
         owners = {bias: kernel for kernel, bias in biases.items()}
+        of_kernels = {i: unit(w[i]) for i in kernels}
+        sizes = {i: _size(norm, w[i]) for i, (_, norm) in of_kernels.items()}
         for i, x in enumerate(g):
             rate, beta = (share * gamma).astype(x.dtype), decay.astype(x.dtype)
             if i in kernels:
                 bias = biases.get(i)
                 direction = _direction(x, None if bias is None else g[bias])
                 new_v[i] = momentum * v[i] + (1 - momentum) * direction
-                sign = jnp.sign(jnp.sum(unit(x)[0] * unit(w[i])[0]))
+                u = of_kernels[i][0]
+                sign = jnp.sign(_inner(unit(x)[0], u))
                 slopes[i] = radial_momentum * slopes[i] + (1 - radial_momentum) * sign
-                step = l2_norm(w[i]) * _across(new_v[i], w[i], steps)
-                moves[i] = rate * (step + (radial_rate * slopes[i] + beta) * w[i])
+                growth = -rate * (radial_rate * slopes[i] + beta)
+                step = rate * sizes[i] * _across(new_v[i], u, steps)
+                moves[i] = jnp.expm1(growth) * w[i] - step
             else:
                 kernel = owners.get(i)
                 length = (
                     jnp.maximum(l2_norm(w[i]), bias_bound * math.sqrt(x.size))
                     if kernel is None
-                    else _bias_length(x, g[kernel], w[kernel], bias_bound, bias_share)
+                    else sizes[kernel]
+                    * _bias_part(x, g[kernel], bias_bound, bias_share)
                 )
                 step = rate * length * unit(x)[0]
                 new_v[i] = momentum * v[i] + (1 - momentum) * step
-                decayed = 0.0 if kernel is None else rate * beta * w[i]
-                moves[i] = new_v[i] + decayed
+                decayed = 0.0 if kernel is None else jnp.expm1(-rate * beta) * w[i]
+                moves[i] = decayed - new_v[i]
 
         treedef = jax.tree.structure(params)
         return (
-            treedef.unflatten(_like([-x for x in moves], jax.tree.leaves(params))),
+            treedef.unflatten(_like(moves, jax.tree.leaves(params))),
             PolarState(
                 count=optax.safe_increment(state.count),
                 trace=treedef.unflatten(_like(new_v, jax.tree.leaves(state.trace))),
@@ -255,35 +271,59 @@ def _direction(g: jax.Array, bias_g: jax.Array | None) -> jax.Array:
     """The gradient that is averaged, of norm one."""
     if bias_g is None or min(as_matrices(g).shape) == 1:
         return unit(g)[0]
-    return from_matrices(unit(_balanced(*by_constant_input(g, bias_g)))[0], g.shape)
-
-
-def _across(v: jax.Array, w: jax.Array, steps: int) -> jax.Array:
-    """The orthogonal step of the length of v, without what changes the size of w."""
-    matrix, u = as_matrices(v), as_matrices(unit(w)[0])
-    size = jnp.linalg.norm(matrix)
-    o = size * unit(orthogonalize(unit(matrix)[0], steps, matrix.dtype))[0]
-    # Not made longer again: of a gradient along the kernel only rounding is left.
-    return from_matrices(o - jnp.sum(o * u) * u, v.shape)
+    return from_matrices(_balanced(*by_constant_input(g, bias_g)), g.shape)
 
 
 def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
-    """Their sum, with what a constant input makes reduced to the size of the rest."""
-    size, size_of_rest = jnp.linalg.norm(constant), jnp.linalg.norm(rest)
-    part = jnp.minimum(1, size_of_rest / jnp.where(size > 0, size, 1))
-    # Where there is nothing but a constant input, it is all there is to go by.
-    return rest + jnp.where(size_of_rest > 0, part, 1) * constant
+    """Their sum, with what a constant input makes reduced to the size of the rest.
+
+    Args:
+        constant: the part that a constant input makes,
+        rest: and what is orthogonal to it, of an array of norm one or of zeros.
+    """
+    size_of_rest = _norm(rest)
+    size = jnp.sqrt(jnp.maximum(0, 1 - size_of_rest**2))
+    # Where there is nothing but a constant input, it is all there is to go by: else
+    # rounding would become a direction.
+    is_something = size_of_rest > _ROUNDING * jnp.finfo(rest.dtype).eps
+    reduced = size_of_rest / jnp.where(size > 0, size, 1)
+    part = jnp.where(is_something, jnp.minimum(1, reduced), 1)
+    return (rest + part * constant) / jnp.hypot(size_of_rest, part * size)
 
 
-def _bias_length(
-    g: jax.Array, kernel_g: jax.Array, kernel_w: jax.Array, bound: Any, share: Any
-) -> jax.Array:
-    """How far a bias goes, beside a step of the kernel by its whole norm."""
+def _size(norm: Scaled, w: jax.Array) -> jax.Array:
+    """What a kernel's steps are parts of: its norm, if it has one."""
+    size = value(norm)
+    return jnp.where(size > 0, size, math.sqrt(w.shape[-1]))
+
+
+def _across(v: jax.Array, u: jax.Array, steps: int) -> jax.Array:
+    """The orthogonal step of the length of v, without what changes the size along u."""
+    matrix, u = as_matrices(v), as_matrices(u)
+    # An average of arrays of norm one: no norm here leaves the range of float32.
+    o = orthogonalize(matrix, steps, matrix.dtype)
+    norm = _norm(o)
+    o = _norm(matrix) / jnp.where(norm > 0, norm, 1) * o
+    # Not made longer again: of a gradient along the kernel only rounding is left.
+    return from_matrices(o - _inner(o, u) * u, v.shape)
+
+
+def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
+    # As a product of vectors, which a CPU adds up several times as fast as a sum.
+    return jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(_inner(x, x))
+
+
+def _bias_part(g: jax.Array, kernel_g: jax.Array, bound: Any, share: Any) -> jax.Array:
+    """How far a bias goes, beside a step of its kernel by the kernel's whole norm."""
     norm = unit(g)[1]
     norm = norm._replace(fraction=jnp.where(norm.fraction > 0, norm.fraction, 1))
     of_loss = share * value(ratio(unit(kernel_g)[1], norm))
-    rows = kernel_w.size // kernel_w.shape[-1]
-    return l2_norm(kernel_w) * jnp.minimum(bound / math.sqrt(rows), of_loss)
+    rows = kernel_g.size // kernel_g.shape[-1]
+    return jnp.minimum(bound / math.sqrt(rows), of_loss)
 
 
 def _like(x: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:

@@ -258,14 +258,25 @@ def single_runs(results: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     return results.merge(chosen[[*cell_columns(chosen), "learning_rate"]])
 
 
-def rates_that_cover(table: pd.DataFrame, count: int) -> pd.DataFrame:
-    """`most_useful_rates` of `medians` with ``rescued``, judged on validation data."""
+def rates_that_cover(
+    table: pd.DataFrame, count: int, containing: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """`most_useful_rates` of `medians` with ``rescued``, judged on validation data.
+
+    Args:
+        table: as said.
+        count: how many for each optimizer.
+        containing: a rate of each optimizer that is one of them, if one is to be.
+    """
     cells = cell_columns(table)[1:]
     rows = {}
     for name, rates in table.groupby("optimizer", sort=False):
         by_rate = rates.pivot(index="learning_rate", columns=cells, values="validation")
         reached = rates.pivot(index="learning_rate", columns=cells, values="rescued")
         choices = np.array(list(itertools.combinations(range(len(by_rate)), count)))
+        if containing is not None:
+            given = by_rate.index.get_loc(containing[str(name)])
+            choices = choices[(choices == given).any(axis=1)]
         accuracy = by_rate.to_numpy()[choices].max(axis=1).mean(axis=1)
         rescued = reached.to_numpy(bool)[choices].any(axis=1).sum(axis=1)
         # Decided to the tenth digit: sums in another order must not decide.

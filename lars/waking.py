@@ -2,8 +2,8 @@ r"""Waking networks whose layers no signal reaches, around any optimizer.
 
 Where an activation, a gradient or the loss has left the range of float32, or what it
 says the digits, no optimizer has anything to go by: a gradient of zero has no
-direction, one of NaN or of rounding neither. The scale of the initial weights is then
-all that can be mended, and all that is.
+direction, one of NaN or of rounding neither. The scale of the weights is then what can
+be mended.
 """
 
 import math
@@ -17,6 +17,7 @@ from lars.kernels import biases_of, by_constant_input, kernels_of, preserving_no
 from lars.layers import widen
 from lars.norms import l2_norm, unit
 from lars.optimizer import check_number
+from lars.spectral import as_matrices
 
 HEARD = 2.0**-12
 """Half of the digits of float32: the part of a kernel's gradient that must differ from
@@ -27,7 +28,7 @@ LARGEST_FACTOR = 16.0
 """By how much a kernel is multiplied at most, in a step."""
 
 MOST_LEVELS = 8
-"""By how many half octaves the aim moves at most, up or down."""
+"""By how many half octaves the aim moves at most, up or down: by a factor of 16."""
 
 REASONS = ("not finite", "no gradient", "constant input", "lost in rounding")
 """What `WakingState.reasons` counts, in this order."""
@@ -70,18 +71,25 @@ def wake_silent_layers(
     (:func:`lars.kernels.preserving_norm`), or by 16 or 1/16 where this is closer; what
     is not finite only ever shrinks. Where all kernels are there and the network is
     silent still, the aim itself moves by half an octave a step: down while something is
-    not finite, up otherwise. Biases become zero, and so does what the inner optimizer
-    remembers of the parameters, such as momentum. As soon as a signal passes the scale
-    stays as it is, for the inner optimizer to do with as it likes.
+    not finite, up otherwise, by 16 at most. Biases become zero, and so does what the
+    inner optimizer remembers of the parameters, such as momentum; what it counts goes
+    on. As soon as a signal passes the scale stays as it is, for the inner optimizer to
+    do with as it likes.
+
+    What is silent at the highest aim as well, as a kernel that nothing depends on is,
+    no scale can wake: the inner optimizer is asked again, and nothing but what is not
+    finite is seen to from then on. Where a kernel is zero, scales are not moved either:
+    what is behind it is silent whatever they are, until the inner optimizer has moved
+    it.
 
     A gradient that is not finite is seen to at once; silence of the other kinds only
     where it lasts for ``patience`` steps, through which the inner optimizer goes on: in
     a healthy run a layer may get no gradient from a single batch. A network all of
     whose gradients are zero has nothing left to learn, and is left alone.
 
-    A run that is never silent gets the updates of the inner optimizer, to the bit.
-    (XLA's optimizations may round sums of products differently inside a branch and
-    outside of one, on a CPU by the last bit of float32.)
+    A run that is never silent gets the updates of the inner optimizer: to the bit,
+    unless XLA's optimizations round sums of products differently inside of a branch, on
+    a CPU by the last bit of float32.
 
     Args:
         inner: any optimizer.
@@ -114,7 +122,8 @@ def wake_silent_layers(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> WakingState:
-        if not kernels_of(params):
+        # What has no leaves stands for parameters: optax.tree.map_params asks with it.
+        if jax.tree.leaves(params) and not kernels_of(params):
             raise ValueError(
                 "wake_silent_layers needs parameters with kernels, arrays of two axes "
                 f"or more, got {jax.tree.map(jnp.shape, params)}."
@@ -147,10 +156,10 @@ def wake_silent_layers(
             state.silent_steps,
             jnp.where(is_silent, state.silent_steps + 1, 0),
         )
-        is_moved = is_infinite | (silent_steps >= patience)
-
+        is_called = is_infinite | (silent_steps >= patience)
         relative, level = _relative_norms(params, state.level, is_infinite)
-        level = jnp.where(is_moved, level, state.level)
+        level = jnp.where(is_called, level, state.level)
+        is_moved = is_infinite | (is_called & (level <= MOST_LEVELS))
 
         def move() -> tuple[optax.Updates, optax.OptState]:
             inner_state = _forgotten(inner, state.inner_state, params)
@@ -180,27 +189,36 @@ def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
         params: what they are of.
 
     Returns:
-        Booleans of shape [3], of which one at most is true: see `REASONS` and
+        Booleans of shape [4], of which one at most is true: see `REASONS` and
         `wake_silent_layers`.
     """
     g, w = ([widen(x) for x in jax.tree.leaves(tree)] for tree in (gradients, params))
     kernels, biases = kernels_of(params), biases_of(params)
     is_zero = jnp.stack([(x == 0).all() for x in g])
     zero_kernels = is_zero[jnp.asarray(kernels, jnp.int32)]
+    told = [i in biases and min(as_matrices(w[i]).shape) > 1 for i in kernels]
     heard = jnp.stack(
-        [_heard(g[i], g[biases[i]]) if i in biases else jnp.float32(1) for i in kernels]
+        [
+            _heard(g[i], g[biases[i]]) if can_tell else jnp.float32(1)
+            for i, can_tell in zip(kernels, told, strict=True)
+        ]
     )
     is_deaf = ~zero_kernels & (heard <= HEARD)
+    hears = ~zero_kernels & (heard > HEARD) & jnp.asarray(told)
     found = [
         ~jnp.stack([jnp.isfinite(x).all() for x in g]).all(),
         zero_kernels.any() & ~is_zero.all(),
-        is_deaf.any() & (~zero_kernels & ~is_deaf).any(),
+        is_deaf.any() & hears.any(),
         _is_drowned([g[i] for i in kernels], [w[i] for i in kernels])
         | jnp.stack(
             [jnp.bool(False)]
             + [_has_tiny_input(g[i], g[bias]) for i, bias in biases.items()]
         ).any(),
     ]
+    # A kernel of zero has no scale that could be moved, and what is behind it is silent
+    # until an optimizer has moved the kernel.
+    can_wake = ~jnp.stack([(w[i] == 0).all() for i in kernels]).any()
+    found[1:] = [flag & can_wake for flag in found[1:]]
     # The first that holds is the reason.
     before = jnp.cumsum(jnp.stack([jnp.bool(False), *found[:-1]])) > 0
     return jnp.stack(found) & ~before
@@ -214,9 +232,7 @@ def _is_drowned(g: list[jax.Array], w: list[jax.Array]) -> jax.Array:
             for x, y in zip(g, w, strict=True)
         ]
     )
-    # A kernel of zero is nothing yet that could be drowned.
-    lowest = jnp.where(effects > -jnp.inf, effects, jnp.inf).min()
-    return lowest < effects.max() + math.log2(HEARD)
+    return effects.min() < effects.max() + math.log2(HEARD)
 
 
 def _has_tiny_input(kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -252,9 +268,7 @@ def _forgotten(
 def _heard(kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """The part of a kernel's gradient that a constant input would not have made."""
     _, rest = by_constant_input(kernel, bias)
-    # All of it where this cannot be told.
-    told = min(rest.shape) > 1
-    return jnp.linalg.norm(rest).astype(jnp.float32) if told else jnp.float32(1)
+    return jnp.linalg.norm(rest).astype(jnp.float32)
 
 
 def _relative_norms(
@@ -273,7 +287,9 @@ def _relative_norms(
     are_there = jnp.where(
         is_infinite, to(level) <= near, (to(level) <= near) & (to(level) >= 1 / near)
     ).all()
-    moved = jnp.clip(level + jnp.where(is_infinite, -1, 1), -MOST_LEVELS, MOST_LEVELS)
+    moved = level + jnp.where(is_infinite, -1, 1)
+    # One above the highest is that all have been tried.
+    moved = jnp.clip(moved, -MOST_LEVELS, MOST_LEVELS + 1)
     level = jnp.where(are_there, moved, level)
     return jnp.maximum(to(level), jnp.finfo(relative.dtype).tiny), level
 

@@ -19,6 +19,11 @@ def test_which_bias_belongs_to_which_kernel():
     assert biases_of(params) == {1: 0, 5: 4}
 
 
+def test_side_by_side_nothing_says_whose_bias_a_vector_is():
+    shapes = {"b1": (4,), "b2": (4,), "w1": (4, 4), "w2": (4, 4)}
+    assert biases_of({name: np.ones(shape) for name, shape in shapes.items()}) == {}
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("shape", [(6, 5), (3, 3, 2, 5)])
 def test_a_gradient_of_constant_inputs_is_found_out(shape, scale):

@@ -830,12 +830,6 @@ TABLE = {
         ),
     ),
     "lars/coverage.py": (
-        ("cost of all scales", '(runs["init_scale"] == 1.0) & ', ""),
-        (
-            "cost upside down",
-            "seconds / seconds.loc[reference]",
-            "seconds.loc[reference] / seconds",
-        ),
         ("parts for percents", "{100 * row[column]:.1f}%", "{row[column]:.1f}%"),
         (
             "the deepest network sets the standard",
@@ -862,6 +856,7 @@ TABLE = {
         ("represented if something is", "]].min(axis=1)", "]].max(axis=1)"),
     ),
     "lars/kernels.py": (
+        ("any bias side by side", "if places[named[i][0][:-1]] == 1", "if True"),
         ("the last bias", "biases.setdefault(kernel, i)", "biases[kernel] = i"),
         (
             "biases of any size",
@@ -886,8 +881,12 @@ TABLE = {
         ("no part of the depth", "** -depth_exponent", "** 0"),
         ("no average", "momentum * v[i] + (1 - momentum) * direction", "direction"),
         ("biases not averaged", "momentum * v[i] + (1 - momentum) * step", "step"),
-        ("steps of one length", "step = l2_norm(w[i]) * _across", "step = _across"),
-        ("noise is a direction", "size = jnp.linalg.norm(matrix)", "size = 1.0"),
+        (
+            "steps of one length",
+            "step = rate * sizes[i] * _across",
+            "step = rate * _across",
+        ),
+        ("noise is a direction", "o = _norm(matrix) / ", "o = 1.0 / "),
         ("up the slope", "radial_rate * slopes[i]", "-radial_rate * slopes[i]"),
         (
             "signs not averaged",
@@ -897,11 +896,13 @@ TABLE = {
         ("no radial step", "radial_rate * slopes[i] + beta", "beta"),
         ("no decay", "radial_rate * slopes[i] + beta", "radial_rate * slopes[i]"),
         ("decay of first order", "decay = gamma * jnp", "decay = jnp"),
-        ("biases not decayed", "if kernel is None else rate * beta", "* 0"),
-        ("not across", "o - jnp.sum(o * u) * u", "o"),
+        ("biases not decayed", "jnp.expm1(-rate * beta) * w[i]", "0 * w[i]"),
+        ("kernels turn around", "jnp.expm1(growth) * w[i]", "growth * w[i]"),
+        ("zero stays", "jnp.where(size > 0, size, math.sqrt(w.shape[-1]))", "size"),
+        ("not across", "o - _inner(o, u) * u", "o"),
         (
             "not orthogonal",
-            "orthogonalize(unit(matrix)[0], steps, matrix.dtype)",
+            "orthogonalize(matrix, steps, matrix.dtype)",
             "matrix",
         ),
         ("in float32", "steps, matrix.dtype)", "steps)"),
@@ -915,7 +916,12 @@ TABLE = {
             "_balanced(*by_constant_input(g, bias_g))",
             "as_matrices(unit(g)[0])",
         ),
-        ("only the rest", "jnp.where(size_of_rest > 0, part, 1)", "0"),
+        (
+            "only the rest",
+            "part = jnp.where(is_something",
+            "part = 0 * jnp.where(is_something",
+        ),
+        ("rounding is something", "> _ROUNDING * jnp.finfo(rest.dtype).eps", "> 0"),
         ("free biases", "jnp.minimum(bound / math.sqrt(rows), of_loss)", "bound"),
         (
             "no share of the loss",
@@ -936,6 +942,8 @@ TABLE = {
     "lars/waking.py": (
         ("never patient", "silent_steps >= patience", "silent_steps >= 1"),
         ("for ever patient", "is_infinite | (silent_steps >= patience)", "is_infinite"),
+        ("never gives up", "is_called & (level <= MOST_LEVELS)", "is_called"),
+        ("zero is moved", "[flag & can_wake for flag in found[1:]]", "found[1:]"),
         ("patient with NaN", "is_infinite | (silent", "(silent"),
         (
             "silence adds up",
@@ -947,10 +955,10 @@ TABLE = {
         ("the aim stands", "jnp.where(are_there, moved, level)", "level"),
         (
             "the aim moves unasked",
-            "jnp.where(is_moved, level, state.level)",
+            "jnp.where(is_called, level, state.level)",
             "level + 1",
         ),
-        ("no end of the aim", "-MOST_LEVELS, MOST_LEVELS", "-99, 99"),
+        ("no end of the aim", "-MOST_LEVELS, MOST_LEVELS + 1", "-99, 99"),
         ("the aim only rises", "jnp.where(is_infinite, -1, 1)", "1"),
         ("whole octaves", ".astype(relative.dtype) / 2)", ".astype(relative.dtype))"),
         ("momentum is kept", "fresh if is_of_params else old", "old"),
@@ -961,13 +969,8 @@ TABLE = {
         ("several reasons", "jnp.stack(found) & ~before", "jnp.stack(found)"),
         (
             "chaos is a signal",
-            "lowest < effects.max() + math.log2(HEARD)",
-            "lowest < effects.max() - 9999",
-        ),
-        (
-            "kernels of zero are drowned",
-            "jnp.where(effects > -jnp.inf, effects, jnp.inf)",
-            "effects",
+            "effects.min() < effects.max() + math.log2(HEARD)",
+            "effects.min() < effects.max() - 9999",
         ),
         (
             "tiny inputs are signals",
@@ -977,7 +980,7 @@ TABLE = {
         ("constant inputs are signals", "heard <= HEARD", "heard < 0"),
         (
             "one image is constant",
-            "is_deaf.any() & (~zero_kernels & ~is_deaf).any()",
+            "is_deaf.any() & hears.any()",
             "is_deaf.any()",
         ),
     ),

@@ -1,5 +1,8 @@
 """The plane: what float32 represents, what is rescued of it, and a few hard starts."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +11,19 @@ import pandas as pd
 import pytest
 
 import lars
-from lars import coverage, data as datasets
+from configs import plane
+from experiments.figures import settings_of
+from lars import coverage, data as datasets, results
+from lars.figures.plane.cost import (
+    cells as cost_cells,
+    cost_table,
+    measure as measure_cost,
+    relative,
+)
 from lars.figures.plane.follow import follow, observed, participation_rank
+from lars.figures.plane.items import SEARCHED
 from lars.figures.plane.mechanism import least_steps
-from lars.figures.plane.plane import START, cells
+from lars.figures.plane.plane import START, cells, runs_of
 from lars.figures.plane.starts import starts_of
 from lars.figures.runs import Setting, results_of
 
@@ -132,21 +144,45 @@ def test_coverage_for_people():
     assert row[5:] == ["0.1", "0 of 24"]
 
 
-def test_the_cost_is_that_of_a_run_from_scale_one_relative_to_the_reference():
-    seconds = {("ours", 2): 6.0, ("sgd", 2): 2.0, ("ours", 8): 9.0, ("sgd", 8): 4.0}
-    runs = pd.DataFrame(
-        {
-            "optimizer": name,
-            "variant": "relu",
-            "depth": depth,
-            "init_scale": scale,
-            "part_seconds": x if scale == 1.0 else 0.1,
-        }
-        for (name, depth), x in seconds.items()
-        for scale in (1e8, 1.0)
+COST = {
+    "optimizers": {"sgd": {"label": "SGD"}, "ours": {"label": "Ours"}},
+    "reference": "sgd",
+    "depths": [2, 8],
+}
+
+
+def test_costs_are_relative_to_the_reference_in_the_same_round():
+    # The machine is ten times slower in the second round: the ratio is the same.
+    times = pd.DataFrame(
+        {"depth": depth, "round": i, "optimizer": name, "milliseconds": slower * x}
+        for depth, x_of in (
+            (2, {"sgd": 2.0, "ours": 6.0}),
+            (8, {"sgd": 4.0, "ours": 2}),
+        )
+        for i, slower in enumerate((1, 10))
+        for name, x in x_of.items()
     )
-    table = coverage.cost_table(runs, "sgd", {"sgd": "SGD", "ours": "Ours"})
-    assert table.to_numpy().tolist() == [["SGD", "1.0", "1.0"], ["Ours", "3.0", "2.2"]]
+    assert (relative(times, COST).loc[2]["ours"] == 3).all()
+    rows = cost_table(times, COST).to_numpy().tolist()
+    assert rows == [
+        ["SGD", "1 (1 to 1)", "1 (1 to 1)"],
+        ["Ours", "3 (3 to 3)", "0.5 (0.5 to 0.5)"],
+    ]
+
+
+def test_more_work_costs_more():
+    settings = {
+        **settings_of("rescue_cost", quick=True),
+        "num_steps": 20,
+        "depths": (4,),
+        "model": {**MLP, "width": 128},
+    }
+    arms = settings["optimizers"]
+    settings["optimizers"] = {name: arms[name] for name in ("sgd", "polar_waking")}
+    (cell,) = cost_cells(settings)
+    table = measure_cost(cell, settings).assign(**cell)
+    assert len(table) == 2 * settings["rounds"]
+    assert (relative(table, settings)["polar_waking"] > 1).all()
 
 
 @pytest.mark.parametrize("flag", ["is_finite", "has_gradient", "has_signal"])
@@ -157,10 +193,18 @@ def test_a_start_is_represented_if_nothing_is_missing(flag):
 
 
 def test_the_most_useful_rates():
-    assert coverage.most_useful_rates(RUNS, "sgd", 1)["ours"] == (0.1,)
-    assert coverage.most_useful_rates(RUNS[RUNS["optimizer"] == "ours"], "ours", 2) == {
-        "ours": (0.1, 0.2)
-    }
+    # 0.1 and 0.3 together would train four cells of five, as 0.1 and 0.2 do; of all
+    # rates 0.2 trains the most alone.
+    trained = {0.1: "ab", 0.2: "bcd", 0.3: "cd"}
+    runs = table(
+        *(
+            ("ours", "relu", 2, scale, rate, *(2 * [3 * [0.9 if cell in can else 0.1]]))
+            for rate, can in trained.items()
+            for cell, scale in zip("abcde", (1.0, 10.0, 1e2, 1e3, 1e4), strict=True)
+        )
+    )
+    assert coverage.most_useful_rates(runs, "ours", 1)["ours"] == (0.2,)
+    assert coverage.most_useful_rates(runs, "ours", 2)["ours"] == (0.1, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +298,18 @@ def test_the_least_steps_of_recovery():
     assert least_steps(arm, 0.3, np.exp(-4), 3) == pytest.approx(10)
 
 
+def test_rates_are_those_that_the_search_found():
+    folder = Path(__file__).parent.parent / "docs" / "plane" / "rescue_search"
+    table = results.read_table(folder / "rescue_search.csv")
+    settings = json.loads((folder / "config.json").read_text())
+    useful = coverage.most_useful_rates(
+        runs_of(table, settings), settings["reference"], SEARCHED
+    )
+    for group in (plane.PEERS, plane.OURS, plane.BESIDE):
+        for name, arm in group.items():
+            assert list(arm["learning_rates"]) == list(useful[name]), name
+
+
 def test_what_is_followed_is_the_run(digits, monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda name: digits)
     setting = SETTING._replace(num_steps=5)
@@ -284,25 +340,21 @@ RESCUED = 0.85
 HARD = [("relu", 4, 1e-4), ("relu", 8, 1e-8), ("tanh", 4, 1e4), ("sigmoid", 6, 1e-2)]
 
 
-def accuracy(optimizer, activation, depth, scale, rates):
+def accuracy(arm, activation, depth, scale):
     setting = SETTING._replace(
-        model={**MLP, "activation": activation, "depth": depth}, optimizer=optimizer
+        model={**MLP, "activation": activation, "depth": depth},
+        optimizer={name: arm[name] for name in ("name", "settings")},
     )
-    runs = results_of(setting, rates, [0], scale)
-    return float(np.where(runs["diverged"], 0, runs["test_accuracy"]).max())
+    runs = results_of(setting, arm["learning_rates"], [0], scale)
+    chosen = runs["validation_accuracy"].mask(runs["diverged"], 0).idxmax()
+    return 0.0 if runs["diverged"][chosen] else runs["test_accuracy"][chosen]
 
 
 @pytest.mark.parametrize(("activation", "depth", "scale"), HARD)
 def test_a_hard_start_is_rescued_by_the_recommended_setting_alone(
     activation, depth, scale
 ):
-    ours = {"name": "polar_waking", "settings": {}}
-    sgd = {"name": "sgd", "settings": {"momentum": 0.9}}
-    optax_lars = {
-        "name": "optax_lars",
-        "settings": {"weight_decay": 5e-4, "nesterov": True},
-    }
     cell = (activation, depth, scale)
-    assert accuracy(ours, *cell, [0.2, 0.4]) >= RESCUED
-    assert accuracy(sgd, *cell, [1e-3, 0.1]) < RESCUED
-    assert accuracy(optax_lars, *cell, [10.0, 40.0]) < RESCUED
+    assert accuracy(plane.OURS["polar_waking"], *cell) >= RESCUED
+    assert accuracy(plane.PEERS["sgd"], *cell) < RESCUED
+    assert accuracy(plane.PEERS["optax_lars"], *cell) < RESCUED

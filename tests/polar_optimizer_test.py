@@ -55,15 +55,15 @@ def expected(params, grads, count=1):
                 0.3 * np.linalg.norm(g) / np.linalg.norm(g_bias),
             )
             v[name]["bias"] = MOMENTUM * v[name]["bias"] + 0.3 * gamma * length * b
-            layer["kernel"] = kernel - gamma * (step + relative * kernel)
-            layer["bias"] = bias - v[name]["bias"] - gamma * RATE * DECAY * bias
+            layer["kernel"] = np.exp(-gamma * relative) * kernel - gamma * step
+            layer["bias"] = np.exp(-gamma * RATE * DECAY) * bias - v[name]["bias"]
     return w
 
 
 def after(optimizer, params, grads, count=1):
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for _ in range(count):
-        updates, state = optimizer.update(grads, state, params)
+        updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
     return params
 
@@ -126,12 +126,13 @@ def test_size_and_direction_move_apart():
 def test_a_step_is_as_long_as_gradients_agree():
     params, grads = network(np.float32, bias=False)
     optimizer = lars.polar(RATE, 0.0, MOMENTUM, radial_rate=0.0)
+    update = jax.jit(optimizer.update)
 
     def length(signs):
         state = optimizer.init(params)
         for sign in signs:
             g = jax.tree.map(lambda x: np.float32(sign) * x, grads)  # noqa: B023
-            updates, state = optimizer.update(g, state, params)
+            updates, state = update(g, state, params)
         return np.linalg.norm(updates["hidden"]["kernel"])
 
     # The norm of the average: 1 - mⁿ of n equal ones, and (1 - m)/(1 + m) if they turn.
@@ -145,10 +146,11 @@ def test_what_is_averaged_are_directions():
     params, grads = network(np.float32)
     optimizer = lars.polar(RATE)
     state, other = optimizer.init(params), optimizer.init(params)
+    update = jax.jit(optimizer.update)
     for exponent in (0, 40, -40):
         g = jax.tree.map(lambda x: np.ldexp(x, exponent), grads)  # noqa: B023
-        updates, state = optimizer.update(g, state, params)
-        expected_updates, other = optimizer.update(grads, other, params)
+        updates, state = update(g, state, params)
+        expected_updates, other = update(grads, other, params)
         jax.tree.map(np.testing.assert_array_equal, updates, expected_updates)
 
 
@@ -159,7 +161,7 @@ def test_a_kernel_grows_along_a_slope_that_says_so():
         moved = after(lars.polar(RATE, 0.0, radial_rate=RADIAL), params, grads)
         # All of the gradient is along the kernel: nothing is left across it.
         np.testing.assert_allclose(
-            moved["kernel"], (1 - sign * RATE * RADIAL / 10) * np.eye(3), rtol=1e-6
+            moved["kernel"], np.exp(-sign * RATE * RADIAL / 10) * np.eye(3), rtol=1e-6
         )
 
 
@@ -210,6 +212,8 @@ def test_normalizations_step_by_their_own_norm():
 
 
 def test_wrong_numbers_are_refused_with_their_value():
+    with pytest.raises(TypeError, match=r"steps must be an integer, got 2\.5"):
+        lars.polar(RATE, steps=2.5)  # pyright: ignore[reportArgumentType]
     for name, value in {
         "momentum": 1.0,
         "radial_rate": -1.0,
@@ -222,3 +226,42 @@ def test_wrong_numbers_are_refused_with_their_value():
     params, grads = network(np.float32)
     with pytest.raises(ValueError, match="needs the parameters"):
         optimizer.update(grads, optimizer.init(params))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_no_rate_turns_a_kernel_around(sign):
+    w = {"kernel": np.eye(3, dtype=np.float32)}
+    gradient = jax.tree.map(lambda x: sign * x, w)  # along the kernel alone
+    moved = after(lars.polar(1.0), w, gradient, 3)["kernel"]
+    assert (np.diag(moved) > 0).all()
+
+
+def test_a_batch_of_one_image_is_no_constant_input():
+    rng = np.random.default_rng(0)
+    inputs, errors = rng.normal(size=30), rng.normal(size=20)
+    whole = np.outer(inputs, errors)
+    with_bias, without = (
+        after(
+            lars.polar(RATE, 0.0, radial_rate=0.0),
+            {"a": {"kernel": np.ones((30, 20), np.float32), **bias}},
+            {"a": {"kernel": whole.astype(np.float32), **bias_gradient}},
+        )["a"]["kernel"]
+        for bias, bias_gradient in (
+            (
+                {"bias": np.zeros(20, np.float32)},
+                {"bias": errors.astype(np.float32)},
+            ),
+            ({}, {}),
+        )
+    )
+    np.testing.assert_allclose(with_bias, without, rtol=1e-5)
+
+
+def test_a_kernel_of_zero_moves():
+    params, grads = network(np.float32)
+    params["output"] = jax.tree.map(np.zeros_like, params["output"])
+    moved = after(lars.polar(RATE, steps=EXACT), params, grads)["output"]
+    # Two kernels; the first of an average; and three outputs.
+    length = RATE / 2 * (1 - MOMENTUM) * np.sqrt(3)
+    np.testing.assert_allclose(np.linalg.norm(moved["kernel"]), length, rtol=1e-5)
+    assert np.linalg.norm(moved["bias"]) > 0

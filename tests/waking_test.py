@@ -15,9 +15,9 @@ from lars.waking import REASONS, silence
 STEPS = 30
 
 
-def network(scale, activation="relu", depth=3, width=16, images=32):
+def network(scale, activation="relu", depth=3, width=16, images=32, classes=10):
     model = mlp(
-        10,
+        classes,
         depth=depth,
         width=width,
         activation=activation,
@@ -26,7 +26,7 @@ def network(scale, activation="relu", depth=3, width=16, images=32):
         compute_dtype="float32",
     )
     x = jax.random.normal(jax.random.key(1), (images, 8))
-    y = jnp.arange(images) % 10
+    y = jnp.arange(images) % classes
     params = model.init(jax.random.key(0), x)["params"]
     params = jax.tree.map(lambda w: scale * w if w.ndim > 1 else w, params)
 
@@ -41,7 +41,7 @@ def network(scale, activation="relu", depth=3, width=16, images=32):
 
 
 def reason(params, gradient):
-    flags = silence(gradient(params), params)
+    flags = jax.jit(silence)(gradient(params), params)
     return [name for name, flag in zip(REASONS, flags, strict=True) if flag]
 
 
@@ -104,13 +104,16 @@ def test_a_chaotic_network_is_calmed():
     np.testing.assert_allclose(norm, np.sqrt(2 * 64), rtol=1e-5)
 
 
-def test_a_kernel_of_zero_is_not_lost_in_rounding():
+def test_a_kernel_of_zero_is_left_to_the_optimizer():
     params, gradient = network(1.0)
     healthy = gradient(params)
     params = {**params, "output": jax.tree.map(jnp.zeros_like, params["output"])}
-    assert reason(params, gradient) == ["no gradient"]
+    assert reason(params, gradient) == []
     # As after a first step, in which only the output had a gradient.
     assert reason(params, lambda _: healthy) == []
+    moved, state = trained(lars.wake_silent_layers(lars.polar(0.2)), params, gradient)
+    assert not state.reasons.any()
+    assert lars.l2_norm(moved["output"]["kernel"]) > 0.1
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
@@ -119,9 +122,18 @@ def test_a_network_with_a_signal_is_not_silent(scale, activation):
     assert reason(*network(scale, activation)) == []
 
 
-def test_the_gradient_of_one_image_is_no_constant_input():
-    params, gradient = network(1.0, images=1)
-    assert reason(params, gradient) == []
+@pytest.mark.parametrize("classes", [1, 10])
+def test_the_gradient_of_one_image_is_no_constant_input(classes):
+    params, _ = network(1.0, images=1, classes=classes)
+    rng = np.random.default_rng(0)
+
+    def layer(x):  # of one image, whatever its loss
+        errors = rng.normal(size=x["bias"].shape).astype(np.float32)
+        inputs = rng.normal(size=x["kernel"].shape[:1]).astype(np.float32)
+        return {"kernel": np.outer(inputs, errors), "bias": errors}
+
+    gradients = {name: layer(x) for name, x in params.items()}
+    assert reason(params, lambda _: gradients) == []
 
 
 def test_all_zero_gradients_are_left_alone():
@@ -171,7 +183,7 @@ def test_what_is_not_finite_only_shrinks():
     grads = gradient(params)
     assert reason(params, lambda _: grads) == ["not finite"]
     optimizer = lars.wake_silent_layers(optax.sgd(0.1))
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     np.testing.assert_array_equal(updates["hidden_0"]["kernel"], 0)
     np.testing.assert_allclose(
         updates["hidden_1"]["kernel"],
@@ -186,11 +198,11 @@ def test_momentum_is_forgotten_and_the_schedule_is_not():
         optax.trace(0.9), optax.scale_by_schedule(optax.constant_schedule(-0.1))
     )
     optimizer = lars.wake_silent_layers(inner)
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for _ in range(4):
-        _, state = optimizer.update(gradient(params), state, params)
+        _, state = update(gradient(params), state, params)
     nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
-    _, state = optimizer.update(nan, state, params)
+    _, state = update(nan, state, params)
     trace, schedule = state.inner_state
     assert not optax.tree.norm(trace.trace)
     assert schedule.count == 4
@@ -217,21 +229,47 @@ def test_what_makes_no_sense_is_refused():
 
 
 def test_the_aim_moves_no_further_than_it_may():
-    params, gradient = network(1.0)
-    silent = {
-        **(g := gradient(params)),
-        "output": jax.tree.map(jnp.zeros_like, g["output"]),
-    }
+    params, _ = network(1.0)
     nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
-    optimizer = lars.wake_silent_layers(optax.sgd(0.1), patience=1)
-    update = jax.jit(optimizer.update)
-    for grads, size in ((silent, 2.0**4), (nan, 2.0**-4)):
-        new, state = params, optimizer.init(params)
-        for _ in range(20):
-            updates, state = update(grads, state, new)
-            new = optax.apply_updates(new, updates)
-        norm = lars.l2_norm(new["hidden_1"]["kernel"]) / np.sqrt(2 * 16)
-        np.testing.assert_allclose(norm, size, rtol=1e-5)
+    optimizer = lars.wake_silent_layers(optax.sgd(0.1))
+    params, _ = trained(optimizer, params, lambda _: nan, 20)
+    norm = lars.l2_norm(params["hidden_1"]["kernel"]) / np.sqrt(2 * 16)
+    np.testing.assert_allclose(norm, 2.0**-4, rtol=1e-5)
+
+
+def test_what_no_scale_wakes_is_given_up():
+    params, gradient = network(1.0)
+    params["unused"] = {"kernel": jnp.ones((4, 3))}
+
+    def with_unused(params):
+        return {**gradient(params), "unused": {"kernel": jnp.zeros((4, 3))}}
+
+    still = lars.wake_silent_layers(optax.set_to_zero(), patience=1)
+    highest, _ = trained(still, params, with_unused, 25)
+    norm = lars.l2_norm(highest["hidden_1"]["kernel"]) / np.sqrt(2 * 16)
+    np.testing.assert_allclose(norm, 2.0**4, rtol=1e-5)
+
+    optimizer = lars.wake_silent_layers(optax.sgd(0.01), patience=1)
+    woken, state = trained(optimizer, params, with_unused, 25)
+    assert 8 < state.reasons[REASONS.index("no gradient")] < 20
+    # From then on it is the inner optimizer alone.
+    params, gradient_there = woken, with_unused(woken)
+    updates, state = jax.jit(optimizer.update)(gradient_there, state, params)
+    jax.tree.map(
+        lambda u, g: np.testing.assert_allclose(u, -0.01 * g, rtol=1e-6),
+        updates,
+        gradient_there,
+    )
+
+
+def test_optax_can_tell_what_is_of_the_parameters():
+    params, _ = network(1.0)
+    optimizer = lars.wake_silent_layers(optax.adam(0.1))
+    state = optax.tree.map_params(
+        optimizer, lambda x: x + 1, optimizer.init(params)
+    ).inner_state[0]
+    assert (state.mu["output"]["kernel"] == 1).all()
+    assert state.count == 0
 
 
 def test_float64():

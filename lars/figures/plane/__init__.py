@@ -1,7 +1,8 @@
 """The rescue maps: which starts of which networks each optimizer trains."""
 
 from lars.figures.item import Item
-from lars.figures.plane import items, mechanism
+from lars.figures.plane import cost, items, mechanism
+from lars.figures.plane.cost import cost_table
 from lars.figures.plane.plane import runs_of, scales_of, starts_in
 
 ITEMS: dict[str, Item] = {
@@ -10,11 +11,13 @@ ITEMS: dict[str, Item] = {
     "rescue_start_fashion": items.START_FASHION,
     "rescue_mechanism": mechanism.MECHANISM,
     "rescue_recovery": mechanism.RECOVERY,
+    "rescue_cost": cost.COST,
     "rescue_parts": items.PARTS,
     "rescue_profiles": items.PROFILES,
     "rescue_normalized": items.NORMALIZED,
     "rescue_cnn": items.CNN,
+    "rescue_elsewhere": items.ELSEWHERE,
     "rescue_search": items.SEARCH,
 }
 
-__all__ = ["ITEMS", "runs_of", "scales_of", "starts_in"]
+__all__ = ["ITEMS", "cost_table", "runs_of", "scales_of", "starts_in"]

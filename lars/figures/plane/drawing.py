@@ -21,8 +21,8 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
     """Test accuracy with the best rate of each cell, an optimizer a panel.
 
     A dot is a cell that is rescued with the one rate that suits the whole map best, a
-    small cross one that is not rescued with any. Between the orange lines float32
-    represents the start.
+    small cross one that is not with the rate that is best there on validation data.
+    Between the orange lines float32 represents the start.
     """
     runs, starts = runs_of(table, settings), starts_in(table)
     summary = coverage.summary(runs, starts, settings["reference"])
@@ -74,10 +74,10 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
     bar.set_label("test accuracy\n(best rate of each cell,\nmedian over seeds)")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.suptitle(
-        f"Which starts can the optimizer alone train?  {settings['dataset']}, "
+        f"Which starts does each optimizer train?  {settings['dataset']}, "
         f"{settings['num_steps']} steps of {settings['batch_size']}.\n"
-        "Dot: rescued, also with one rate for the whole map; cross: not rescued; "
-        "neither: rescued\nwith a rate of its own. "
+        "Dot: rescued with one rate for the whole map; cross: not rescued with the "
+        "rate that is best there\non validation data. "
         "Between the orange lines float32 represents the start.",
         fontsize=11,
     )

@@ -132,18 +132,17 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         runs = mine[mine["start"] == start]
         moves = runs.groupby("seed")["moves"].max()
         last = [
-            int(rows["step"][rows["moves"] < rows["moves"].max()].max() + 1)
-            if rows["moves"].max()
-            else 0
+            int(rows["step"][rows["moves"] == rows["moves"].max()].min())
             for _, rows in runs.groupby("seed")
         ]
-        half = settings["num_steps"] // 2
         made.append(
             Claim(
                 f"{start}: waking acts at the beginning, and then never again.",
                 f"{median_and_spread(moves)} moves; the last by step {max(last)} of "
                 f"{settings['num_steps']}.",
-                judged([max(last) < half]),
+                judged([max(last) < settings["num_steps"] // 4])
+                if moves.any()
+                else "untested",
             )
         )
         ranks = [_rank_of_steps(rows[rows["start"] == start]) for rows in (mine, other)]
@@ -279,8 +278,12 @@ def recovery_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             Claim(
                 f"{arm['label']} recovers from every scale, and no faster than the "
                 "bound.",
-                f"{len(finished)} of {len(rows)} runs recover, after "
-                f"{median_and_spread(ratios)} times the bound.",
+                f"{len(finished)} of {len(rows)} runs recover"
+                + (
+                    f", after {median_and_spread(ratios)} times the bound."
+                    if len(finished)
+                    else "."
+                ),
                 judged([len(finished) == len(rows), bool((ratios >= 1).all())]),
             )
         )
@@ -303,8 +306,8 @@ RECOVERY = Item(
     title="How long recovery takes",
     about="The norm of a layer that moves by a given part of itself can only grow "
     "exponentially: from s times the norm that is needed, in |ln s| (1 − m)/(γη) steps "
-    "of LARS with momentum m, at least. A step of polar LARS changes the logarithm of "
-    "a norm by γ/L (κ + 1) at most. Without waking.",
+    "of LARS with momentum m, at least. A step of polar LARS adds γ/L (κ + 1) at most "
+    "to the logarithm of a norm. Without waking.",
     cells=recovery_cells,
     measure=measure_recovery,
     draw=draw_recovery,

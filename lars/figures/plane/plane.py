@@ -23,7 +23,6 @@ _RUN = [
     "validation_accuracy",
     "test_accuracy",
     "diverged",
-    "part_seconds",
 ]
 
 
