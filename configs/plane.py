@@ -273,7 +273,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "rescue_search": {
         **_MAP,
         "variants": {name: _mlp(name) for name in ("relu", "sigmoid")},
-        "depths": (2, 16, 32),  # the deepest too: what rescues 16 layers may not do there
+        "depths": (2, 16, 32),  # the deepest too: rates that train 16 may fail there
         "optimizers": _SEARCHED,
         "seeds": (0,),
     },
