@@ -46,7 +46,7 @@ def polar(
     weight_decay: optax.ScalarOrSchedule = 4.0,
     momentum: jax.typing.ArrayLike = 0.7,
     *,
-    radial_rate: jax.typing.ArrayLike = 8.0,
+    radial_rate: jax.typing.ArrayLike = 3.0,
     radial_momentum: jax.typing.ArrayLike = 0.9,
     depth_exponent: float = 1.0,
     bias_bound: jax.typing.ArrayLike = 0.1,
