@@ -18,17 +18,17 @@ Arm = dict[str, Any]
 
 _USEFUL: dict[str, tuple[float, ...]] = {  # docs/plane/rescue_search
     "module": (0.5, 10.0, 40.0),
-    "polar_waking": (0.4, 0.6, 0.8),
-    "sgd": (0.03, 0.1, 0.3),
-    "clipped_sgd": (0.3, 1.0, 1e6),
-    "adam": (0.01, 100.0, 1e6),
-    "lamb": (0.03, 0.05, 0.1),
+    "polar_waking": (0.3, 0.4, 0.6),
+    "sgd": (0.01, 0.1, 0.3),
+    "clipped_sgd": (0.1, 1.0, 1e6),
+    "adam": (0.001, 0.01, 1e6),
+    "lamb": (0.001, 0.03, 0.1),
     "fromage": (0.001, 0.05, 0.3),
     "optax_lars": (0.5, 40.0, 320.0),
     "paper": (0.5, 20.0, 80.0),
-    "muon": (0.1, 100.0, 1e6),
-    "adam_waking": (0.003, 0.01, 1.0),
-    "sgd_rescaled": (1e-8, 0.03, 0.3),
+    "muon": (0.05, 100.0, 1e6),
+    "adam_waking": (0.001, 0.003, 0.01),
+    "sgd_rescaled": (0.01, 0.03, 0.3),
     "sgd_lsuv": (1e-8, 0.001, 0.3),
 }
 
@@ -273,7 +273,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "rescue_search": {
         **_MAP,
         "variants": {name: _mlp(name) for name in ("relu", "sigmoid")},
-        "depths": (2, 16),
+        "depths": (2, 16, 32),  # the deepest too: rates that train 16 may fail there
         "optimizers": _SEARCHED,
         "seeds": (0,),
     },

@@ -138,7 +138,7 @@ def _item(
 
 SEARCH = _item(
     "The search for learning rates",
-    "Every optimizer with twelve rates and one seed, on two activations and two "
+    "Every optimizer with twelve rates and one seed, on two activations and three "
     "depths. What the maps give it is, on validation data, the rate that alone rescues "
     "the most cells, and the two that rescue the most together with it.",
     search_claims,
