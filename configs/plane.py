@@ -366,7 +366,7 @@ QUICK |= {
         "optimizers": {
             arm: {
                 **sizes["optimizers"][arm],
-                "learning_rates": sizes["optimizers"][arm]["learning_rates"][-4:],
+                "learning_rates": sizes["optimizers"][arm]["learning_rates"][-3:],
             }
             for arm in ("polar_waking", "sgd")
         },

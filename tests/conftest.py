@@ -1,6 +1,8 @@
 """Settings of all tests: strict arithmetic, short compilations, eight devices."""
 
 import os
+import shutil
+import tempfile
 
 # Before JAX starts: eight host devices, so that sharding is tested anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -16,6 +18,19 @@ mpl.use("agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_configure(config):
+    """What tests, workers and commands compile alike is compiled once a session."""
+    if not hasattr(config, "workerinput"):  # workers and commands inherit it
+        place = tempfile.mkdtemp(prefix="lars-compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = place
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    jax.config.update(
+        "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")

@@ -324,7 +324,9 @@ ITEM = Item(
         "minibatch SGD never tells the hidden units apart, while dropout would. Here a "
         "network of one hidden layer of tanh units is trained on scikit-learn's "
         "digits, in float32, from three starts in five ways, with three seeds, of "
-        "which each draws a constant. The spread over units is the largest difference "
+        "which each draws a constant. (48 units: products of other widths may be added "
+        "up in another order for some units than for others, and rounding alone would "
+        "tell them apart.) The spread over units is the largest difference "
         "of two units' weights at the same input, relative to the largest weight; the "
         "rank is that of W1."
     ),
