@@ -7,6 +7,11 @@ import tempfile
 # Before JAX starts: eight host devices, so that sharding is tested anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# A core is a test's own: threads of products would wait for those of its neighbour.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["XLA_FLAGS"] = (
+    f"--xla_cpu_multi_thread_eigen=false {os.environ.get('XLA_FLAGS', '')}"
+)
 
 import jax
 import matplotlib as mpl
