@@ -74,7 +74,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     for name, (folder, files) in KEPT.items():
         source, target = ROOT / "results" / name, DOCS / folder
-        if source.exists():
+        missing = [file for file in files if not (source / file).exists()]
+        if source.exists() and missing:
+            print(f"left out {source.relative_to(ROOT)}: it has no {missing[0]} yet")
+        elif source.exists():
             target.mkdir(parents=True, exist_ok=True)
             for file in files:
                 shutil.copy(source / file, target / file)
@@ -107,8 +110,8 @@ def all_blocks() -> dict[str, str]:
             if (DOCS / source).exists()
             for mark, text in figure_blocks(source).items()
         },
-        **(plane_blocks() if (DOCS / "plane" / "rescue_map").exists() else {}),
-        **(cost_blocks() if (DOCS / "plane" / "rescue_cost").exists() else {}),
+        **(plane_blocks() if is_finished("plane", "rescue_map") else {}),
+        **(cost_blocks() if is_finished("plane", "rescue_cost") else {}),
     }
 
 
@@ -116,8 +119,8 @@ def figure_blocks(source: str) -> dict[str, str]:
     """The items of the paper or of the book, from the tables kept in docs/."""
     entries = []
     for name, item in SOURCES[source].items():
-        if not (DOCS / source / name).exists():
-            continue  # has not been computed yet
+        if not is_finished(source, name):
+            continue
         table, settings = kept_figure(source, name)
         sessions = json.loads((DOCS / source / name / "provenance.json").read_text())
         parts = len(table[list(item.cells(settings)[0])].drop_duplicates())
@@ -191,6 +194,14 @@ def cost_blocks() -> dict[str, str]:
     """What a step of each optimizer of the rescue map costs."""
     table = plane.cost_table(*kept_figure("plane", "rescue_cost"))
     return {"plane-cost": rescue.markdown(table)}
+
+
+def is_finished(source: str, name: str) -> bool:
+    """Whether docs/ has an item as a whole: it is drawn once nothing is missing.
+
+    Parts may be there before, for the command of the item to go on from.
+    """
+    return (DOCS / source / name / f"{name}.png").exists()
 
 
 def kept_figure(source: str, name: str) -> tuple[pd.DataFrame, Any]:

@@ -75,6 +75,26 @@ def test_published_results_are_drawn_and_not_computed_again(tmp_path, monkeypatc
         assert (tmp_path / "new" / name / file).read_text() == kept
 
 
+def test_what_docs_has_a_part_of_is_finished(tmp_path, monkeypatch):
+    item, settings = counting_item(measured := []), {"rows": 3}
+    monkeypatch.setitem(figures.ITEMS, "counting", item)
+    monkeypatch.setattr(figures, "SOURCES", {"book": {"counting": item}})
+    monkeypatch.setattr(figures, "DOCS", tmp_path / "docs")
+    docs, folder = (tmp_path / place / "counting" for place in ("docs/book", "new"))
+    for place in (docs, folder):
+        results.claim(place, settings)
+    whole = figures.computed("counting", docs, settings)
+    results.write_table(docs / "counting.csv", whole[whole["number"] < 2])
+    measured.clear()
+    figures.take_published("counting", folder, settings)
+    table = figures.computed("counting", folder, settings)
+    assert measured == [2, 3]
+    dropped = "part_seconds"
+    pd.testing.assert_frame_equal(
+        table.drop(columns=dropped), whole.drop(columns=dropped), check_exact=True
+    )
+
+
 @pytest.mark.parametrize("kept", sorted(sizes.QUICK))
 def test_the_quick_version_draws_and_judges(kept, tmp_path):
     for name in NAMES:  # those that share a table share its runs here as well

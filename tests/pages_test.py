@@ -103,6 +103,15 @@ def test_the_tables_of_the_map(tmp_path, monkeypatch):
     assert len(cells("plane-rates")) == 5
 
 
+def test_pages_wait_for_an_item_that_is_not_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "DOCS", tmp_path)
+    kept_map(tmp_path / "plane" / "rescue_map")
+    assert publish.figure_blocks("plane")["plane-items"] == ""
+    assert not publish.is_finished("plane", "rescue_map")
+    (tmp_path / "plane" / "rescue_map" / "rescue_map.png").touch()
+    assert publish.is_finished("plane", "rescue_map")
+
+
 SESSION = {
     "started": "2026-01-01",
     "seconds": 10.0,
