@@ -26,15 +26,14 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_configure(config):
-    """What tests, workers and commands compile alike is compiled once a session."""
-    if not hasattr(config, "workerinput"):  # workers and commands inherit it
-        place = tempfile.mkdtemp(prefix="lars-compiled-")
-        config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = place
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-    jax.config.update(
-        "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
-    )
+    """What tests of a process compile alike is compiled once.
+
+    In a place of each process alone: JAX writes there without a lock, and another one
+    could read half an entry.
+    """
+    place = tempfile.mkdtemp(prefix="lars-compiled-")
+    config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
+    jax.config.update("jax_compilation_cache_dir", place)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
