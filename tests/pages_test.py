@@ -112,6 +112,22 @@ def test_pages_wait_for_an_item_that_is_not_drawn(tmp_path, monkeypatch):
     assert publish.is_finished("plane", "rescue_map")
 
 
+def test_results_that_are_not_finished_are_left_out(tmp_path, monkeypatch, capsys):
+    kept = {"figures/item": ("plane/item", ("config.json", "item.png"))}
+    changes = {"ROOT": tmp_path, "DOCS": tmp_path / "docs", "KEPT": kept, "PAGES": ()}
+    for name, value in {**changes, "all_blocks": dict}.items():
+        monkeypatch.setattr(publish, name, value)
+    source, target = (tmp_path / x for x in ("results/figures/item", "docs/plane/item"))
+    source.mkdir(parents=True)
+    (source / "config.json").touch()
+    publish.main(["publish"])
+    assert "left out results/figures/item: it has no item.png" in capsys.readouterr().out
+    assert not target.exists()
+    (source / "item.png").touch()
+    publish.main(["publish"])
+    assert sorted(x.name for x in target.iterdir()) == ["config.json", "item.png"]
+
+
 SESSION = {
     "started": "2026-01-01",
     "seconds": 10.0,
