@@ -121,7 +121,9 @@ def test_results_that_are_not_finished_are_left_out(tmp_path, monkeypatch, capsy
     source.mkdir(parents=True)
     (source / "config.json").touch()
     publish.main(["publish"])
-    assert "left out results/figures/item: it has no item.png" in capsys.readouterr().out
+    assert (
+        "left out results/figures/item: it has no item.png" in capsys.readouterr().out
+    )
     assert not target.exists()
     (source / "item.png").touch()
     publish.main(["publish"])
