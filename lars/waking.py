@@ -30,6 +30,9 @@ LARGEST_FACTOR = 16.0
 MOST_LEVELS = 8
 """By how many half octaves the aim moves at most, up or down: by a factor of 16."""
 
+AWAKE = 10
+"""Steps with a signal, in a row, after which a network counts as awake."""
+
 REASONS = ("not finite", "no gradient", "constant input", "lost in rounding")
 """What `WakingState.reasons` counts, in this order."""
 
@@ -39,6 +42,7 @@ class WakingState(NamedTuple):
 
     inner_state: optax.OptState
     silent_steps: jax.Array  # shape=(), int32: how many there have been in a row
+    signal_steps: jax.Array  # shape=(), int32: likewise with a signal, up to `AWAKE`
     level: jax.Array  # shape=(), int32: by how many half octaves the aim has moved
     reasons: jax.Array  # shape=(4,), int32: moves by their reason, see `REASONS`
 
@@ -75,6 +79,12 @@ def wake_silent_layers(
     inner optimizer remembers of the parameters, such as momentum; what it counts goes
     on. As soon as a signal passes the scale stays as it is, for the inner optimizer to
     do with as it likes.
+
+    After ten steps in a row with a signal the network is *awake*, and nothing but what
+    is not finite is seen to any more: until then, and after that anew. What looks
+    silent later is most often a network that has learnt its images. The few errors that
+    it still makes are all there is in its gradients, and those of one image alone are
+    what a constant input makes.
 
     What is silent at the highest aim as well, as a kernel that nothing depends on is,
     no scale can wake: the inner optimizer is asked again, and nothing but what is not
@@ -130,7 +140,7 @@ def wake_silent_layers(
             )
         zero = jnp.zeros((), jnp.int32)
         return WakingState(
-            inner.init(params), zero, zero, jnp.zeros(len(REASONS), jnp.int32)
+            inner.init(params), zero, zero, zero, jnp.zeros(len(REASONS), jnp.int32)
         )
 
     def update_fn(
@@ -150,11 +160,15 @@ def wake_silent_layers(
                 "WakingState. Make a new one with init(params)."
             )
         reasons = silence(updates, params)
+        reasons &= (state.signal_steps < AWAKE) | (jnp.arange(len(REASONS)) == 0)
         is_infinite, is_silent = reasons[0], reasons.any()
         silent_steps = jnp.where(
             is_infinite,
             state.silent_steps,
             jnp.where(is_silent, state.silent_steps + 1, 0),
+        )
+        signal_steps = jnp.where(
+            is_silent, 0, jnp.minimum(state.signal_steps + 1, AWAKE)
         )
         is_called = is_infinite | (silent_steps >= patience)
         relative, level = _relative_norms(params, state.level, is_infinite)
@@ -174,6 +188,7 @@ def wake_silent_layers(
         return new_updates, WakingState(
             inner_state,
             silent_steps,
+            signal_steps,
             level,
             state.reasons + (is_moved & reasons).astype(jnp.int32),
         )

@@ -950,6 +950,13 @@ TABLE = {
             "state.silent_steps + 1, 0)",
             "state.silent_steps + 1, state.silent_steps)",
         ),
+        ("never awake", "(state.signal_steps < AWAKE)", "True"),
+        ("NaN is slept through", "(jnp.arange(len(REASONS)) == 0)", "False"),
+        (
+            "once awake for ever",
+            "is_silent, 0, jnp.minimum(state.signal_steps + 1, AWAKE)",
+            "is_silent, state.signal_steps, jnp.minimum(state.signal_steps + 1, AWAKE)",
+        ),
         ("the whole way at once", "1 / LARGEST_FACTOR, upper)", "0, jnp.inf)"),
         ("NaN grows", "jnp.where(is_infinite, 1.0, LARGEST_FACTOR)", "LARGEST_FACTOR"),
         ("the aim stands", "jnp.where(are_there, moved, level)", "level"),

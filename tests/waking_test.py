@@ -10,7 +10,7 @@ import pytest
 
 import lars
 from lars.models import mlp
-from lars.waking import REASONS, silence
+from lars.waking import AWAKE, REASONS, silence
 
 STEPS = 30
 
@@ -154,6 +154,38 @@ def test_patience():
         ([silent, silent, silent], 1),
         ([silent] * 5, 3),
         ([silent] * 3 + [healthy] + [silent] * 2, 1),
+    ):
+        state = optimizer.init(params)
+        for g in grads:
+            _, state = update(g, state, params)
+        assert state.reasons.sum() == moves
+
+
+def test_a_network_that_has_learnt_its_images_is_left_alone():
+    # What is left of its gradients looks like silence: it is that of few images.
+    params, gradient = network(1.0)
+    inner = optax.sgd(0.5, 0.9)
+    plain, _ = trained(inner, params, gradient, 100)
+    assert reason(plain, gradient)
+    woken, state = trained(lars.wake_silent_layers(inner), params, gradient, 100)
+    assert not state.reasons.any()
+    jax.tree.map(np.testing.assert_array_equal, plain, woken)
+
+
+def test_an_awake_network_is_seen_to_where_it_is_not_finite():
+    params, gradient = network(1.0)
+    healthy = gradient(params)
+    silent = {**healthy, "output": jax.tree.map(jnp.zeros_like, healthy["output"])}
+    nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+    optimizer = lars.wake_silent_layers(optax.sgd(0.1), patience=1)
+    update = jax.jit(optimizer.update)
+    for grads, moves in (
+        ([healthy] * (AWAKE - 1) + [silent], 1),
+        ([healthy] * AWAKE + [silent] * 20, 0),
+        ([healthy] * 5 + [silent] + [healthy] * 5 + [silent], 2),  # not in a row
+        ([healthy] * AWAKE + [silent, nan], 1),
+        ([healthy] * AWAKE + [nan, silent], 2),  # and may fall asleep again
+        ([healthy] * AWAKE + [nan] + [healthy] * AWAKE + [silent], 1),
     ):
         state = optimizer.init(params)
         for g in grads:
