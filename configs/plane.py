@@ -18,7 +18,7 @@ Arm = dict[str, Any]
 
 _USEFUL: dict[str, tuple[float, ...]] = {  # docs/plane/rescue_search
     "module": (0.5, 10.0, 40.0),
-    "polar_waking": (0.3, 0.4, 0.6),
+    "polar_waking": (0.25, 0.3, 0.5),
     "sgd": (0.01, 0.1, 0.3),
     "clipped_sgd": (0.1, 1.0, 1e6),
     "adam": (0.001, 0.01, 1e6),
@@ -27,7 +27,7 @@ _USEFUL: dict[str, tuple[float, ...]] = {  # docs/plane/rescue_search
     "optax_lars": (0.5, 40.0, 320.0),
     "paper": (0.5, 20.0, 80.0),
     "muon": (0.05, 100.0, 1e6),
-    "adam_waking": (0.001, 0.003, 0.01),
+    "adam_waking": (0.001, 0.003, 0.03),
     "sgd_rescaled": (0.01, 0.03, 0.3),
     "sgd_lsuv": (1e-8, 0.001, 0.3),
 }
