@@ -80,11 +80,11 @@ def wake_silent_layers(
     on. As soon as a signal passes the scale stays as it is, for the inner optimizer to
     do with as it likes.
 
-    After ten steps in a row with a signal the network is *awake*, and nothing but what
-    is not finite is seen to any more: until then, and after that anew. What looks
-    silent later is most often a network that has learnt its images. The few errors that
-    it still makes are all there is in its gradients, and those of one image alone are
-    what a constant input makes.
+    After ten steps in a row with a signal the network is *awake*. Silence is then no
+    reason to move it any more; a gradient that is not finite is, and ends being awake.
+    What looks silent later is most often a network that has learnt its images: the few
+    errors that it still makes are all there is in its gradients, and the gradient of
+    one image alone is what a constant input makes.
 
     What is silent at the highest aim as well, as a kernel that nothing depends on is,
     no scale can wake: the inner optimizer is asked again, and nothing but what is not
@@ -160,7 +160,8 @@ def wake_silent_layers(
                 "WakingState. Make a new one with init(params)."
             )
         reasons = silence(updates, params)
-        reasons &= (state.signal_steps < AWAKE) | (jnp.arange(len(REASONS)) == 0)
+        is_awake = state.signal_steps >= AWAKE  # then only what is not finite counts
+        reasons = reasons.at[1:].set(reasons[1:] & ~is_awake)
         is_infinite, is_silent = reasons[0], reasons.any()
         silent_steps = jnp.where(
             is_infinite,

@@ -950,8 +950,12 @@ TABLE = {
             "state.silent_steps + 1, 0)",
             "state.silent_steps + 1, state.silent_steps)",
         ),
-        ("never awake", "(state.signal_steps < AWAKE)", "True"),
-        ("NaN is slept through", "(jnp.arange(len(REASONS)) == 0)", "False"),
+        ("never awake", "state.signal_steps >= AWAKE", "jnp.bool(False)"),
+        (
+            "NaN is slept through",
+            "reasons.at[1:].set(reasons[1:] & ~is_awake)",
+            "reasons & ~is_awake",
+        ),
         (
             "once awake for ever",
             "is_silent, 0, jnp.minimum(state.signal_steps + 1, AWAKE)",
