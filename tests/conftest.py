@@ -1,5 +1,6 @@
 """Settings of all tests: strict arithmetic, short compilations, eight devices."""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -13,6 +14,15 @@ os.environ["XLA_FLAGS"] = (
     f"--xla_cpu_multi_thread_eigen=false {os.environ.get('XLA_FLAGS', '')}"
 )
 
+# What tests compile alike is compiled once, in whichever process needs it first: the
+# other workers and the commands inherit the place. JAX writes there without a lock; who
+# reads half an entry, or one of a killed process, is told so and compiles for itself.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.mkdtemp(prefix="lars-compiled-")
+    atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
 import jax
 import matplotlib as mpl
 import pytest
@@ -23,18 +33,6 @@ mpl.use("agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_disable_most_optimizations", True)
-
-
-def pytest_configure(config):
-    """What tests of a process compile alike is compiled once.
-
-    In a place of each process alone: JAX writes there without a lock, and another one
-    could read half an entry.
-    """
-    place = tempfile.mkdtemp(prefix="lars-compiled-")
-    config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
-    jax.config.update("jax_compilation_cache_dir", place)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")

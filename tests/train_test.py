@@ -39,9 +39,6 @@ def environment(tmp_path_factory):
         **os.environ,
         "TFDS_DATA_DIR": str(FIXTURE),
         "LARS_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        # Compiled once for all of these runs.
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     environment.pop("JAX_NUM_CPU_DEVICES", None)
     return environment

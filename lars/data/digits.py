@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -36,7 +34,12 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         del dl_manager
-        labels = load_digits().target
+        # Only here, where the data is prepared: it takes a second to import.
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
+        labels = digits.target
         # The splits are part of the data: other numbers here need another VERSION.
         rest, test = train_test_split(
             np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
@@ -45,13 +48,14 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             rest, test_size=360, random_state=0, stratify=labels[rest]
         )
         return {
-            "train": self._generate_examples(train),
-            "validation": self._generate_examples(validation),
-            "test": self._generate_examples(test),
+            "train": self._generate_examples(digits, train),
+            "validation": self._generate_examples(digits, validation),
+            "test": self._generate_examples(digits, test),
         }
 
-    def _generate_examples(self, positions: np.ndarray) -> Iterator[tuple[int, dict]]:
-        digits = load_digits()
+    def _generate_examples(
+        self, digits: Any, positions: np.ndarray
+    ) -> Iterator[tuple[int, dict]]:
         for i in positions.tolist():
             image = digits.images[i].reshape(8, 8, 1).astype(np.uint8)
             yield i, {"image": image, "label": int(digits.target[i])}
