@@ -1,6 +1,8 @@
 """Kernels and their biases in a tree of parameters, and what the one says of the other.
 
-A kernel is an array of two axes or more, the last of which counts outputs.
+A kernel is an array of two axes or more, the last of which counts outputs, as in Flax
+and Haiku. Where weights are stored the other way round, as in Equinox, what is said
+here of inputs is said of outputs.
 """
 
 import collections
@@ -52,6 +54,16 @@ def preserving_norm(kernel: jax.Array) -> float:
         <https://arxiv.org/abs/1502.01852>`_, 2015
     """
     return math.sqrt(2.0 * kernel.shape[-1])
+
+
+def can_tell_constant_input(kernel: jax.Array) -> bool:
+    """Whether the gradient of a kernel can say that its inputs are constant.
+
+    With one output every gradient has the form of one that a constant input makes, and
+    with two whose gradients are opposite numbers, as those of a softmax are.
+    """
+    outputs = kernel.shape[-1]
+    return outputs > 2
 
 
 def by_constant_input(

@@ -21,7 +21,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lars.kernels import biases_of, by_constant_input, kernels_of
+from lars.kernels import (
+    biases_of,
+    by_constant_input,
+    can_tell_constant_input,
+    kernels_of,
+)
 from lars.layers import widen
 from lars.norms import l2_norm, unit
 from lars.optimizer import _at, check_below_one, check_number
@@ -85,8 +90,8 @@ def polar(
       input makes (:func:`lars.kernels.by_constant_input`) reduced, if it is larger, to
       the norm of the rest. Behind many sigmoids inputs are almost constant, and what
       differs between images is else too small a part for Newton-Schulz steps to find.
-      It is the gradient itself where a kernel has no bias beside it, and where the rest
-      is rounding, as that of a batch of one image is.
+      It is the gradient itself where a kernel has no bias beside it or at most two
+      outputs, and where the rest is rounding, as that of a batch of one image is.
     * A kernel's size has a step of its own, relative, along the sign of the loss'
       derivative by the logarithm of the size: it grows and shrinks exponentially, by
       any rate without a change of sign. Signs are averaged as directions are, so that
@@ -119,7 +124,8 @@ def polar(
         depth_exponent: :math:`p`, from 0 (each layer gets the whole rate) to 1.
         bias_bound: the first bound of a bias' step.
         bias_share: the second.
-        steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`.
+        steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`. They are
+            compiled in: for :func:`optax.inject_hyperparams` a static argument.
 
     Returns:
         An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` needs
@@ -187,7 +193,10 @@ def polar(
     for name, number in numbers.items():
         check_number(name, number)
     if not isinstance(steps, int):
-        raise TypeError(f"steps must be an integer, got {steps!r}.")
+        raise TypeError(
+            f"steps must be an integer, got {steps!r}. To optax.inject_hyperparams it "
+            'is a static argument: static_args=("steps",).'
+        )
     check_below_one("momentum", momentum)
     check_below_one("radial_momentum", radial_momentum)
 
@@ -269,7 +278,7 @@ def polar(
 
 def _direction(g: jax.Array, bias_g: jax.Array | None) -> jax.Array:
     """The gradient that is averaged, of norm one."""
-    if bias_g is None or min(as_matrices(g).shape) == 1:
+    if bias_g is None or not can_tell_constant_input(g):
         return unit(g)[0]
     return from_matrices(_balanced(*by_constant_input(g, bias_g)), g.shape)
 

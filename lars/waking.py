@@ -13,11 +13,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lars.kernels import biases_of, by_constant_input, kernels_of, preserving_norm
+from lars.kernels import (
+    biases_of,
+    by_constant_input,
+    can_tell_constant_input,
+    kernels_of,
+    preserving_norm,
+)
 from lars.layers import widen
 from lars.norms import l2_norm, unit
 from lars.optimizer import check_number
-from lars.spectral import as_matrices
+from lars.rules import flatten_with_path, path_string
 
 HEARD = 2.0**-12
 """Half of the digits of float32: the part of a kernel's gradient that must differ from
@@ -29,6 +35,10 @@ LARGEST_FACTOR = 16.0
 
 MOST_LEVELS = 8
 """By how many half octaves the aim moves at most, up or down: by a factor of 16."""
+
+SHUT = 2.0**-6
+"""A scale of a normalization all of whose elements are smaller lets nothing through
+that could be heard; one that starts at zero is larger after a few steps."""
 
 AWAKE = 10
 """Steps with a signal, in a row, after which a network counts as awake."""
@@ -44,6 +54,9 @@ class WakingState(NamedTuple):
     silent_steps: jax.Array  # shape=(), int32: how many there have been in a row
     signal_steps: jax.Array  # shape=(), int32: likewise with a signal, up to `AWAKE`
     level: jax.Array  # shape=(), int32: by how many half octaves the aim has moved
+    # shape=(kernels,), float32: by how many octaves each has been moved since the
+    # network was last awake
+    moved: jax.Array
     reasons: jax.Array  # shape=(4,), int32: moves by their reason, see `REASONS`
 
 
@@ -60,7 +73,7 @@ def wake_silent_layers(
     * that of a kernel is exactly zero while another parameter's is not; or
     * that of a kernel is what a constant input makes
       (:func:`lars.kernels.by_constant_input`), all but :math:`2^{-12}` of it, while
-      another kernel's is not (of a kernel without a bias, or with one input or output,
+      another kernel's is not (of a kernel without a bias, or with one or two outputs,
       this cannot be told); or
     * a kernel is lost in rounding: either its gradient is smaller than that of its bias
       by :math:`2^{-24}`, all digits of float32, so that the inputs of its layer vanish
@@ -87,10 +100,15 @@ def wake_silent_layers(
     one image alone is what a constant input makes.
 
     What is silent at the highest aim as well, as a kernel that nothing depends on is,
-    no scale can wake: the inner optimizer is asked again, and nothing but what is not
-    finite is seen to from then on. Where a kernel is zero, scales are not moved either:
-    what is behind it is silent whatever they are, until the inner optimizer has moved
-    it.
+    no scale can wake: kernels are given back the norms that they had, the inner
+    optimizer is asked again, and nothing is seen to from then on until something is not
+    finite. (Parameters that are not trained are better kept out, by
+    :func:`optax.masked` or :func:`optax.partition`.)
+
+    Where a kernel is zero, or an array of the name ``scale``, as Flax and Haiku call
+    those of normalizations, is below :math:`2^{-6}` throughout, scales are not moved
+    either: what is behind it is silent whatever they are, until the inner optimizer has
+    moved it.
 
     A gradient that is not finite is seen to at once; silence of the other kinds only
     where it lasts for ``patience`` steps, through which the inner optimizer goes on: in
@@ -140,7 +158,12 @@ def wake_silent_layers(
             )
         zero = jnp.zeros((), jnp.int32)
         return WakingState(
-            inner.init(params), zero, zero, zero, jnp.zeros(len(REASONS), jnp.int32)
+            inner.init(params),
+            silent_steps=zero,
+            signal_steps=zero,
+            level=zero,
+            moved=jnp.zeros(len(kernels_of(params)), jnp.float32),
+            reasons=jnp.zeros(len(REASONS), jnp.int32),
         )
 
     def update_fn(
@@ -174,24 +197,37 @@ def wake_silent_layers(
         is_called = is_infinite | (silent_steps >= patience)
         relative, level = _relative_norms(params, state.level, is_infinite)
         level = jnp.where(is_called, level, state.level)
-        is_moved = is_infinite | (is_called & (level <= MOST_LEVELS))
-
-        def move() -> tuple[optax.Updates, optax.OptState]:
-            inner_state = _forgotten(inner, state.inner_state, params)
-            upper = jnp.where(is_infinite, 1.0, LARGEST_FACTOR)
-            factor = jnp.clip(1 / relative, 1 / LARGEST_FACTOR, upper)
-            return _scaled(params, factor, updates), inner_state
+        all_tried = level > MOST_LEVELS
+        is_given_back = is_called & all_tried & (state.level <= MOST_LEVELS)
+        is_moved = is_infinite | (is_called & ~all_tried) | is_given_back
+        upper = jnp.where(is_infinite, 1.0, LARGEST_FACTOR)
+        factors = jnp.where(
+            is_given_back,
+            jnp.exp2(-state.moved),
+            jnp.clip(1 / relative, 1 / LARGEST_FACTOR, upper),
+        )
+        moved = jnp.where(is_moved, state.moved + jnp.log2(factors), state.moved)
+        begins_anew = is_given_back | (signal_steps >= AWAKE)
 
         def step() -> tuple[optax.Updates, optax.OptState]:
             return inner.update(updates, state.inner_state, params, **extra_args)
 
+        def move() -> tuple[optax.Updates, optax.OptState]:
+            # In the types of the other branch: those of the inner optimizer's updates.
+            like, _ = jax.eval_shape(step)
+            moves = jax.tree.map(
+                lambda x, other: x.astype(other.dtype), _scaled(params, factors), like
+            )
+            return moves, _forgotten(inner, state.inner_state, params)
+
         new_updates, inner_state = jax.lax.cond(is_moved, move, step)
         return new_updates, WakingState(
             inner_state,
-            silent_steps,
-            signal_steps,
-            level,
-            state.reasons + (is_moved & reasons).astype(jnp.int32),
+            silent_steps=silent_steps,
+            signal_steps=signal_steps,
+            level=level,
+            moved=jnp.where(begins_anew, 0.0, moved),
+            reasons=state.reasons + (is_moved & reasons).astype(jnp.int32),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -212,7 +248,7 @@ def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
     kernels, biases = kernels_of(params), biases_of(params)
     is_zero = jnp.stack([(x == 0).all() for x in g])
     zero_kernels = is_zero[jnp.asarray(kernels, jnp.int32)]
-    told = [i in biases and min(as_matrices(w[i]).shape) > 1 for i in kernels]
+    told = [i in biases and can_tell_constant_input(w[i]) for i in kernels]
     heard = jnp.stack(
         [
             _heard(g[i], g[biases[i]]) if can_tell else jnp.float32(1)
@@ -231,13 +267,25 @@ def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
             + [_has_tiny_input(g[i], g[bias]) for i, bias in biases.items()]
         ).any(),
     ]
-    # A kernel of zero has no scale that could be moved, and what is behind it is silent
-    # until an optimizer has moved the kernel.
-    can_wake = ~jnp.stack([(w[i] == 0).all() for i in kernels]).any()
-    found[1:] = [flag & can_wake for flag in found[1:]]
+    is_open = ~_is_shut(params)
+    found[1:] = [flag & is_open for flag in found[1:]]
     # The first that holds is the reason.
     before = jnp.cumsum(jnp.stack([jnp.bool(False), *found[:-1]])) > 0
     return jnp.stack(found) & ~before
+
+
+def _is_shut(params: optax.Params) -> jax.Array:
+    """Whether something else than a kernel's scale keeps signals back.
+
+    A kernel of zero, which has no scale that could be moved, or the scale of a
+    normalization: what is behind them is silent until an optimizer has moved them.
+    """
+    flags = [
+        (x == 0).all() if jnp.ndim(x) >= 2 else (jnp.abs(widen(x)) < SHUT).all()
+        for path, x in flatten_with_path(params)[0]
+        if jnp.ndim(x) >= 2 or path_string(path[-1:]) == "scale"
+    ]
+    return jnp.stack(flags).any()
 
 
 def _is_drowned(g: list[jax.Array], w: list[jax.Array]) -> jax.Array:
@@ -310,19 +358,12 @@ def _relative_norms(
     return jnp.maximum(to(level), jnp.finfo(relative.dtype).tiny), level
 
 
-def _scaled(
-    params: optax.Params, factors: jax.Array, updates: optax.Updates
-) -> optax.Updates:
+def _scaled(params: optax.Params, factors: jax.Array) -> optax.Updates:
     """The updates that multiply kernels by factors, and set their biases to zero."""
     w, treedef = jax.tree.flatten(params)
-    dtypes = [
-        jnp.result_type(x, y) for x, y in zip(w, jax.tree.leaves(updates), strict=True)
-    ]
     moves = [jnp.zeros_like(x) for x in w]
     for number, i in enumerate(kernels_of(params)):
         moves[i] = (factors[number] - 1).astype(w[i].dtype) * w[i]
     for i in biases_of(params).values():
         moves[i] = -w[i]
-    return treedef.unflatten(
-        [x.astype(dtype) for x, dtype in zip(moves, dtypes, strict=True)]
-    )
+    return treedef.unflatten(moves)

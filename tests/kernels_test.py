@@ -4,7 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from lars.kernels import biases_of, by_constant_input, kernels_of, preserving_norm
+from lars.kernels import (
+    biases_of,
+    by_constant_input,
+    can_tell_constant_input,
+    kernels_of,
+    preserving_norm,
+)
 
 
 def test_which_bias_belongs_to_which_kernel():
@@ -48,6 +54,21 @@ def test_a_gradient_of_constant_inputs_is_found_out(shape, scale):
     np.testing.assert_allclose(made + rest, whole / np.linalg.norm(whole), atol=1e-6)
     np.testing.assert_allclose(rest @ errors.sum(axis=0), 0, atol=1e-5)
     assert np.linalg.norm(rest) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("inputs", "classes", "can_tell"),
+    [(6, 1, False), (6, 2, False), (6, 3, True), (1, 5, True)],
+)
+def test_where_the_form_of_a_gradient_says_nothing(inputs, classes, can_tell):
+    rng = np.random.default_rng(0)
+    errors = rng.normal(size=(20, classes)).astype(np.float32)
+    if classes > 1:
+        errors -= errors.mean(axis=1, keepdims=True)  # as behind a softmax
+    h = rng.normal(size=(20, inputs)).astype(np.float32)
+    _, rest = by_constant_input(gradient := h.T @ errors, errors.sum(axis=0))
+    assert (np.linalg.norm(rest) > 1e-6) == can_tell
+    assert can_tell_constant_input(gradient) == can_tell
 
 
 @pytest.mark.parametrize(("fan_in", "width"), [(30, 1000), (800, 1000)])

@@ -866,6 +866,8 @@ TABLE = {
         ("no rectifier", "math.sqrt(2.0 * kernel", "math.sqrt(1.0 * kernel"),
         ("norm of the inputs", "kernel.shape[-1])\n", "kernel.shape[0])\n"),
         ("no rest", "return constant, matrix - constant", "return constant, matrix"),
+        ("two classes can tell", "outputs > 2", "outputs > 1"),
+        ("three classes cannot tell", "outputs > 2", "outputs > 3"),
     ),
     "lars/initialization.py": (
         ("wide kernels not turned", "matrix.T if is_wide else matrix", "matrix"),
@@ -942,8 +944,29 @@ TABLE = {
     "lars/waking.py": (
         ("never patient", "silent_steps >= patience", "silent_steps >= 1"),
         ("for ever patient", "is_infinite | (silent_steps >= patience)", "is_infinite"),
-        ("never gives up", "is_called & (level <= MOST_LEVELS)", "is_called"),
-        ("zero is moved", "[flag & can_wake for flag in found[1:]]", "found[1:]"),
+        ("never gives up", "is_called & ~all_tried", "is_called"),
+        (
+            "zero is moved",
+            "(x == 0).all() if jnp.ndim(x) >= 2",
+            "jnp.bool(False) if jnp.ndim(x) >= 2",
+        ),
+        (
+            "a closed scale is moved",
+            "(jnp.abs(widen(x)) < SHUT).all()",
+            "jnp.bool(False)",
+        ),
+        (
+            "a scale is closed at zero alone",
+            "(jnp.abs(widen(x)) < SHUT).all()",
+            "(x == 0).all()",
+        ),
+        ("nothing is given back", "jnp.exp2(-state.moved),", "1.0,"),
+        (
+            "the rest alone is given back",
+            "state.moved + jnp.log2(factors)",
+            "jnp.log2(factors)",
+        ),
+        ("types of the gradients", "x.astype(other.dtype), _scaled", "x, _scaled"),
         ("patient with NaN", "is_infinite | (silent", "(silent"),
         (
             "silence adds up",

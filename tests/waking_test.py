@@ -122,6 +122,83 @@ def test_a_network_with_a_signal_is_not_silent(scale, activation):
     assert reason(*network(scale, activation)) == []
 
 
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
+def test_errors_of_two_classes_are_no_constant_input(scale):
+    # They are opposite numbers, so that the gradient of the output's kernel has the
+    # form of one that a constant input makes, whatever the inputs are.
+    params, gradient = network(scale, classes=2)
+    assert reason(params, gradient) == []
+    inner = optax.adam(1e-2)
+    plain, _ = trained(inner, params, gradient)
+    woken, state = trained(lars.wake_silent_layers(inner), params, gradient)
+    assert not state.reasons.any()
+    jax.tree.map(np.testing.assert_array_equal, plain, woken)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_a_silent_network_of_two_classes_is_heard_as_one_of_ten(classes):
+    params, gradient = network(1e-3, "sigmoid", 6, classes=classes)
+    assert reason(params, gradient) == ["constant input"]
+    optimizer = lars.wake_silent_layers(optax.set_to_zero())
+    params, _ = trained(optimizer, params, gradient, 40)
+    assert reason(params, gradient) == []
+
+
+def test_a_branch_whose_last_scale_starts_at_zero_is_no_silent_layer():
+    x = jax.random.normal(jax.random.key(1), (64, 8))
+    y = jnp.arange(64) % 10
+
+    def gradient(params):
+        def loss(params):
+            h = x @ params["input"]["kernel"]
+            branch = jax.nn.relu(h @ params["branch"]["kernel"])
+            h = h + params["norm"]["scale"][None] * branch
+            logits = h @ params["output"]["kernel"]
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        return jax.grad(loss)(params)
+
+    shapes = {"input": (8, 16), "branch": (16, 16), "output": (16, 10)}
+    params = {
+        name: {"kernel": jax.random.normal(jax.random.key(i), shape) / 4}
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    params["norm"] = {"scale": jnp.zeros(16)}
+    assert not gradient(params)["branch"]["kernel"].any()
+    inner = optax.adam(1e-3)
+    gradient = jax.jit(gradient)
+    plain, _ = trained(inner, params, gradient)
+    woken, state = trained(lars.wake_silent_layers(inner), params, gradient)
+    assert not state.reasons.any()
+    jax.tree.map(np.testing.assert_array_equal, plain, woken)
+
+
+@pytest.mark.parametrize("of_params", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("of_gradients", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("inner", [optax.sgd(0.1), lars.polar(0.1)])
+def test_types_of_updates_are_those_of_the_inner_optimizer(
+    inner, of_params, of_gradients
+):
+    params, gradient = network(1.0)
+    params, healthy = (
+        optax.tree.cast(tree, dtype)
+        for tree, dtype in ((params, of_params), (gradient(params), of_gradients))
+    )
+    silent = {**healthy, "output": jax.tree.map(jnp.zeros_like, healthy["output"])}
+    nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), healthy)
+    optimizer = lars.wake_silent_layers(inner, patience=1)
+    with jax.numpy_dtype_promotion("standard"):
+        expected, _ = inner.update(healthy, inner.init(params), params)
+        for grads in (healthy, silent, nan):
+            updates, state = optimizer.update(grads, optimizer.init(params), params)
+            assert state.reasons.sum() == (grads is not healthy)
+            jax.tree.map(
+                lambda x, y: np.testing.assert_equal(x.dtype, y.dtype),
+                updates,
+                expected,
+            )
+
+
 @pytest.mark.parametrize("classes", [1, 10])
 def test_the_gradient_of_one_image_is_no_constant_input(classes):
     params, _ = network(1.0, images=1, classes=classes)
@@ -277,9 +354,17 @@ def test_what_no_scale_wakes_is_given_up():
         return {**gradient(params), "unused": {"kernel": jnp.zeros((4, 3))}}
 
     still = lars.wake_silent_layers(optax.set_to_zero(), patience=1)
-    highest, _ = trained(still, params, with_unused, 25)
-    norm = lars.l2_norm(highest["hidden_1"]["kernel"]) / np.sqrt(2 * 16)
-    np.testing.assert_allclose(norm, 2.0**4, rtol=1e-5)
+    state, update = still.init(params), jax.jit(still.update)
+    moved, norms = params, []
+    for _ in range(25):
+        updates, state = update(with_unused(moved), state, moved)
+        moved = optax.apply_updates(moved, updates)
+        norms.append(lars.l2_norm(moved["hidden_1"]["kernel"]) / np.sqrt(2 * 16))
+    np.testing.assert_allclose(max(norms), 2.0**4, rtol=1e-5)
+    # Nothing is left of it.
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), moved, params
+    )
 
     optimizer = lars.wake_silent_layers(optax.sgd(0.01), patience=1)
     woken, state = trained(optimizer, params, with_unused, 25)
