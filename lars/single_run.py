@@ -39,7 +39,7 @@ class Progress(NamedTuple):
     order: jax.Array | None  # [N], int32: of the images of this epoch, held in memory
     loss_sum: jax.Array  # float32: of the steps since the last line of metrics
     loss_count: jax.Array  # float32: how many these are
-    diverged_at: jax.Array  # int32: the step that was not finite, or -1
+    diverged_at: jax.Array  # int32: the step that was not finite for good, or -1
 
     def mean_loss(self) -> float:
         """The mean loss of the steps since the last line of metrics."""
@@ -72,8 +72,10 @@ def compile_run(
 ) -> Compiled:
     """Puts a training function on the devices of a mesh.
 
-    Once a loss, a parameter or a statistic is not finite, steps leave everything as it
-    was before the step that made it: what happened there can still be looked at.
+    Once a parameter or a statistic is not finite, or a loss from which no step leads
+    away, steps leave everything as it was before the step that made it: what happened
+    there can still be looked at. A loss that is not finite is no end where the
+    optimizer finds a step all the same, as `lars.wake_silent_layers` does.
 
     Args:
         training: the training function.
@@ -120,8 +122,10 @@ def compile_run(
             order, batch = batch_in(order, run, batch)
         following, report = training.step(state, run, data, batch)
         was_fine = diverged_at < 0
-        is_fine = jnp.isfinite(report.loss) & all_finite(following.variables)
-        is_fine &= was_fine
+        is_fine = was_fine & all_finite(following.variables)
+        is_fine &= jax.lax.cond(
+            jnp.isfinite(report.loss), lambda: True, lambda: _differ(following, state)
+        )
         begins = state.step % log_every == 0
         after = Progress(
             jax.tree.map(lambda a, b: jnp.where(is_fine, a, b), following, state),
@@ -172,6 +176,14 @@ def compile_run(
         evaluate=evaluate,
         like=like,
     )
+
+
+def _differ(state: State, other: State) -> jax.Array:
+    """Whether any parameter of the one is not that of the other."""
+    pairs = zip(
+        *(jax.tree.leaves(x.variables["params"]) for x in (state, other)), strict=True
+    )
+    return jnp.stack([(a != b).any() for a, b in pairs]).any()
 
 
 def layer_metrics(progress: Progress, report: Report) -> dict[str, float]:

@@ -18,8 +18,12 @@ BATCH, STEPS = 128, 20
 
 @pytest.fixture
 def run(digits, monkeypatch):
-    """A training function, and the same compiled for one device."""
     monkeypatch.setattr(datasets, "load", lambda name: digits)
+    return run_of(lars.lars, 5.0)
+
+
+def run_of(make_optimizer, learning_rate, init_scale=1.0):
+    """A training function, and the same compiled for one device."""
     model = mlp(
         10,
         depth=2,
@@ -29,8 +33,9 @@ def run(digits, monkeypatch):
         normalization="none",
         compute_dtype="float32",
     )
-    training = make_training(model, lars.lars, num_steps=STEPS, batch_size=BATCH)
-    run = Run(np.int32(3), np.ones(2, np.float32), np.float32(5.0))
+    training = make_training(model, make_optimizer, num_steps=STEPS, batch_size=BATCH)
+    scales = np.full(2, init_scale, np.float32)
+    run = Run(np.int32(3), scales, np.float32(learning_rate))
     mesh = device_mesh(jax.devices()[:1])
     source = InMemory("digits", mesh)
     compiled = compile_run(
@@ -115,6 +120,26 @@ def test_a_run_that_has_diverged_stays_where_it_was(run):
     progress, _ = compiled.advance(progress, run, source.data, batches[1])
     assert progress.diverged_at == diverged_at
     jax.tree.map(np.testing.assert_array_equal, progress.state, kept)
+
+
+@pytest.mark.parametrize("is_waking", [True, False])
+def test_a_loss_that_is_not_finite_is_no_end_where_the_optimizer_mends_it(
+    digits, monkeypatch, is_waking
+):
+    monkeypatch.setattr(datasets, "load", lambda name: digits)
+
+    def make_optimizer(learning_rate):
+        inner = lars.lars(learning_rate)
+        return lars.wake_silent_layers(inner) if is_waking else inner
+
+    _, run, source, compiled = run_of(make_optimizer, 5.0, init_scale=1e25)
+    progress, losses = compiled.init(run, source.data), []
+    for batch in source.batches(3, BATCH, 0, STEPS, 1):
+        progress, report = compiled.advance(progress, run, source.data, batch)
+        losses.append(report.loss)
+    assert not np.isfinite(losses[0])
+    assert progress.diverged_at == (-1 if is_waking else 0)
+    assert np.isfinite(losses[-1]) == is_waking
 
 
 def test_after_it_has_diverged_no_step_is_made_though_it_would_be_fine(run):
