@@ -11,6 +11,7 @@ import optax
 from optax.contrib import muon
 
 from lars.description import Description, describe
+from lars.kernels import biases_of, kernels_of
 from lars.optimizer import lars
 from lars.polar_optimizer import polar
 from lars.rules import Mask, select
@@ -85,7 +86,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 ADAPTIVE = ("lamb", "optax_lars", "lars", "fromage", "polar", "polar_waking")
-"""Those that have trust ratios."""
+"""Those whose steps are parts of the norms of parameters."""
 
 
 def optimizer_maker(
@@ -154,13 +155,26 @@ def describe_parameters(
         hyperparameters: its settings, as for `optimizer_maker`.
         params: the parameters, or their shapes.
     """
-    settings = with_rules(hyperparameters)
+    bound = inspect.signature(OPTIMIZERS[name]).bind_partial(
+        **with_rules(hyperparameters)
+    )
+    bound.apply_defaults()
+    settings = bound.arguments
     rules = {k: v for k, v in settings.items() if k == "layer" or k.endswith("_mask")}
     if name not in ADAPTIVE:
         rules["trust_ratio_mask"] = False
-    if not settings.get("weight_decay"):
+    if not settings.get("weight_decay"):  # some have none
         rules["weight_decay_mask"] = False
+    elif name in ("polar", "polar_waking"):
+        rules["weight_decay_mask"] = _kernels_and_their_biases
     return describe(params, **{k: v for k, v in rules.items() if v is not None})
+
+
+def _kernels_and_their_biases(params: Any) -> Any:
+    """What `lars.polar` decays."""
+    numbers = {*kernels_of(params), *biases_of(params).values()}
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten([i in numbers for i in range(len(leaves))])
 
 
 def check_learning_rate(value: float) -> None:

@@ -75,6 +75,20 @@ def test_nothing_is_decayed_without_decay():
     assert not any(row.decayed for row in describe_parameters("lars", {}, PARAMS))
 
 
+@pytest.mark.parametrize("name", ["polar", "polar_waking"])
+@pytest.mark.parametrize(("settings", "decayed"), [({}, 2), ({"weight_decay": 0.0}, 0)])
+def test_the_description_of_polar_lars_is_what_it_decays(name, settings, decayed):
+    params = {**PARAMS, "norm": {"scale": jnp.ones(3), "bias": jnp.ones(3)}}
+    described = describe_parameters(name, settings, params)
+    assert sum(row.decayed for row in described) == decayed
+    assert all(row.adapted for row in described)
+    optimizer = optimizer_maker(name, settings, CONSTANT, 10)(jnp.float32(0.1))
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    moved = [bool(np.any(x < 0)) for x in jax.tree.leaves(updates)]
+    assert moved == [row.decayed for row in described]
+
+
 @pytest.mark.parametrize(
     ("rule", "error", "message"),
     [
