@@ -346,9 +346,14 @@ def provenance(
     if seconds is None:
         seconds = sum(s["seconds"] for s in sessions)
     versions = all_of(lambda s: ", ".join(f"{k} {v}" for k, v in s["versions"].items()))
+    notes = "".join(
+        f" Commit {session['commit'][:10]}: {session['note']}."
+        for session in sessions
+        if "note" in session  # what somebody has added about a session
+    )
     return (
         f"{runs} {noun} in {seconds:.0f} seconds on "
-        f"{devices}; {versions}; commit {all_of(lambda s: s['commit'][:10])}."
+        f"{devices}; {versions}; commit {all_of(lambda s: s['commit'][:10])}.{notes}"
     )
 
 

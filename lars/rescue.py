@@ -267,11 +267,19 @@ def rates_that_cover(
         table: as said.
         count: how many for each optimizer.
         containing: a rate of each optimizer that is one of them, if one is to be.
+
+    Raises:
+        ValueError: for an optimizer with fewer rates than that.
     """
     cells = cell_columns(table)[1:]
     rows = {}
     for name, rates in table.groupby("optimizer", sort=False):
         by_rate = rates.pivot(index="learning_rate", columns=cells, values="validation")
+        if len(by_rate) < count:
+            raise ValueError(
+                f"{count} rates are to be chosen for {name!r}, "
+                f"which has {len(by_rate)}."
+            )
         reached = rates.pivot(index="learning_rate", columns=cells, values="rescued")
         choices = np.array(list(itertools.combinations(range(len(by_rate)), count)))
         if containing is not None:

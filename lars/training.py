@@ -159,8 +159,8 @@ def make_training(
             first = batch_positions(
                 run.seed, start, 1, len(data.train.labels), batch_size
             )
-            seen = standardise(data.train.images[first[0]], data.mean, data.deviation)
-            params = mend(model, {**variables, "params": params}, seen)
+            batch = standardise(data.train.images[first[0]], data.mean, data.deviation)
+            params = mend(model, {**variables, "params": params}, batch)
         opt_state = make_optimizer(run.learning_rate).init(params)
         return State(
             jnp.zeros((), jnp.int32), {**variables, "params": params}, opt_state

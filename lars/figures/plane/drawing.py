@@ -10,7 +10,7 @@ from lars import coverage
 from lars.coverage import CELL
 from lars.figures import style
 from lars.figures.item import Settings
-from lars.figures.plane.plane import runs_of, scales_of, starts_in
+from lars.figures.plane.plane import runs_of, starts_in
 
 COLUMNS = 4
 
@@ -30,7 +30,9 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
     fixed = coverage.one_rate(runs, settings["reference"])
     can = coverage.representable(starts)
     whole = [
-        n for n in summary.index if scales_of(settings, n) == scales_of(settings, "")
+        name
+        for name in summary.index
+        if settings["optimizers"][name]["initialization"] == "scaled"
     ]
     columns = min(COLUMNS, len(whole))
     rows = -(-len(whole) // columns)

@@ -85,19 +85,25 @@ def start_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     claims = []
     for cell, rows in chosen.groupby(CELL, sort=False):
         assert isinstance(cell, tuple)
-        by_name = rows.set_index("optimizer")["test"]
-        best = str(by_name.idxmax())
-        mine = by_name[settings["recommended"]]
+        by_name = rows.set_index("optimizer")
+        best = str(by_name["test"].idxmax())
+        mine = settings["recommended"]
         claims.append(
             Claim(
                 f"From a good start it trains as well as the best optimizer, within "
                 f"{100 * GOOD_START:g} points: {cell[0]}, {cell[1]} layers.",
-                f"{100 * mine:.2f}%; the best: {100 * by_name[best]:.2f}% "
-                f"({settings['optimizers'][best]['label']}).",
-                judged([mine >= by_name[best] - GOOD_START]),
+                f"{_in_percent(by_name.loc[mine])}; the best: "
+                f"{_in_percent(by_name.loc[best])}, "
+                f"{settings['optimizers'][best]['label']}.",
+                judged([by_name["test"][mine] >= by_name["test"][best] - GOOD_START]),
             )
         )
     return claims
+
+
+def _in_percent(row: pd.Series) -> str:
+    median, lowest, highest = 100 * row[["test", "lowest", "highest"]]
+    return f"{median:.2f}% ({lowest:.2f} to {highest:.2f})"
 
 
 def search_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:

@@ -137,7 +137,8 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         ]
         made.append(
             Claim(
-                f"{start}: waking acts at the beginning, and then never again.",
+                f"{start}: a signal passes, and waking acts no more, in the first "
+                "quarter of the run.",
                 f"{median_and_spread(moves)} moves; the last by step {max(last)} of "
                 f"{settings['num_steps']}.",
                 judged([max(last) < settings["num_steps"] // 4])
