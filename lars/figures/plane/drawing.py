@@ -1,16 +1,19 @@
-"""The plane as heat maps: a panel an optimizer, the physical line drawn in."""
+"""The plane as heat maps: a panel an optimizer, the physical line drawn in.
+
+And, where there is one scale only, accuracies side by side.
+"""
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lars import coverage
 from lars.coverage import CELL
 from lars.figures import style
 from lars.figures.item import Settings
-from lars.figures.plane.plane import runs_of, starts_in
+from lars.figures.plane.plane import GOOD_START, runs_of, starts_in
 
 COLUMNS = 4
 
@@ -62,15 +65,12 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
             fontsize=10,
         )
         _ticks(axes, settings)
+        axes.tick_params(labelbottom=True)
     for axes in panels.flat[len(whole) :]:
         axes.set_axis_off()
     for axes in panels[:, 0]:
         axes.set_ylabel("network, depth")
-    for column in range(columns):
-        below = [axes for axes in panels[:, column] if axes.axison]
-        if below:
-            below[-1].set_xlabel("init_scale (factor on kernels)")
-            below[-1].tick_params(labelbottom=True)
+    figure.supxlabel("init_scale (factor on kernels)", fontsize=10)
     assert image is not None
     bar = figure.colorbar(image, ax=panels, shrink=0.5, pad=0.01)
     bar.set_label("test accuracy\n(best rate of each cell,\nmedian over seeds)")
@@ -83,6 +83,52 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
         "Between the orange lines float32 represents the start.",
         fontsize=11,
     )
+    return figure
+
+
+def good_starts(table: pd.DataFrame, settings: Settings) -> Figure:
+    """Test accuracy from one start with the best rate, a panel a network.
+
+    Points: the median over seeds; lines: from the lowest to the highest. The band is
+    where an optimizer is as good as the best, within `GOOD_START`.
+    """
+    chosen = coverage.best_rate_per_cell(
+        runs_of(table, settings), settings["reference"]
+    )
+    networks = list(chosen.groupby(CELL, sort=False))
+    columns = min(2, len(networks))
+    figure, grid = style.panels(
+        -(-len(networks) // columns),
+        columns,
+        "How well does each optimizer train from a good start?  "
+        f"{settings['dataset']}, {settings['num_steps']} steps of "
+        f"{settings['batch_size']}.\n"
+        f"Best rate on validation data. Points: median of {len(settings['seeds'])} "
+        "seeds; lines: lowest to highest.\n"
+        f"Band: within {100 * GOOD_START:g} points of the best.",
+        height=0.9 + 0.2 * len(settings["optimizers"]),
+        width=5.4,
+    )
+    for axes in grid.flat[len(networks) :]:
+        axes.set_axis_off()
+    for axes, (cell, rows) in zip(grid.flat, networks, strict=False):
+        assert isinstance(cell, tuple)
+        best = rows["test"].max()
+        axes.axvspan(best - GOOD_START, best, color="black", alpha=0.1, linewidth=0)
+        for y, row in enumerate(rows.itertuples()):
+            is_ours = row.optimizer == settings["recommended"]
+            color = style.COLORS[1 if is_ours else 0]
+            axes.plot([row.lowest, row.highest], [y, y], color=color, linewidth=1.6)
+            axes.plot(row.test, y, "D" if is_ours else "o", color=color, markersize=6)
+        labels = [settings["optimizers"][name]["label"] for name in rows["optimizer"]]
+        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        axes.set(
+            xlabel="test accuracy",
+            title=f"{cell[0]}, {cell[1]} layers, init_scale {cell[2]:g}",
+        )
     return figure
 
 

@@ -3,19 +3,17 @@
 from collections.abc import Callable, Sequence
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lars import coverage
 from lars.coverage import CELL, interval
 from lars.figures.item import Claim, Item, Settings, judged
-from lars.figures.plane.drawing import heat_maps
-from lars.figures.plane.plane import cells, measure, runs_of, starts_in
+from lars.figures.plane.drawing import good_starts, heat_maps
+from lars.figures.plane.plane import GOOD_START, cells, measure, runs_of, starts_in
 
 GOAL_OF_CELLS, GOAL_OF_PLANE, GOAL_OF_ONE_RATE = 1.0, 0.95, 0.95
 """What the recommended setting is to rescue: of the cells that float32 represents and
 of all cells, with a rate for each; and of those it represents, with one rate."""
-
-GOOD_START = 0.005
-"""How far below the best optimizer the recommended one may be at scale 1."""
 
 SEARCHED = 3
 """How many rates each optimizer gets after the search."""
@@ -131,13 +129,14 @@ def _item(
     title: str,
     about: str,
     claims: Callable[[pd.DataFrame, Settings], Sequence[Claim]] = rescue_claims,
+    draw: Callable[[pd.DataFrame, Settings], Figure] = heat_maps,
 ) -> Item:
     return Item(
         title=title,
         about=about,
         cells=cells,
         measure=measure,
-        draw=heat_maps,
+        draw=draw,
         claims=lambda table, settings: list(claims(table, settings)),
     )
 
@@ -182,7 +181,9 @@ _FROM_A_GOOD_START = (
     "Scale 1, with the rate that is best on validation data: what the setting that "
     "rescues costs where nothing is to be rescued."
 )
-START_DIGITS = _item("From a good start: digits", _FROM_A_GOOD_START, start_claims)
+START_DIGITS = _item(
+    "From a good start: digits", _FROM_A_GOOD_START, start_claims, good_starts
+)
 START_FASHION = _item(
-    "From a good start: Fashion-MNIST", _FROM_A_GOOD_START, start_claims
+    "From a good start: Fashion-MNIST", _FROM_A_GOOD_START, start_claims, good_starts
 )

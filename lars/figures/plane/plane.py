@@ -17,6 +17,9 @@ from lars.figures.runs import results_of, setting_of_arm
 START = "start"
 """In the column ``optimizer``: no run, but a look at where runs start."""
 
+GOOD_START = 0.005
+"""How far below the best optimizer the recommended one may be at scale 1."""
+
 _FLAGS = ["is_finite", "has_gradient", "has_signal"]
 _RUN = [
     "learning_rate",
