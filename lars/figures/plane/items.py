@@ -10,6 +10,7 @@ from lars.coverage import CELL, interval
 from lars.figures.item import Claim, Item, Settings, judged
 from lars.figures.plane.drawing import good_starts, heat_maps
 from lars.figures.plane.plane import GOOD_START, cells, measure, runs_of, starts_in
+from lars.rescue import medians
 
 GOAL_OF_CELLS, GOAL_OF_PLANE, GOAL_OF_ONE_RATE = 1.0, 0.95, 0.95
 """What the recommended setting is to rescue: of the cells that float32 represents and
@@ -34,6 +35,8 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     chosen = coverage.best_rate_per_cell(runs, settings["reference"])
     chosen = chosen[chosen["optimizer"] == settings["recommended"]]
     left = chosen[~chosen["rescued"]].merge(coverage.representable(starts))
+    at = ["optimizer", *CELL]
+    by_rate = medians(runs).set_index(at)
 
     def claim(says: str, column: str, goal: float) -> Claim:
         best = str(others[column].astype(float).idxmax())
@@ -67,13 +70,23 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             f"{len(left)} of {len(chosen)} starts resist. "
             + "; ".join(
                 f"{row.variant}, {row.depth} layers, from {row.init_scale:g} "
-                f"({row.test:.3f}, "
-                f"{'' if row.representable else 'not '}represented)"
-                for row in left.itertuples()
-            ),
+                f"({'' if row.representable else 'not '}represented): "
+                f"{row.test:.3f} ({row.lowest:.3f} to {row.highest:.3f}) with "
+                f"{row.learning_rate:g}, with the others "
+                + _with_other_rates(by_rate.loc[tuple(row[c] for c in at)], row)
+                for _, row in left.iterrows()
+            )
+            + ("." if len(left) else ""),
             judged([left.empty]),
         ),
     ]
+
+
+def _with_other_rates(rows: pd.DataFrame, chosen: pd.Series) -> str:
+    others = rows[rows["learning_rate"] != chosen["learning_rate"]]
+    return ", ".join(
+        f"{row.test:.3f} ({row.learning_rate:g})" for row in others.itertuples()
+    )
 
 
 def start_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:

@@ -20,13 +20,20 @@ from lars.figures.style import COLORS, line_over_seeds, panels
 from lars.training import num_kernels
 
 PANELS = (
-    ("loss", "training loss of the batch (nats)"),
+    ("loss", "training loss of a batch (nats),\nmedian of {smoothed} steps"),
     ("median_norm", "‖w‖ of the median kernel,\nrelative to the preserving norm"),
     ("turning_rank", "participation rank of what the\nupdate turns (median kernel)"),
     ("radial_part", "|cosine| between update\nand kernel (median kernel)"),
 )
 
 LOGARITHMIC = ("loss", "median_norm")
+
+LOSSES = (1e-3, 1e2)
+"""What is drawn of losses: exploding starts begin higher than all the rest, and a
+network that has learnt its images loses nothing on most batches."""
+
+SMOOTHED = 5
+"""How many of the steps that are kept a drawn loss is the median of."""
 
 RECOVERED = 0.5
 """A run has recovered once the loss of a batch is below this part of ln(classes), the
@@ -76,7 +83,9 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
                 rows = of_start[of_start["optimizer"] == optimizer]
                 # What is not finite or, on a logarithmic axis, zero has no place.
                 rows = rows[np.isfinite(rows[name])]
-                if name in LOGARITHMIC:
+                if name == "loss":
+                    rows = rows.assign(loss=_smoothed(rows).clip(*LOSSES))
+                elif name in LOGARITHMIC:
                     rows = rows[rows[name] > 0]
                 line_over_seeds(
                     axes,
@@ -91,12 +100,11 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
             if name in LOGARITHMIC:
                 axes.set_yscale("log")
             if name == "loss":
-                # Exploding starts begin at losses that would hide all the rest.
-                axes.set_ylim(5e-3, 1e2)
+                axes.set_ylim(*LOSSES)
                 axes.set_title(start, fontsize=10)
                 _mark_moves(axes, of_start, settings)
             if column == 0:
-                axes.set_ylabel(label)
+                axes.set_ylabel(label.format(smoothed=SMOOTHED * settings["every"]))
             if row == len(PANELS) - 1:
                 axes.set_xlabel("step")
     figure.legend(
@@ -106,6 +114,13 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         fontsize=9,
     )
     return figure
+
+
+def _smoothed(rows: pd.DataFrame) -> pd.Series:
+    """The loss of each run, a running median: single batches differ by a lot."""
+    return rows.groupby("seed")["loss"].transform(
+        lambda loss: loss.rolling(SMOOTHED, center=True, min_periods=1).median()
+    )
 
 
 def _mark_moves(axes: Any, rows: pd.DataFrame, settings: Settings) -> None:
