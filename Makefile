@@ -14,7 +14,7 @@ rescue: .venv/runtime
 	  --workdir=results/quick
 
 ## Every figure and table of the pages: the paper's and the book's, the rescue map, and
-## the wider search behind it. Some hours on two cores; it goes on where it was stopped.
+## the wider search behind it. Many hours on two cores; it goes on where it was stopped.
 figures: rescue
 	$(BIN)/python -m experiments.figures --figure=all --recompute --workdir=results/figures
 	$(BIN)/python -m experiments.rescue --config=configs/rescue.py:search \

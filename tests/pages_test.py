@@ -148,6 +148,12 @@ def test_provenance_is_of_all_sessions():
     )
 
 
+def test_provenance_has_the_notes_of_sessions():
+    noted = {**SESSION, "note": "beside another one"}
+    text = publish.provenance(7, [SESSION, noted])
+    assert text.endswith("commit 0123456789. Commit 0123456789: beside another one.")
+
+
 @pytest.mark.parametrize("change", [{"commit": None}, {"uncommitted_changes": True}])
 def test_results_of_unknown_code_are_not_published(change):
     with pytest.raises(ValueError, match="in no commit"):
