@@ -37,6 +37,10 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     left = chosen[~chosen["rescued"]].merge(coverage.representable(starts))
     at = ["optimizer", *CELL]
     by_rate = medians(runs).set_index(at)
+    resisting = [
+        _resisting(row, by_rate.loc[tuple(row[c] for c in at)])
+        for _, row in left.iterrows()
+    ]
 
     def claim(says: str, column: str, goal: float) -> Claim:
         best = str(others[column].astype(float).idxmax())
@@ -67,25 +71,22 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         ),
         Claim(
             "There is nothing that it does not rescue.",
-            f"{len(left)} of {len(chosen)} starts resist. "
-            + "; ".join(
-                f"{row.variant}, {row.depth} layers, from {row.init_scale:g} "
-                f"({'' if row.representable else 'not '}represented): "
-                f"{row.test:.3f} ({row.lowest:.3f} to {row.highest:.3f}) with "
-                f"{row.learning_rate:g}, with the others "
-                + _with_other_rates(by_rate.loc[tuple(row[c] for c in at)], row)
-                for _, row in left.iterrows()
-            )
-            + ("." if len(left) else ""),
+            f"{len(left)} of {len(chosen)} starts resist"
+            + (f": {'; '.join(resisting)}." if resisting else "."),
             judged([left.empty]),
         ),
     ]
 
 
-def _with_other_rates(rows: pd.DataFrame, chosen: pd.Series) -> str:
-    others = rows[rows["learning_rate"] != chosen["learning_rate"]]
-    return ", ".join(
-        f"{row.test:.3f} ({row.learning_rate:g})" for row in others.itertuples()
+def _resisting(row: pd.Series, by_rate: pd.DataFrame) -> str:
+    """A start that is not rescued, and how far it gets with each rate."""
+    others = by_rate[by_rate["learning_rate"] != row["learning_rate"]]
+    return (
+        f"{row.variant}, {row.depth} layers, from {row.init_scale:g} "
+        f"({'' if row.representable else 'not '}represented): {row.test:.3f} "
+        f"({row.lowest:.3f} to {row.highest:.3f}) with {row.learning_rate:g}, "
+        "with the others "
+        + ", ".join(f"{x.test:.3f} ({x.learning_rate:g})" for x in others.itertuples())
     )
 
 
