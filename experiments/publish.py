@@ -346,10 +346,9 @@ def provenance(
     if seconds is None:
         seconds = sum(s["seconds"] for s in sessions)
     versions = all_of(lambda s: ", ".join(f"{k} {v}" for k, v in s["versions"].items()))
+    noted = [s for s in sessions if "note" in s]  # added by whoever ran it
     notes = "".join(
-        f" Commit {session['commit'][:10]}: {session['note']}."
-        for session in sessions
-        if "note" in session  # what somebody has added about a session
+        dict.fromkeys(f" Commit {s['commit'][:10]}: {s['note']}." for s in noted)
     )
     return (
         f"{runs} {noun} in {seconds:.0f} seconds on "

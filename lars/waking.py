@@ -55,7 +55,7 @@ class WakingState(NamedTuple):
     signal_steps: jax.Array  # shape=(), int32: likewise with a signal, up to `AWAKE`
     level: jax.Array  # shape=(), int32: by how many half octaves the aim has moved
     # shape=(kernels,), float32: by how many octaves each has been moved since the
-    # network was last awake
+    # network was last awake or given up
     moved: jax.Array
     reasons: jax.Array  # shape=(4,), int32: moves by their reason, see `REASONS`
 
@@ -215,9 +215,7 @@ def wake_silent_layers(
         def move() -> tuple[optax.Updates, optax.OptState]:
             # In the types of the other branch: those of the inner optimizer's updates.
             like, _ = jax.eval_shape(step)
-            moves = jax.tree.map(
-                lambda x, other: x.astype(other.dtype), _scaled(params, factors), like
-            )
+            moves = optax.tree.cast_like(_scaled(params, factors), like)
             return moves, _forgotten(inner, state.inner_state, params)
 
         new_updates, inner_state = jax.lax.cond(is_moved, move, step)

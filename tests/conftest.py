@@ -16,8 +16,9 @@ os.environ["XLA_FLAGS"] = (
 
 # What tests compile alike is compiled once, in whichever process needs it first: the
 # other workers and the commands inherit the place. JAX writes there without a lock; who
-# reads half an entry, or one of a killed process, is told so and compiles for itself.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+# reads half an entry, or one of a killed process, is told so and compiles for itself:
+# never in a place that the user has chosen, where such entries would stay.
+if "lars-compiled-" not in os.environ.get("JAX_COMPILATION_CACHE_DIR", ""):
     COMPILED = tempfile.mkdtemp(prefix="lars-compiled-")
     atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED

@@ -809,6 +809,11 @@ TABLE = {
     "lars/rescue.py": (
         ("threshold not at scale 1", ' & (table["init_scale"] == 1.0)', ""),
         (
+            "too few rates are taken",
+            "if len(by_rate) < count:",
+            "if False:",
+        ),
+        (
             "rates chosen on test data",
             'columns=cells, values="validation"',
             'columns=cells, values="test"',
@@ -966,7 +971,11 @@ TABLE = {
             "state.moved + jnp.log2(factors)",
             "jnp.log2(factors)",
         ),
-        ("types of the gradients", "x.astype(other.dtype), _scaled", "x, _scaled"),
+        (
+            "types of the parameters",
+            "optax.tree.cast_like(_scaled(params, factors), like)",
+            "_scaled(params, factors)",
+        ),
         ("patient with NaN", "is_infinite | (silent", "(silent"),
         (
             "silence adds up",
@@ -1087,8 +1096,13 @@ TABLE = {
             "begins = state.step % log_every == 0",
             "begins = state.step < 0",
         ),
-        ("loss not looked at", "jnp.isfinite(report.loss) & all", "all"),
-        ("goes on after divergence", "        is_fine &= was_fine\n", ""),
+        ("loss not looked at", "jnp.isfinite(report.loss), lambda", "True, lambda"),
+        (
+            "every loss must be finite",
+            "lambda: _differ(following, state)",
+            "lambda: False",
+        ),
+        ("goes on after divergence", "was_fine & all_finite(", "all_finite("),
         (
             "the last report is the first",
             "lambda x: x[-1], reports",
@@ -1097,6 +1111,12 @@ TABLE = {
     ),
     "lars/optimizers.py": (
         ("optimizers exchanged", '"lamb": optax.lamb', '"lamb": optax.adam'),
+        ("defaults not described", "    bound.apply_defaults()\n", ""),
+        (
+            "all is said to be decayed",
+            "= _kernels_and_their_biases\n",
+            "= True\n",
+        ),
     ),
 }
 # The preset, what is right in it, and what is wrong.

@@ -150,7 +150,7 @@ def test_provenance_is_of_all_sessions():
 
 def test_provenance_has_the_notes_of_sessions():
     noted = {**SESSION, "note": "beside another one"}
-    text = publish.provenance(7, [SESSION, noted])
+    text = publish.provenance(7, [SESSION, noted, noted])
     assert text.endswith("commit 0123456789. Commit 0123456789: beside another one.")
 
 

@@ -125,6 +125,8 @@ def test_the_most_useful_rates_cover_the_most_scales_on_validation():
     assert useful.accuracy["sgd"] == pytest.approx(0.9)
     one = rescue.most_useful_rates(results, "sgd", 1)
     assert (one.learning_rates["sgd"], one.rescued["sgd"]) == ((1.0,), 2)
+    with pytest.raises(ValueError, match=r"4 rates .* 'sgd', which has 3"):
+        rescue.most_useful_rates(results, "sgd", 4)
 
 
 def test_the_tables_say_what_the_summary_says():
