@@ -129,7 +129,8 @@ def _without(label: str, name: str = "polar_waking", **settings: Any) -> Arm:
 PARTS: dict[str, Arm] = {
     "polar_waking": {**OURS["polar_waking"], "learning_rates": _OF_PARTS},
     "alone": _without("alone, not waking", "polar"),
-    "no_radial": _without("without radial steps", radial_rate=0.0),
+    "no_radial": _without("without radial steps", radial_rate=0.0, yielding=0.0),
+    "no_yielding": _without("with directions that do not wait", yielding=0.0),
     "no_decay": _without("without decay", weight_decay=0.0),
     "no_orthogonal": _without("without orthogonal steps", steps=0),
     "no_sharing": _without("without sharing among layers", depth_exponent=0.0),
@@ -148,7 +149,6 @@ _MLP: dict[str, Any] = {
 _CNN: dict[str, Any] = {
     **_MLP,
     "name": "cnn",
-    "width": 8,
     "activation": "relu",
     "convolutions_per_pool": 1,
     "widening": 1,
@@ -330,7 +330,10 @@ SIZES: dict[str, dict[str, Any]] = {
         **_MAP,
         **_SMALL,
         "dataset": "fashion_mnist",
-        "variants": {"relu": {"model": _CNN, "profile": "all"}},
+        "variants": {
+            f"{width} channels": {"model": {**_CNN, "width": width}, "profile": "all"}
+            for width in (8, 16)
+        },
         "depths": (4, 8),
     },
 }

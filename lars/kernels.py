@@ -56,14 +56,20 @@ def preserving_norm(kernel: jax.Array) -> float:
     return math.sqrt(2.0 * kernel.shape[-1])
 
 
-def can_tell_constant_input(kernel: jax.Array) -> bool:
+def can_tell_constant_input(bias_gradient: jax.Array) -> jax.Array:
     """Whether the gradient of a kernel can say that its inputs are constant.
 
     With one output every gradient has the form of one that a constant input makes, and
-    with two whose gradients are opposite numbers, as those of a softmax are.
+    with two whose gradients are opposite numbers, as those of a softmax are. Outputs
+    that get no gradient, as those of rectifiers that are shut, do not count.
+
+    Args:
+        bias_gradient: of the kernel's bias, one for each output.
+
+    Returns:
+        A boolean of shape [].
     """
-    outputs = kernel.shape[-1]
-    return outputs > 2
+    return (bias_gradient != 0).sum() > 2
 
 
 def by_constant_input(

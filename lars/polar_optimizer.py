@@ -6,8 +6,9 @@ For every kernel w with gradient g, with ρ = ‖w‖, u = w / ρ, L kernels in 
     ĝ ← g of norm 1, in which what a constant input makes is no larger than the rest
     v ← m v + (1 - m) ĝ
     o ← polar factor of v, of Frobenius norm 1, without its part along u
-    s ← n s + (1 - n) sign⟨g, u⟩
-    w ← exp(-γ' (κ s + γ β)) w - γ' ρ ‖v‖ o    how large, and where to
+    s ← average of sign⟨g, u⟩, from -1 to 1
+    w ← exp(-γ' (κ s + γ β)) w                  how large,
+        - γ' √(1 - s²) ρ ‖v‖ o                  and where to, once sizes are right
 
 Nothing in it depends on the sizes of gradients, losses or kernels, only on their
 ratios.
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from lars.kernels import (
     biases_of,
@@ -43,7 +45,9 @@ class PolarState(NamedTuple):
     # shape=(), dtype=int32: updates made so far
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     trace: optax.Params  # v, like the parameters; of biases, their last steps
-    slopes: optax.Params  # s, each of shape=(); of biases, zero
+    # like the parameters, each of shape=(2,): the weighted sums of signs, and of ones;
+    # s is their ratio. Zero for all but kernels.
+    slopes: optax.Params
 
 
 def polar(
@@ -56,6 +60,7 @@ def polar(
     depth_exponent: float = 1.0,
     bias_bound: jax.typing.ArrayLike = 0.1,
     bias_share: jax.typing.ArrayLike = 0.3,
+    yielding: jax.typing.ArrayLike = 1.0,
     steps: int = 3,
 ) -> optax.GradientTransformationExtraArgs:
     r"""LARS with one rate for the direction of a kernel and one for its size.
@@ -67,14 +72,15 @@ def polar(
           \qquad \bar O_t = O_t / \|O_t\|_F,
           \qquad O_t = UV^\top \text{ of } v_{t+1} = U \Sigma V^\top,
           \quad u_t = w_t / \|w_t\|_F \\
-        s_{t+1} &= n\,s_t + (1 - n) \operatorname{sign}\langle g_t, u_t\rangle \\
-        w_{t+1} &= \exp\left(-\gamma'_t (\kappa\,s_{t+1} + \gamma_t \beta)\right) w_t
-          - \gamma'_t\,\|w_t\|_F\,\|v_{t+1}\|_F\,o_t
+        s_t &= \frac{\sum_{k \le t} n^{t-k}
+          \operatorname{sign}\langle g_k, u_k\rangle}{\sum_{k \le t} n^{t-k}} \\
+        w_{t+1} &= \exp\left(-\gamma'_t (\kappa\,s_t + \gamma_t \beta)\right) w_t
+          - \gamma'_t \sqrt{1 - s_t^2}\,\|w_t\|_F\,\|v_{t+1}\|_F\,o_t
         \end{align*}
 
     for every array of two axes or more, a kernel, taken as a matrix
     (:func:`lars.spectral.as_matrices`). As in LARS, a step is a given part of the
-    layer's own norm. Six things differ, each for a way in which LARS fails from a
+    layer's own norm. Seven things differ, each for a way in which LARS fails from a
     badly scaled start, or for what it costs elsewhere:
 
     * What is averaged are directions: gradients of norm one. Their sizes change by
@@ -90,19 +96,27 @@ def polar(
       input makes (:func:`lars.kernels.by_constant_input`) reduced, if it is larger, to
       the norm of the rest. Behind many sigmoids inputs are almost constant, and what
       differs between images is else too small a part for Newton-Schulz steps to find.
-      It is the gradient itself where a kernel has no bias beside it or at most two
-      outputs, and where the rest is rounding, as that of a batch of one image is.
+      It is the gradient itself where a kernel has no bias beside it, or at most two
+      outputs that get a gradient, and where the rest is rounding, as that of a batch of
+      one image is.
     * A kernel's size has a step of its own, relative, along the sign of the loss'
       derivative by the logarithm of the size: it grows and shrinks exponentially, by
       any rate without a change of sign. Signs are averaged as directions are, so that
       the step is short where they are noise. Decay, likewise relative, draws a network
       whose signs are noise, because it is chaotic, to smaller sizes; it is of second
       order in the rate, and vanishes beside all else as the rate does.
+    * Directions wait for sizes. While all signs agree a kernel is out of scale, and
+      what its gradient says of directions is how to make up for that: far too large a
+      network of rectifiers would learn to be silent. A step of the size of one is
+      therefore shared as a unit vector is among its coordinates, s for the size and
+      :math:`\sqrt{1 - s^2}` for the direction, which noise in the signs leaves whole,
+      nearly.
     * A bias moves by the least of two lengths: ``bias_bound`` times the step of a row
       of its kernel, and the length at which it lowers the loss, to first order, by
       ``bias_share`` times what a step of the kernel along its gradient would. Where a
       layer's inputs are tiny, so is that. Else biases drown what small kernels say. Its
-      steps are averaged, and it is decayed like its kernel.
+      steps are averaged, wait with those of its kernel's direction, and it grows,
+      shrinks and decays as its kernel does: what was small beside a kernel stays so.
     * A kernel of zero has no size for a step to be a part of. It moves as one of the
       norm :math:`\sqrt{\text{outputs}}` would.
 
@@ -124,6 +138,8 @@ def polar(
         depth_exponent: :math:`p`, from 0 (each layer gets the whole rate) to 1.
         bias_bound: the first bound of a bias' step.
         bias_share: the second.
+        yielding: how far directions wait for sizes: c in :math:`\sqrt{1 - c\,s^2}`,
+            from 0 (not at all) to 1.
         steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`. They are
             compiled in: for :func:`optax.inject_hyperparams` a static argument.
 
@@ -188,6 +204,7 @@ def polar(
         "depth_exponent": depth_exponent,
         "bias_bound": bias_bound,
         "bias_share": bias_share,
+        "yielding": yielding,
         "steps": steps,
     }
     for name, number in numbers.items():
@@ -199,12 +216,14 @@ def polar(
         )
     check_below_one("momentum", momentum)
     check_below_one("radial_momentum", radial_momentum)
+    if not isinstance(yielding, Tracer) and yielding > 1:
+        raise ValueError(f"yielding must be at most 1, got {yielding!r}.")
 
     def init_fn(params: optax.Params) -> PolarState:
         return PolarState(
             count=jnp.zeros((), jnp.int32),
             trace=optax.tree.zeros_like(params),
-            slopes=jax.tree.map(lambda x: jnp.zeros((), widen(x).dtype), params),
+            slopes=jax.tree.map(lambda x: jnp.zeros(2, widen(x).dtype), params),
         )
 
     def update_fn(
@@ -236,32 +255,38 @@ def polar(
         slopes = jax.tree.leaves(state.slopes)
         biases = biases_of(params)
         owners = {bias: kernel for kernel, bias in biases.items()}
-        of_kernels = {i: unit(w[i]) for i in kernels}
-        sizes = {i: _size(norm, w[i]) for i, (_, norm) in of_kernels.items()}
-        for i, x in enumerate(g):
+        growths, turns, sizes = {}, {}, {}
+        for i in kernels:
+            x, bias = g[i], biases.get(i)
             rate, beta = (share * gamma).astype(x.dtype), decay.astype(x.dtype)
-            if i in kernels:
-                bias = biases.get(i)
-                direction = _direction(x, None if bias is None else g[bias])
-                new_v[i] = momentum * v[i] + (1 - momentum) * direction
-                u = of_kernels[i][0]
-                sign = jnp.sign(_inner(unit(x)[0], u))
-                slopes[i] = radial_momentum * slopes[i] + (1 - radial_momentum) * sign
-                growth = -rate * (radial_rate * slopes[i] + beta)
-                step = rate * sizes[i] * _across(new_v[i], u, steps)
-                moves[i] = jnp.expm1(growth) * w[i] - step
+            u, norm = unit(w[i])
+            sign = jnp.sign(_inner(unit(x)[0], u))
+            slopes[i] = radial_momentum * slopes[i] + jnp.stack(
+                [sign, jnp.ones_like(sign)]
+            )
+            # A sign has no derivative, and the root's at 1 - 1 is not finite.
+            s = jax.lax.stop_gradient(slopes[i][0] / slopes[i][1])
+            growths[i] = jnp.expm1(-rate * (radial_rate * s + beta))
+            turns[i] = rate * jnp.sqrt(1 - yielding * s**2)
+            sizes[i] = _size(norm, w[i])
+            direction = _direction(x, None if bias is None else g[bias])
+            new_v[i] = momentum * v[i] + (1 - momentum) * direction
+            step = turns[i] * sizes[i] * _across(new_v[i], u, steps)
+            moves[i] = growths[i] * w[i] - step
+        for i, x in enumerate(g):
+            if i in growths:
+                continue
+            kernel = owners.get(i)
+            if kernel is None:
+                length = jnp.maximum(l2_norm(w[i]), bias_bound * math.sqrt(x.size))
+                length *= (share * gamma).astype(x.dtype)
+                growth = 0.0
             else:
-                kernel = owners.get(i)
-                length = (
-                    jnp.maximum(l2_norm(w[i]), bias_bound * math.sqrt(x.size))
-                    if kernel is None
-                    else sizes[kernel]
-                    * _bias_part(x, g[kernel], bias_bound, bias_share)
-                )
-                step = rate * length * unit(x)[0]
-                new_v[i] = momentum * v[i] + (1 - momentum) * step
-                decayed = 0.0 if kernel is None else jnp.expm1(-rate * beta) * w[i]
-                moves[i] = decayed - new_v[i]
+                part = _bias_part(x, g[kernel], bias_bound, bias_share)
+                length = turns[kernel] * sizes[kernel] * part
+                growth = growths[kernel]
+            new_v[i] = momentum * v[i] + (1 - momentum) * length * unit(x)[0]
+            moves[i] = growth * w[i] - new_v[i]
 
         treedef = jax.tree.structure(params)
         return (
@@ -278,9 +303,11 @@ def polar(
 
 def _direction(g: jax.Array, bias_g: jax.Array | None) -> jax.Array:
     """The gradient that is averaged, of norm one."""
-    if bias_g is None or not can_tell_constant_input(g):
-        return unit(g)[0]
-    return from_matrices(_balanced(*by_constant_input(g, bias_g)), g.shape)
+    direction = unit(g)[0]
+    if bias_g is None:
+        return direction
+    balanced = from_matrices(_balanced(*by_constant_input(g, bias_g)), g.shape)
+    return jnp.where(can_tell_constant_input(bias_g), balanced, direction)
 
 
 def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:

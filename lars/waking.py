@@ -73,8 +73,8 @@ def wake_silent_layers(
     * that of a kernel is exactly zero while another parameter's is not; or
     * that of a kernel is what a constant input makes
       (:func:`lars.kernels.by_constant_input`), all but :math:`2^{-12}` of it, while
-      another kernel's is not (of a kernel without a bias, or with one or two outputs,
-      this cannot be told); or
+      another kernel's is not (of a kernel without a bias, or with a gradient for no
+      more than two outputs, this cannot be told); or
     * a kernel is lost in rounding: either its gradient is smaller than that of its bias
       by :math:`2^{-24}`, all digits of float32, so that the inputs of its layer vanish
       beside the 1 that the bias multiplies; or what it can do to the loss, its
@@ -246,15 +246,17 @@ def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
     kernels, biases = kernels_of(params), biases_of(params)
     is_zero = jnp.stack([(x == 0).all() for x in g])
     zero_kernels = is_zero[jnp.asarray(kernels, jnp.int32)]
-    told = [i in biases and can_tell_constant_input(w[i]) for i in kernels]
-    heard = jnp.stack(
+    can_be_told = ~zero_kernels & jnp.stack(
         [
-            _heard(g[i], g[biases[i]]) if can_tell else jnp.float32(1)
-            for i, can_tell in zip(kernels, told, strict=True)
+            can_tell_constant_input(g[biases[i]]) if i in biases else jnp.bool(False)
+            for i in kernels
         ]
     )
-    is_deaf = ~zero_kernels & (heard <= HEARD)
-    hears = ~zero_kernels & (heard > HEARD) & jnp.asarray(told)
+    heard = jnp.stack(
+        [_heard(g[i], g[biases[i]]) if i in biases else jnp.float32(1) for i in kernels]
+    )
+    is_deaf = can_be_told & (heard <= HEARD)
+    hears = can_be_told & (heard > HEARD)
     found = [
         ~jnp.stack([jnp.isfinite(x).all() for x in g]).all(),
         zero_kernels.any() & ~is_zero.all(),

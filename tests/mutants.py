@@ -871,8 +871,9 @@ TABLE = {
         ("no rectifier", "math.sqrt(2.0 * kernel", "math.sqrt(1.0 * kernel"),
         ("norm of the inputs", "kernel.shape[-1])\n", "kernel.shape[0])\n"),
         ("no rest", "return constant, matrix - constant", "return constant, matrix"),
-        ("two classes can tell", "outputs > 2", "outputs > 1"),
-        ("three classes cannot tell", "outputs > 2", "outputs > 3"),
+        ("two classes can tell", ".sum() > 2", ".sum() > 1"),
+        ("three classes cannot tell", ".sum() > 2", ".sum() > 3"),
+        ("what is shut can tell", "(bias_gradient != 0).sum()", "bias_gradient.size"),
     ),
     "lars/initialization.py": (
         ("wide kernels not turned", "matrix.T if is_wide else matrix", "matrix"),
@@ -887,24 +888,41 @@ TABLE = {
     "lars/polar_optimizer.py": (
         ("no part of the depth", "** -depth_exponent", "** 0"),
         ("no average", "momentum * v[i] + (1 - momentum) * direction", "direction"),
-        ("biases not averaged", "momentum * v[i] + (1 - momentum) * step", "step"),
+        (
+            "biases not averaged",
+            "momentum * v[i] + (1 - momentum) * length",
+            "length",
+        ),
         (
             "steps of one length",
-            "step = rate * sizes[i] * _across",
-            "step = rate * _across",
+            "step = turns[i] * sizes[i] * _across",
+            "step = turns[i] * _across",
         ),
-        ("noise is a direction", "o = _norm(matrix) / ", "o = 1.0 / "),
-        ("up the slope", "radial_rate * slopes[i]", "-radial_rate * slopes[i]"),
+        ("directions do not wait", "rate * jnp.sqrt(1 - yielding * s**2)", "rate"),
         (
-            "signs not averaged",
-            "radial_momentum * slopes[i] + (1 - radial_momentum) * sign",
-            "sign",
+            "biases do not wait",
+            "length = turns[kernel] * sizes",
+            "length = share * gamma * sizes",
         ),
-        ("no radial step", "radial_rate * slopes[i] + beta", "beta"),
-        ("no decay", "radial_rate * slopes[i] + beta", "radial_rate * slopes[i]"),
+        ("root without a square", "1 - yielding * s**2", "1 - yielding * jnp.abs(s)"),
+        ("noise is a direction", "o = _norm(matrix) / ", "o = 1.0 / "),
+        ("up the slope", "(radial_rate * s + beta)", "(-radial_rate * s + beta)"),
+        ("signs not averaged", "radial_momentum * slopes[i] + ", ""),
+        (
+            "an average that begins with zero",
+            "slopes[i][0] / slopes[i][1]",
+            "(1 - radial_momentum) * slopes[i][0]",
+        ),
+        (
+            "infinite derivatives",
+            "jax.lax.stop_gradient(slopes[i][0] / slopes[i][1])",
+            "slopes[i][0] / slopes[i][1]",
+        ),
+        ("no radial step", "radial_rate * s + beta", "beta"),
+        ("no decay", "radial_rate * s + beta", "radial_rate * s"),
         ("decay of first order", "decay = gamma * jnp", "decay = jnp"),
-        ("biases not decayed", "jnp.expm1(-rate * beta) * w[i]", "0 * w[i]"),
-        ("kernels turn around", "jnp.expm1(growth) * w[i]", "growth * w[i]"),
+        ("biases keep their size", "growth = growths[kernel]", "growth = 0.0"),
+        ("kernels turn around", "growths[i] = jnp.expm1(", "growths[i] = ("),
         ("zero stays", "jnp.where(size > 0, size, math.sqrt(w.shape[-1]))", "size"),
         ("not across", "o - _inner(o, u) * u", "o"),
         (
@@ -915,13 +933,18 @@ TABLE = {
         ("in float32", "steps, matrix.dtype)", "steps)"),
         (
             "gradients are averaged",
-            "return unit(g)[0]",
-            "return g",
+            "direction = unit(g)[0]",
+            "direction = g",
         ),
         (
             "a constant input drowns",
             "_balanced(*by_constant_input(g, bias_g))",
             "as_matrices(unit(g)[0])",
+        ),
+        (
+            "what is shut drowns",
+            "jnp.where(can_tell_constant_input(bias_g), balanced, direction)",
+            "balanced",
         ),
         (
             "only the rest",
@@ -948,6 +971,11 @@ TABLE = {
     ),
     "lars/waking.py": (
         ("never patient", "silent_steps >= patience", "silent_steps >= 1"),
+        (
+            "what is shut can tell",
+            "can_tell_constant_input(g[biases[i]]) if i in biases",
+            "jnp.bool(True) if i in biases",
+        ),
         ("for ever patient", "is_infinite | (silent_steps >= patience)", "is_infinite"),
         ("never gives up", "is_called & ~all_tried", "is_called"),
         (
@@ -1060,7 +1088,11 @@ TABLE = {
             "across = 1 + 0 * (1 - settings",
         ),
         ("the whole rate a kernel", "learning_rate / kernels", "learning_rate"),
-        ("no step across", '(settings["radial_rate"] + 1)', 'settings["radial_rate"]'),
+        (
+            "no step across",
+            'math.hypot(settings["radial_rate"], 1)',
+            'settings["radial_rate"]',
+        ),
     ),
     "lars/schedules.py": (
         ("another power", "power=2", "power=3"),

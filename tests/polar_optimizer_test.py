@@ -11,6 +11,7 @@ from tests.spectral_test import exact_polar
 
 RATE, DECAY, MOMENTUM, RADIAL = 0.2, 4.0, 0.7, 3.0
 EXACT = 40  # Newton-Schulz steps after which nothing but rounding is left
+TURNS = (1, -1, -1, 1, -1, 1)  # what gradients are multiplied by, step by step
 
 
 def network(dtype=np.float64, bias=True):
@@ -26,16 +27,16 @@ def network(dtype=np.float64, bias=True):
 
 
 def expected(params, grads, count=1):
-    """The equations in NumPy, with a decomposition: updates after some equal steps."""
+    """The equations in NumPy, with a decomposition: kernels after some steps."""
     layers = len(params)
     gamma = RATE / layers
     w = jax.tree.map(np.array, params)
     v = jax.tree.map(np.zeros_like, params)
-    slopes = dict.fromkeys(w, 0.0)
-    for _ in range(count):
+    signs = {name: [] for name in w}
+    for turn in TURNS[:count]:
         for name, layer in w.items():
-            kernel, g = layer["kernel"], grads[name]["kernel"]
-            bias, g_bias = layer["bias"], grads[name]["bias"]
+            kernel, g = layer["kernel"], turn * grads[name]["kernel"]
+            bias, g_bias = layer["bias"], turn * grads[name]["bias"]
             size = np.linalg.norm(kernel)
             u, b = kernel / size, g_bias / np.linalg.norm(g_bias)
             constant = np.outer(g @ b, b)
@@ -48,22 +49,27 @@ def expected(params, grads, count=1):
             o /= np.linalg.norm(o)
             o -= np.sum(o * u) * u
             step = size * np.linalg.norm(v[name]["kernel"]) * o
-            slopes[name] = 0.9 * slopes[name] + 0.1 * np.sign(np.sum(g * u))
-            relative = RADIAL * slopes[name] + RATE * DECAY
+            signs[name].append(np.sign(np.sum(g * u)))
+            s = np.average(
+                signs[name], weights=0.9 ** np.arange(len(signs[name]))[::-1]
+            )
+            across = gamma * np.sqrt(1 - s**2)
+            size_change = np.exp(-gamma * (RADIAL * s + RATE * DECAY))
             length = size * min(
                 0.1 / np.sqrt(len(kernel)),
                 0.3 * np.linalg.norm(g) / np.linalg.norm(g_bias),
             )
-            v[name]["bias"] = MOMENTUM * v[name]["bias"] + 0.3 * gamma * length * b
-            layer["kernel"] = np.exp(-gamma * relative) * kernel - gamma * step
-            layer["bias"] = np.exp(-gamma * RATE * DECAY) * bias - v[name]["bias"]
+            v[name]["bias"] = MOMENTUM * v[name]["bias"] + 0.3 * across * length * b
+            layer["kernel"] = size_change * kernel - across * step
+            layer["bias"] = size_change * bias - v[name]["bias"]
     return w
 
 
-def after(optimizer, params, grads, count=1):
+def after(optimizer, params, grads, count=1, turns=(1,) * 60):
     state, update = optimizer.init(params), jax.jit(optimizer.update)
-    for _ in range(count):
-        updates, state = update(grads, state, params)
+    for turn in turns[:count]:
+        g = jax.tree.map(lambda x: (turn * x).astype(x.dtype), grads)  # noqa: B023
+        updates, state = update(g, state, params)
         params = optax.apply_updates(params, updates)
     return params
 
@@ -72,14 +78,13 @@ def close(x, y, rtol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), x, y)
 
 
-@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("count", [1, 6])
 def test_equals_the_equations_in_float64(count):
     with jax.enable_x64(True):
         params, grads = network()
         optimizer = lars.polar(RATE, DECAY, MOMENTUM, radial_rate=RADIAL, steps=EXACT)
-        close(
-            after(optimizer, params, grads, count), expected(params, grads, count), 1e-7
-        )
+        moved = after(optimizer, params, grads, count, TURNS)
+        close(moved, expected(params, grads, count), 1e-7)
 
 
 @pytest.mark.parametrize("exponent", [-120, -60, 60, 120])
@@ -109,7 +114,9 @@ def test_steps_are_relative_to_the_kernel(exponent):
 def test_size_and_direction_move_apart():
     with jax.enable_x64(True):
         params, grads = network(bias=False)
-        still = lars.polar(RATE, 0.0, MOMENTUM, radial_rate=0.0, steps=EXACT)
+        still = lars.polar(
+            RATE, 0.0, MOMENTUM, radial_rate=0.0, yielding=0.0, steps=EXACT
+        )
         moved = after(still, params, grads)
         for name in params:
             w, new = params[name]["kernel"], moved[name]["kernel"]
@@ -125,7 +132,7 @@ def test_size_and_direction_move_apart():
 
 def test_a_step_is_as_long_as_gradients_agree():
     params, grads = network(np.float32, bias=False)
-    optimizer = lars.polar(RATE, 0.0, MOMENTUM, radial_rate=0.0)
+    optimizer = lars.polar(RATE, 0.0, MOMENTUM, radial_rate=0.0, yielding=0.0)
     update = jax.jit(optimizer.update)
 
     def length(signs):
@@ -161,8 +168,40 @@ def test_a_kernel_grows_along_a_slope_that_says_so():
         moved = after(lars.polar(RATE, 0.0, radial_rate=RADIAL), params, grads)
         # All of the gradient is along the kernel: nothing is left across it.
         np.testing.assert_allclose(
-            moved["kernel"], np.exp(-sign * RATE * RADIAL / 10) * np.eye(3), rtol=1e-6
+            moved["kernel"], np.exp(-sign * RATE * RADIAL) * np.eye(3), rtol=1e-6
         )
+
+
+def test_directions_wait_while_all_signs_agree():
+    params, grads = network(np.float32)
+    optimizer = lars.polar(RATE, 0.0, MOMENTUM, radial_rate=RADIAL)
+    moved = after(optimizer, params, grads, 4)
+    for name in params:
+        w, g = params[name]["kernel"], grads[name]["kernel"]
+        # Two kernels; the bias stays what it was beside its kernel.
+        size = np.exp(-4 * RATE / 2 * RADIAL * np.sign(np.sum(g * w)))
+        np.testing.assert_allclose(moved[name]["kernel"], size * w, rtol=1e-5)
+        np.testing.assert_allclose(
+            moved[name]["bias"], size * params[name]["bias"], rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("turns", [(1, -1), (1, 1, 1, -1), (1, -1) * 10])
+def test_a_direction_gets_what_the_size_leaves_of_a_step(turns):
+    params, grads = network(np.float32)
+
+    def lengths(yielding):
+        optimizer = lars.polar(RATE, 0.0, radial_rate=0.0, yielding=yielding)
+        state, update = optimizer.init(params), jax.jit(optimizer.update)
+        for turn in turns:  # where the kernels are, so that no sign but these counts
+            g = jax.tree.map(lambda x: np.float32(turn) * x, grads)  # noqa: B023
+            updates, state = update(g, state, params)
+        return np.linalg.norm(updates["hidden"]["kernel"])
+
+    s = np.average(turns, weights=0.9 ** np.arange(len(turns))[::-1])
+    for yielding in (0.5, 1.0):
+        part = np.sqrt(1 - yielding * s**2)
+        np.testing.assert_allclose(lengths(yielding), part * lengths(0.0), rtol=1e-5)
 
 
 def test_a_bias_is_bounded_by_what_its_kernel_does_to_the_loss():
@@ -172,8 +211,9 @@ def test_a_bias_is_bounded_by_what_its_kernel_does_to_the_loss():
         h = 1e-6 * np.random.default_rng(1).normal(size=6)
         b = grads["hidden"]["bias"]
         grads["hidden"]["kernel"] = np.outer(h, b)
-        moved = after(lars.polar(RATE, 0.0, MOMENTUM), params, grads)
-        step = np.linalg.norm(moved["hidden"]["bias"] - params["hidden"]["bias"])
+        params["hidden"]["bias"] = np.zeros(5)
+        moved = after(lars.polar(RATE, 0.0, MOMENTUM, yielding=0.0), params, grads)
+        step = np.linalg.norm(moved["hidden"]["bias"])
         kernel = np.linalg.norm(params["hidden"]["kernel"])
         expected_step = (1 - MOMENTUM) * 0.3 * RATE / 2 * kernel * np.linalg.norm(h)
         np.testing.assert_allclose(step, expected_step, rtol=1e-6)
@@ -192,12 +232,51 @@ def test_a_constant_input_does_not_hide_what_differs():
         with jax.enable_x64(True):
             params = {"kernel": jnp.asarray(w), "bias": jnp.zeros(5)}
             grads = {"kernel": size * signal + constant, "bias": b}
-            moved = after(lars.polar(RATE, 0.0, radial_rate=0.0), params, grads)
+            turning = lars.polar(RATE, 0.0, radial_rate=0.0, yielding=0.0)
+            moved = after(turning, params, grads)
             return np.ravel(moved["kernel"] - w)
 
     big, small = step(1e-1), step(1e-6)
     cosine = big @ small / np.linalg.norm(big) / np.linalg.norm(small)
     assert cosine > 0.98
+
+
+def test_rectifiers_that_are_shut_do_not_make_an_input_constant():
+    """With two of five open: the direction is the gradient's, as without a bias."""
+    rng = np.random.default_rng(4)
+    errors = rng.normal(size=(20, 5))
+    errors[:, 2:] = 0
+    inputs = 1 + rng.normal(size=(20, 6))
+    g = {"kernel": inputs.T @ errors, "bias": errors.sum(axis=0)}
+    w = {"kernel": rng.normal(size=(6, 5)), "bias": np.zeros(5)}
+
+    def moved(names):
+        optimizer = lars.polar(RATE, 0.0, radial_rate=0.0, yielding=0.0)
+        params, grads = ({name: tree[name] for name in names} for tree in (w, g))
+        return after(optimizer, params, grads)["kernel"]
+
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(
+            moved(["kernel", "bias"]), moved(["kernel"]), rtol=1e-9
+        )
+
+
+def test_its_steps_have_derivatives():
+    params, grads = network(np.float32)
+
+    def size_after(rate):
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(after_two(lars.polar(rate))))
+
+    def after_two(optimizer):
+        x, state = params, optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(grads, state, x)
+            x = optax.apply_updates(x, updates)
+        return x
+
+    near = [size_after(RATE + h) for h in (-1e-2, 1e-2)]
+    derivative = jax.jit(jax.grad(size_after))(RATE)
+    np.testing.assert_allclose(derivative, (near[1] - near[0]) / 2e-2, rtol=2e-2)
 
 
 def test_normalizations_step_by_their_own_norm():
@@ -219,6 +298,7 @@ def test_wrong_numbers_are_refused_with_their_value():
         "radial_rate": -1.0,
         "weight_decay": float("nan"),
         "depth_exponent": -2.0,
+        "yielding": 1.5,
     }.items():
         with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
             lars.polar(RATE, **{name: value})
@@ -242,7 +322,7 @@ def test_a_batch_of_one_image_is_no_constant_input():
     whole = np.outer(inputs, errors)
     with_bias, without = (
         after(
-            lars.polar(RATE, 0.0, radial_rate=0.0),
+            lars.polar(RATE, 0.0, radial_rate=0.0, yielding=0.0),
             {"a": {"kernel": np.ones((30, 20), np.float32), **bias}},
             {"a": {"kernel": whole.astype(np.float32), **bias_gradient}},
         )["a"]["kernel"]

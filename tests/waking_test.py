@@ -135,6 +135,17 @@ def test_errors_of_two_classes_are_no_constant_input(scale):
     jax.tree.map(np.testing.assert_array_equal, plain, woken)
 
 
+@pytest.mark.parametrize("shut", [13, 14, 15])
+def test_a_layer_of_a_few_open_rectifiers_is_no_constant_input(shut):
+    # Behind one that is open every gradient has the form of a constant input's.
+    params, gradient = network(1.0)
+    bias = params["hidden_1"]["bias"].at[:shut].set(-1e3)
+    bias = bias.at[shut:].set(1.0)
+    params["hidden_1"]["bias"] = bias
+    assert (gradient(params)["hidden_1"]["bias"] != 0).sum() == 16 - shut
+    assert reason(params, gradient) == []
+
+
 @pytest.mark.parametrize("classes", [2, 10])
 def test_a_silent_network_of_two_classes_is_heard_as_one_of_ten(classes):
     params, gradient = network(1e-3, "sigmoid", 6, classes=classes)
