@@ -134,7 +134,8 @@ def polar(
             the rate.
         momentum: :math:`m`, of the average of directions.
         radial_rate: :math:`\kappa`, of the size relative to that of the direction.
-        radial_momentum: :math:`n`, of the average of signs.
+        radial_momentum: :math:`n`, of the average of signs. At 0 every sign stands for
+            itself, and nothing turns unless ``yielding`` is below 1.
         depth_exponent: :math:`p`, from 0 (each layer gets the whole rate) to 1.
         bias_bound: the first bound of a bias' step.
         bias_share: the second.
