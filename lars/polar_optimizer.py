@@ -265,10 +265,9 @@ def polar(
             slopes[i] = radial_momentum * slopes[i] + jnp.stack(
                 [sign, jnp.ones_like(sign)]
             )
-            # A sign has no derivative, and the root's at 1 - 1 is not finite.
-            s = jax.lax.stop_gradient(slopes[i][0] / slopes[i][1])
+            s = slopes[i][0] / slopes[i][1]
             growths[i] = jnp.expm1(-rate * (radial_rate * s + beta))
-            turns[i] = rate * jnp.sqrt(1 - yielding * s**2)
+            turns[i] = rate * _root(1 - yielding * s**2)
             sizes[i] = _size(norm, w[i])
             direction = _direction(x, None if bias is None else g[bias])
             new_v[i] = momentum * v[i] + (1 - momentum) * direction
@@ -300,6 +299,11 @@ def polar(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _root(x: jax.Array) -> jax.Array:
+    """The square root, whose derivative at zero is zero: infinity times zero is NaN."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
 def _direction(g: jax.Array, bias_g: jax.Array | None) -> jax.Array:

@@ -898,7 +898,7 @@ TABLE = {
             "step = turns[i] * sizes[i] * _across",
             "step = turns[i] * _across",
         ),
-        ("directions do not wait", "rate * jnp.sqrt(1 - yielding * s**2)", "rate"),
+        ("directions do not wait", "rate * _root(1 - yielding * s**2)", "rate"),
         (
             "biases do not wait",
             "length = turns[kernel] * sizes",
@@ -915,8 +915,8 @@ TABLE = {
         ),
         (
             "infinite derivatives",
-            "jax.lax.stop_gradient(slopes[i][0] / slopes[i][1])",
-            "slopes[i][0] / slopes[i][1]",
+            "jnp.sqrt(jnp.where(x > 0, x, 1))",
+            "jnp.sqrt(x)",
         ),
         ("no radial step", "radial_rate * s + beta", "beta"),
         ("no decay", "radial_rate * s + beta", "radial_rate * s"),

@@ -261,21 +261,24 @@ def test_rectifiers_that_are_shut_do_not_make_an_input_constant():
         )
 
 
-def test_its_steps_have_derivatives():
+@pytest.mark.parametrize(
+    ("name", "at"), [("learning_rate", RATE), ("radial_momentum", 0.9)]
+)
+def test_its_steps_have_derivatives(name, at):
+    """Also of the first, in which the average of signs is 1 and the root's is not."""
     params, grads = network(np.float32)
 
-    def size_after(rate):
-        return sum(jnp.sum(x**2) for x in jax.tree.leaves(after_two(lars.polar(rate))))
-
-    def after_two(optimizer):
-        x, state = params, optimizer.init(params)
-        for _ in range(2):
-            updates, state = optimizer.update(grads, state, x)
+    def size_after(value):
+        optimizer = lars.polar(**{"learning_rate": RATE, name: value})
+        state, x = optimizer.init(params), params
+        for turn in TURNS:
+            g = jax.tree.map(lambda x: np.float32(turn) * x, grads)  # noqa: B023
+            updates, state = optimizer.update(g, state, x)
             x = optax.apply_updates(x, updates)
-        return x
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(x))
 
-    near = [size_after(RATE + h) for h in (-1e-2, 1e-2)]
-    derivative = jax.jit(jax.grad(size_after))(RATE)
+    size, derivative = jax.jit(size_after), jax.jit(jax.grad(size_after))(at)
+    near = [size(at + h) for h in (-1e-2, 1e-2)]
     np.testing.assert_allclose(derivative, (near[1] - near[0]) / 2e-2, rtol=2e-2)
 
 
