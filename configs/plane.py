@@ -160,6 +160,10 @@ def _mlp(activation: str, profile: str = "all", **settings: Any) -> dict[str, An
     return {"model": model, "profile": profile}
 
 
+def _cnn(width: int) -> dict[str, Any]:
+    return {"model": {**_CNN, "width": width}, "profile": "all"}
+
+
 _SCALES = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e4, 1e6, 1e8)
 
 _FEWER_SCALES = (1e-8, 1e-4, 1.0, 1e4, 1e8)
@@ -330,11 +334,16 @@ SIZES: dict[str, dict[str, Any]] = {
         **_MAP,
         **_SMALL,
         "dataset": "fashion_mnist",
-        "variants": {
-            f"{width} channels": {"model": {**_CNN, "width": width}, "profile": "all"}
-            for width in (8, 16)
-        },
+        "variants": {"8 channels": _cnn(8)},
         "depths": (4, 8),
+    },
+    "rescue_wider_cnn": {
+        **_MAP,
+        **_SMALL,
+        "dataset": "fashion_mnist",
+        "variants": {"16 channels": _cnn(16)},
+        "depths": (4, 8),
+        "init_scales": _FEWER_SCALES,
     },
 }
 

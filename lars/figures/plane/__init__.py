@@ -16,6 +16,7 @@ ITEMS: dict[str, Item] = {
     "rescue_profiles": items.PROFILES,
     "rescue_normalized": items.NORMALIZED,
     "rescue_cnn": items.CNN,
+    "rescue_wider_cnn": items.WIDER_CNN,
     "rescue_elsewhere": items.ELSEWHERE,
     "rescue_search": items.SEARCH,
 }
