@@ -129,7 +129,9 @@ def _without(label: str, name: str = "polar_waking", **settings: Any) -> Arm:
 PARTS: dict[str, Arm] = {
     "polar_waking": {**OURS["polar_waking"], "learning_rates": _OF_PARTS},
     "alone": _without("alone, not waking", "polar"),
-    "no_radial": _without("without radial steps", radial_rate=0.0, yielding=0.0),
+    "no_radial": _without(
+        "without radial steps, or waiting for them", radial_rate=0.0, yielding=0.0
+    ),
     "no_yielding": _without("with directions that do not wait", yielding=0.0),
     "no_decay": _without("without decay", weight_decay=0.0),
     "no_orthogonal": _without("without orthogonal steps", steps=0),

@@ -61,7 +61,8 @@ def can_tell_constant_input(bias_gradient: jax.Array) -> jax.Array:
 
     With one output every gradient has the form of one that a constant input makes, and
     with two whose gradients are opposite numbers, as those of a softmax are. Outputs
-    that get no gradient, as those of rectifiers that are shut, do not count.
+    that get no gradient beside the others, as those of units that are shut, do not
+    count.
 
     Args:
         bias_gradient: of the kernel's bias, one for each output.
@@ -69,7 +70,8 @@ def can_tell_constant_input(bias_gradient: jax.Array) -> jax.Array:
     Returns:
         A boolean of shape [].
     """
-    return (bias_gradient != 0).sum() > 2
+    parts = jnp.abs(unit(bias_gradient)[0])  # of any scale, also of subnormal numbers
+    return (parts > jnp.finfo(parts.dtype).eps).sum() > 2
 
 
 def by_constant_input(

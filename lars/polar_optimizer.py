@@ -47,7 +47,7 @@ class PolarState(NamedTuple):
     trace: optax.Params  # v, like the parameters; of biases, their last steps
     # like the parameters, each of shape=(2,): the weighted sums of signs, and of ones;
     # s is their ratio. Zero for all but kernels.
-    slopes: optax.Params
+    signs: optax.Params
 
 
 def polar(
@@ -105,18 +105,17 @@ def polar(
       the step is short where they are noise. Decay, likewise relative, draws a network
       whose signs are noise, because it is chaotic, to smaller sizes; it is of second
       order in the rate, and vanishes beside all else as the rate does.
-    * Directions wait for sizes. While all signs agree a kernel is out of scale, and
-      what its gradient says of directions is how to make up for that: far too large a
-      network of rectifiers would learn to be silent. A step of the size of one is
-      therefore shared as a unit vector is among its coordinates, s for the size and
-      :math:`\sqrt{1 - s^2}` for the direction, which noise in the signs leaves whole,
-      nearly.
+    * Directions yield to sizes, and wait while all signs agree: a kernel is then taken
+      to be out of scale, and what its gradient says of directions is how to make up for
+      that. Far too large a network of rectifiers would else learn to be silent. The
+      size gets the part s of a step and the direction :math:`\sqrt{1 - s^2}`, as the
+      coordinates of a unit vector; noise in the signs leaves the direction nearly all.
     * A bias moves by the least of two lengths: ``bias_bound`` times the step of a row
       of its kernel, and the length at which it lowers the loss, to first order, by
       ``bias_share`` times what a step of the kernel along its gradient would. Where a
       layer's inputs are tiny, so is that. Else biases drown what small kernels say. Its
-      steps are averaged, wait with those of its kernel's direction, and it grows,
-      shrinks and decays as its kernel does: what was small beside a kernel stays so.
+      steps yield as its kernel's do, and are then averaged; and it grows, shrinks and
+      decays as its kernel does: what was small beside a kernel stays so.
     * A kernel of zero has no size for a step to be a part of. It moves as one of the
       norm :math:`\sqrt{\text{outputs}}` would.
 
@@ -139,7 +138,7 @@ def polar(
         depth_exponent: :math:`p`, from 0 (each layer gets the whole rate) to 1.
         bias_bound: the first bound of a bias' step.
         bias_share: the second.
-        yielding: how far directions wait for sizes: c in :math:`\sqrt{1 - c\,s^2}`,
+        yielding: how far directions yield to sizes: c in :math:`\sqrt{1 - c\,s^2}`,
             from 0 (not at all) to 1.
         steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`. They are
             compiled in: for :func:`optax.inject_hyperparams` a static argument.
@@ -150,8 +149,10 @@ def polar(
         :func:`lars.wake_silent_layers` sees to these.
 
     Raises:
-        ValueError: for a number that cannot be a hyperparameter.
-        TypeError: for something else than a number.
+        ValueError: for a number that cannot be a hyperparameter, and in ``update`` for
+            a state of other parameters or of an earlier version.
+        TypeError: for something else than a number, and in ``update`` for the state of
+            another optimizer.
 
     Example:
         A network that starts a thousand times too small, layer by layer:
@@ -224,7 +225,7 @@ def polar(
         return PolarState(
             count=jnp.zeros((), jnp.int32),
             trace=optax.tree.zeros_like(params),
-            slopes=jax.tree.map(lambda x: jnp.zeros(2, widen(x).dtype), params),
+            signs=jax.tree.map(lambda x: jnp.zeros(2, widen(x).dtype), params),
         )
 
     def update_fn(
@@ -238,11 +239,7 @@ def polar(
             raise ValueError(
                 "polar needs the parameters: call update(gradients, state, params)."
             )
-        if not isinstance(state, PolarState):
-            raise TypeError(
-                f"the state is of another optimizer: got {type(state).__name__}, need "
-                "PolarState. Make a new one with init(params)."
-            )
+        _check_state(state, params)
         kernels = kernels_of(params)
         share = max(1, len(kernels)) ** -depth_exponent
         gamma = jnp.asarray(_at(learning_rate, state.count))
@@ -253,7 +250,7 @@ def polar(
             for leaves in map(jax.tree.leaves, (updates, state.trace))
         )
         new_v, moves = list[Any](v), list[Any](w)
-        slopes = jax.tree.leaves(state.slopes)
+        signs = jax.tree.leaves(state.signs)
         biases = biases_of(params)
         owners = {bias: kernel for kernel, bias in biases.items()}
         growths, turns, sizes = {}, {}, {}
@@ -262,10 +259,10 @@ def polar(
             rate, beta = (share * gamma).astype(x.dtype), decay.astype(x.dtype)
             u, norm = unit(w[i])
             sign = jnp.sign(_inner(unit(x)[0], u))
-            slopes[i] = radial_momentum * slopes[i] + jnp.stack(
+            signs[i] = radial_momentum * signs[i] + jnp.stack(
                 [sign, jnp.ones_like(sign)]
             )
-            s = slopes[i][0] / slopes[i][1]
+            s = signs[i][0] / signs[i][1]
             growths[i] = jnp.expm1(-rate * (radial_rate * s + beta))
             turns[i] = rate * _root(1 - yielding * s**2)
             sizes[i] = _size(norm, w[i])
@@ -294,11 +291,31 @@ def polar(
             PolarState(
                 count=optax.safe_increment(state.count),
                 trace=treedef.unflatten(_like(new_v, jax.tree.leaves(state.trace))),
-                slopes=treedef.unflatten(_like(slopes, jax.tree.leaves(state.slopes))),
+                signs=treedef.unflatten(_like(signs, jax.tree.leaves(state.signs))),
             ),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_state(state: Any, params: optax.Params) -> None:
+    """Refuses a state of another optimizer, or of other parameters: a checkpoint's."""
+    if not isinstance(state, PolarState):
+        raise TypeError(
+            f"the state is of another optimizer: got {type(state).__name__}, need "
+            "PolarState. Make a new one with init(params)."
+        )
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
+    traces, signs = (
+        [jnp.shape(x) for x in jax.tree.leaves(tree)]
+        for tree in (state.trace, state.signs)
+    )
+    if traces != shapes or signs != [(2,)] * len(shapes):
+        raise ValueError(
+            "the state is of other parameters, or of an earlier version: it has "
+            f"averages of the shapes {traces} and sums of signs of {signs}, here they "
+            f"are {shapes} and (2,) for each. Make a new one with init(params)."
+        )
 
 
 def _root(x: jax.Array) -> jax.Array:

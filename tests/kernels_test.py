@@ -76,7 +76,12 @@ def test_where_the_form_of_a_gradient_says_nothing(inputs, classes, shut, can_te
     h = rng.normal(size=(20, inputs)).astype(np.float32)
     _, rest = by_constant_input(h.T @ errors, errors.sum(axis=0))
     assert (np.linalg.norm(rest) > 1e-6) == can_tell
-    assert can_tell_constant_input(errors.sum(axis=0)) == can_tell
+    for scale in (1, 2.0**-140):
+        b = (scale * errors.sum(axis=0)).astype(np.float32)
+        assert can_tell_constant_input(b) == can_tell
+    b[:shut] = 2.0**-149 if shut else b[:shut]  # nearly shut, as of saturated units
+    b[shut:] *= 2.0**100
+    assert can_tell_constant_input(b) == can_tell
 
 
 @pytest.mark.parametrize(("fan_in", "width"), [(30, 1000), (800, 1000)])

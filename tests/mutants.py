@@ -907,11 +907,11 @@ TABLE = {
         ("root without a square", "1 - yielding * s**2", "1 - yielding * jnp.abs(s)"),
         ("noise is a direction", "o = _norm(matrix) / ", "o = 1.0 / "),
         ("up the slope", "(radial_rate * s + beta)", "(-radial_rate * s + beta)"),
-        ("signs not averaged", "radial_momentum * slopes[i] + ", ""),
+        ("signs not averaged", "radial_momentum * signs[i] + ", ""),
         (
             "an average that begins with zero",
-            "slopes[i][0] / slopes[i][1]",
-            "(1 - radial_momentum) * slopes[i][0]",
+            "signs[i][0] / signs[i][1]",
+            "(1 - radial_momentum) * signs[i][0]",
         ),
         (
             "infinite derivatives",
@@ -1090,7 +1090,7 @@ TABLE = {
         ("the whole rate a kernel", "learning_rate / kernels", "learning_rate"),
         (
             "no step across",
-            'math.hypot(settings["radial_rate"], 1)',
+            'learning_rate / kernels * settings["radial_rate"]',
             'settings["radial_rate"]',
         ),
     ),

@@ -294,9 +294,9 @@ def test_the_least_steps_of_recovery():
     arm = {"name": "lars", "settings": {"momentum": 0.9, "trust_coefficient": 0.001}}
     # A step of momentum's sum changes a norm by γη/(1 - m) = 0.2 of it.
     assert least_steps(arm, 20.0, np.exp(-3), 3) == pytest.approx(15)
-    # A part of the step for the size and the rest for the direction: 5/4 at most.
-    arm = {"name": "polar", "settings": {"radial_rate": 0.75}}
-    assert least_steps(arm, 0.3, np.exp(-5), 3) == pytest.approx(40)
+    # Where a size gets all of a step, nothing turns; three kernels share the rate.
+    arm = {"name": "polar", "settings": {"radial_rate": 2.5}}
+    assert least_steps(arm, 0.3, np.exp(-5), 3) == pytest.approx(20)
 
 
 def test_rates_are_those_that_the_search_found():

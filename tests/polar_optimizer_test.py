@@ -94,8 +94,8 @@ def test_the_scale_of_the_loss_changes_no_bit(exponent):
     other = jax.tree.map(lambda g: np.ldexp(g, exponent), grads)
     jax.tree.map(
         np.testing.assert_array_equal,
-        after(optimizer, params, grads, 3),
-        after(optimizer, params, other, 3),
+        after(optimizer, params, grads, 3, TURNS),
+        after(optimizer, params, other, 3, TURNS),
     )
 
 
@@ -106,8 +106,8 @@ def test_steps_are_relative_to_the_kernel(exponent):
     larger = jax.tree.map(lambda w: np.ldexp(w, exponent), params)
     jax.tree.map(
         lambda x, y: np.testing.assert_array_equal(np.ldexp(x, exponent), y),
-        after(optimizer, params, grads, 3),
-        after(optimizer, larger, grads, 3),
+        after(optimizer, params, grads, 3, TURNS),
+        after(optimizer, larger, grads, 3, TURNS),
     )
 
 
@@ -154,10 +154,11 @@ def test_what_is_averaged_are_directions():
     optimizer = lars.polar(RATE)
     state, other = optimizer.init(params), optimizer.init(params)
     update = jax.jit(optimizer.update)
-    for exponent in (0, 40, -40):
-        g = jax.tree.map(lambda x: np.ldexp(x, exponent), grads)  # noqa: B023
+    for turn, exponent in zip(TURNS, (0, 40, -40), strict=False):
+        same = jax.tree.map(lambda x: np.float32(turn) * x, grads)  # noqa: B023
+        g = jax.tree.map(lambda x: np.ldexp(x, exponent), same)  # noqa: B023
         updates, state = update(g, state, params)
-        expected_updates, other = update(grads, other, params)
+        expected_updates, other = update(same, other, params)
         jax.tree.map(np.testing.assert_array_equal, updates, expected_updates)
 
 
@@ -265,7 +266,7 @@ def test_rectifiers_that_are_shut_do_not_make_an_input_constant():
     ("name", "at"), [("learning_rate", RATE), ("radial_momentum", 0.9)]
 )
 def test_its_steps_have_derivatives(name, at):
-    """Also of the first, in which the average of signs is 1 and the root's is not."""
+    """Also the first, in which s is ±1, where the root's derivative is infinite."""
     params, grads = network(np.float32)
 
     def size_after(value):
@@ -307,8 +308,44 @@ def test_wrong_numbers_are_refused_with_their_value():
             lars.polar(RATE, **{name: value})
     optimizer = lars.polar(RATE)
     params, grads = network(np.float32)
+    state = optimizer.init(params)
     with pytest.raises(ValueError, match="needs the parameters"):
-        optimizer.update(grads, optimizer.init(params))
+        optimizer.update(grads, state)
+    with pytest.raises(TypeError, match="got EmptyState, need PolarState"):
+        optimizer.update(grads, optax.EmptyState(), params)
+    earlier = state._replace(signs=jax.tree.map(lambda x: x[0], state.signs))
+    others = optimizer.init(params["hidden"])
+    for wrong in (earlier, others):
+        with pytest.raises(ValueError, match=r"shapes .* and sums of signs of \["):
+            optimizer.update(grads, wrong, params)
+
+
+def test_without_memory_every_sign_stands_for_itself():
+    params, grads = network(np.float32, bias=False)
+    optimizer = lars.polar(RATE, 0.0, radial_momentum=0.0, radial_rate=RADIAL)
+    moved = after(optimizer, params, grads, 3, TURNS)
+    for name in params:  # of three signs one is left, and nothing has turned
+        w, g = params[name]["kernel"], grads[name]["kernel"]
+        size = np.exp(RATE / 2 * RADIAL * np.sign(np.sum(g * w)))
+        np.testing.assert_allclose(moved[name]["kernel"], size * w, rtol=1e-5)
+
+
+def test_behind_saturated_units_the_scale_of_the_loss_counts_no_more():
+    # Gradients of subnormal numbers, which most arithmetic takes for zero.
+    rng = np.random.default_rng(5)
+    inputs, errors = 1 + 1e-2 * rng.normal(size=(20, 6)), rng.normal(size=(20, 5))
+    g = {"kernel": inputs.T @ errors, "bias": errors.sum(axis=0)}
+    w = {"kernel": rng.normal(size=(6, 5)), "bias": np.zeros(5)}
+    w, g = jax.tree.map(np.float32, (w, g))
+    turning = lars.polar(RATE, 0.0, radial_rate=0.0, yielding=0.0)
+    tiny = jax.tree.map(lambda x: np.ldexp(x, -132), g)
+    assert max(np.abs(x).max() for x in tiny.values()) < np.finfo(np.float32).tiny
+    step, same = (
+        np.ravel(after(turning, w, grads)["kernel"] - w["kernel"])
+        for grads in (g, tiny)
+    )
+    cosine = step @ same / np.linalg.norm(step) / np.linalg.norm(same)
+    assert cosine > 0.999
 
 
 @pytest.mark.parametrize("sign", [-1, 1])

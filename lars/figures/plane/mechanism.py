@@ -235,7 +235,7 @@ def least_steps(
         across = 1 / (1 - settings["momentum"])
         growth = learning_rate * settings["trust_coefficient"] * across
     else:
-        growth = learning_rate / kernels * math.hypot(settings["radial_rate"], 1)
+        growth = learning_rate / kernels * settings["radial_rate"]
     return abs(math.log(init_scale)) / growth
 
 
@@ -322,8 +322,8 @@ RECOVERY = Item(
     title="How long recovery takes",
     about="The norm of a layer that moves by a given part of itself can only grow "
     "exponentially: from s times the norm that is needed, in |ln s| (1 − m)/(γη) steps "
-    "of LARS with momentum m, at least. A step of polar LARS adds γ/L √(κ² + 1) at "
-    "most to the logarithm of a norm. Without waking.",
+    "of LARS with momentum m, at least. A step of polar LARS adds γκ/L at most to "
+    "the logarithm of a norm. Without waking.",
     cells=recovery_cells,
     measure=measure_recovery,
     draw=draw_recovery,
