@@ -61,7 +61,7 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
         row = summary.loc[name]
         axes.set_title(
             f"{settings['optimizers'][name]['label']}\n"
-            f"{row['plane_best']:.0%} of the plane; one rate: {row['plane_one']:.0%}",
+            f"{row['plane_best']:.1%} of the plane; one rate: {row['plane_one']:.1%}",
             fontsize=10,
         )
         _ticks(axes, settings)
