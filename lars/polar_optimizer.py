@@ -8,10 +8,11 @@ For every kernel w with gradient g, with ρ = ‖w‖, u = w / ρ, L kernels in 
     o ← polar factor of v, of Frobenius norm 1, without its part along u
     s ← average of sign⟨g, u⟩, from -1 to 1
     w ← exp(-γ' (κ s + γ β)) w                  how large,
-        - γ' √(1 - s²) ρ ‖v‖ o                  and where to, once sizes are right
+        - γ' √(1 - σ²) ρ ‖v‖ o                  and where to,
 
-Nothing in it depends on the sizes of gradients, losses or kernels, only on their
-ratios.
+where σ, by how much directions wait, is s if that is positive and ρ larger than the
+norm of a kernel that keeps the size of its inputs, else 0. But for that nothing depends
+on the sizes of gradients, losses or kernels, only on their ratios.
 """
 
 import math
@@ -28,6 +29,7 @@ from lars.kernels import (
     by_constant_input,
     can_tell_constant_input,
     kernels_of,
+    preserving_norm,
 )
 from lars.layers import widen
 from lars.norms import l2_norm, unit
@@ -75,13 +77,18 @@ def polar(
         s_t &= \frac{\sum_{k \le t} n^{t-k}
           \operatorname{sign}\langle g_k, u_k\rangle}{\sum_{k \le t} n^{t-k}} \\
         w_{t+1} &= \exp\left(-\gamma'_t (\kappa\,s_t + \gamma_t \beta)\right) w_t
-          - \gamma'_t \sqrt{1 - s_t^2}\,\|w_t\|_F\,\|v_{t+1}\|_F\,o_t
+          - \gamma'_t \sqrt{1 - \sigma_t^2}\,\|w_t\|_F\,\|v_{t+1}\|_F\,o_t,
+          \qquad \sigma_t = \begin{cases}
+            s_t & s_t > 0,\ \|w_t\|_F > \bar\rho \\ 0 & \text{else}
+          \end{cases}
         \end{align*}
 
     for every array of two axes or more, a kernel, taken as a matrix
-    (:func:`lars.spectral.as_matrices`). As in LARS, a step is a given part of the
-    layer's own norm. Seven things differ, each for a way in which LARS fails from a
-    badly scaled start, or for what it costs elsewhere:
+    (:func:`lars.spectral.as_matrices`); :math:`\bar\rho = \sqrt{2 \cdot
+    \text{outputs}}` is the norm of one that keeps the mean square of what rectifiers
+    hand on (:func:`lars.kernels.preserving_norm`). As in LARS, a step is a given part
+    of the layer's own norm. Seven things differ, each for a way in which LARS fails
+    from a badly scaled start, or for what it costs elsewhere:
 
     * What is averaged are directions: gradients of norm one. Their sizes change by
       orders of magnitude while a network recovers, and an average of gradients would be
@@ -105,11 +112,13 @@ def polar(
       the step is short where they are noise. Decay, likewise relative, draws a network
       whose signs are noise, because it is chaotic, to smaller sizes; it is of second
       order in the rate, and vanishes beside all else as the rate does.
-    * Directions yield to sizes, and wait while all signs agree: a kernel is then taken
-      to be out of scale, and what its gradient says of directions is how to make up for
-      that. Far too large a network of rectifiers would else learn to be silent. The
-      size gets the part s of a step and the direction :math:`\sqrt{1 - s^2}`, as the
-      coordinates of a unit vector; noise in the signs leaves the direction nearly all.
+    * Directions yield to sizes where a kernel is larger than :math:`\bar\rho` and signs
+      agree that it should shrink: what its gradient says of directions is then how to
+      make up for its size, and far too large a network of rectifiers would learn to be
+      silent. The size gets the part s of a step and the direction
+      :math:`\sqrt{1 - s^2}`, as the coordinates of a unit vector. Smaller kernels wait
+      for nothing: a network that tells no images apart is better off with smaller
+      outputs, and would else shrink for ever.
     * A bias moves by the least of two lengths: ``bias_bound`` times the step of a row
       of its kernel, and the length at which it lowers the loss, to first order, by
       ``bias_share`` times what a step of the kernel along its gradient would. Where a
@@ -134,12 +143,12 @@ def polar(
         momentum: :math:`m`, of the average of directions.
         radial_rate: :math:`\kappa`, of the size relative to that of the direction.
         radial_momentum: :math:`n`, of the average of signs. At 0 every sign stands for
-            itself, and nothing turns unless ``yielding`` is below 1.
+            itself.
         depth_exponent: :math:`p`, from 0 (each layer gets the whole rate) to 1.
         bias_bound: the first bound of a bias' step.
         bias_share: the second.
-        yielding: how far directions yield to sizes: c in :math:`\sqrt{1 - c\,s^2}`,
-            from 0 (not at all) to 1.
+        yielding: how far directions yield to sizes: c in
+            :math:`\sqrt{1 - c\,\sigma^2}`, from 0 (not at all) to 1.
         steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`. They are
             compiled in: for :func:`optax.inject_hyperparams` a static argument.
 
@@ -218,7 +227,7 @@ def polar(
         )
     check_below_one("momentum", momentum)
     check_below_one("radial_momentum", radial_momentum)
-    if not isinstance(yielding, Tracer) and yielding > 1:
+    if not isinstance(yielding, Tracer) and float(yielding) > 1:
         raise ValueError(f"yielding must be at most 1, got {yielding!r}.")
 
     def init_fn(params: optax.Params) -> PolarState:
@@ -264,8 +273,10 @@ def polar(
             )
             s = signs[i][0] / signs[i][1]
             growths[i] = jnp.expm1(-rate * (radial_rate * s + beta))
-            turns[i] = rate * _root(1 - yielding * s**2)
             sizes[i] = _size(norm, w[i])
+            is_too_large = (s > 0) & (sizes[i] > preserving_norm(w[i]))
+            sigma = jnp.where(is_too_large, s, 0)
+            turns[i] = rate * _root(1 - yielding * sigma**2)
             direction = _direction(x, None if bias is None else g[bias])
             new_v[i] = momentum * v[i] + (1 - momentum) * direction
             step = turns[i] * sizes[i] * _across(new_v[i], u, steps)

@@ -53,7 +53,8 @@ def expected(params, grads, count=1):
             s = np.average(
                 signs[name], weights=0.9 ** np.arange(len(signs[name]))[::-1]
             )
-            across = gamma * np.sqrt(1 - s**2)
+            waits = s > 0 and size > np.sqrt(2 * kernel.shape[1])
+            across = gamma * (np.sqrt(1 - s**2) if waits else 1)
             size_change = np.exp(-gamma * (RADIAL * s + RATE * DECAY))
             length = size * min(
                 0.1 / np.sqrt(len(kernel)),
@@ -78,10 +79,12 @@ def close(x, y, rtol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), x, y)
 
 
+@pytest.mark.parametrize("size", [0.1, 1.0])
 @pytest.mark.parametrize("count", [1, 6])
-def test_equals_the_equations_in_float64(count):
+def test_equals_the_equations_in_float64(count, size):
     with jax.enable_x64(True):
         params, grads = network()
+        params = jax.tree.map(lambda w: size * w, params)
         optimizer = lars.polar(RATE, DECAY, MOMENTUM, radial_rate=RADIAL, steps=EXACT)
         moved = after(optimizer, params, grads, count, TURNS)
         close(moved, expected(params, grads, count), 1e-7)
@@ -102,7 +105,7 @@ def test_the_scale_of_the_loss_changes_no_bit(exponent):
 @pytest.mark.parametrize("exponent", [-40, 40])
 def test_steps_are_relative_to_the_kernel(exponent):
     params, grads = network(np.float32, bias=False)
-    optimizer = lars.polar(RATE)
+    optimizer = lars.polar(RATE, yielding=0.0)
     larger = jax.tree.map(lambda w: np.ldexp(w, exponent), params)
     jax.tree.map(
         lambda x, y: np.testing.assert_array_equal(np.ldexp(x, exponent), y),
@@ -173,23 +176,38 @@ def test_a_kernel_grows_along_a_slope_that_says_so():
         )
 
 
-def test_directions_wait_while_all_signs_agree():
-    params, grads = network(np.float32)
+def too_large(dtype=np.float32):
+    """A network whose gradients say that all its kernels should shrink."""
+    params, grads = network(dtype)
+    for name, layer in grads.items():
+        layer["kernel"] *= np.sign(np.sum(layer["kernel"] * params[name]["kernel"]))
+    return jax.tree.map(lambda w: 100 * w, params), grads
+
+
+def test_directions_wait_while_all_signs_agree_that_a_kernel_is_too_large():
+    params, grads = too_large()
     optimizer = lars.polar(RATE, 0.0, MOMENTUM, radial_rate=RADIAL)
     moved = after(optimizer, params, grads, 4)
-    for name in params:
-        w, g = params[name]["kernel"], grads[name]["kernel"]
-        # Two kernels; the bias stays what it was beside its kernel.
-        size = np.exp(-4 * RATE / 2 * RADIAL * np.sign(np.sum(g * w)))
-        np.testing.assert_allclose(moved[name]["kernel"], size * w, rtol=1e-5)
-        np.testing.assert_allclose(
-            moved[name]["bias"], size * params[name]["bias"], rtol=1e-5
-        )
+    size = np.exp(-4 * RATE / 2 * RADIAL)  # two kernels
+    # The bias stays what it was beside its kernel.
+    close(moved, jax.tree.map(lambda w: size * w, params), 1e-5)
 
 
-@pytest.mark.parametrize("turns", [(1, -1), (1, 1, 1, -1), (1, -1) * 10])
+@pytest.mark.parametrize(("scale", "turn"), [(1e-2, 1), (1, -1), (1e-2, -1)])
+def test_they_wait_for_nothing_else(scale, turn):
+    """Neither where a kernel is small, nor where it should grow."""
+    params, grads = too_large()
+    params = jax.tree.map(lambda w: np.float32(scale / 10) * w, params)
+    with_and_without = (
+        after(lars.polar(RATE, yielding=c), params, grads, 4, (turn,) * 4)
+        for c in (0.0, 1.0)
+    )
+    jax.tree.map(np.testing.assert_array_equal, *with_and_without)
+
+
+@pytest.mark.parametrize("turns", [(1, -1), (-1, 1), (1, 1, 1, -1), (-1, 1) * 10])
 def test_a_direction_gets_what_the_size_leaves_of_a_step(turns):
-    params, grads = network(np.float32)
+    params, grads = too_large()
 
     def lengths(yielding):
         optimizer = lars.polar(RATE, 0.0, radial_rate=0.0, yielding=yielding)
@@ -201,7 +219,7 @@ def test_a_direction_gets_what_the_size_leaves_of_a_step(turns):
 
     s = np.average(turns, weights=0.9 ** np.arange(len(turns))[::-1])
     for yielding in (0.5, 1.0):
-        part = np.sqrt(1 - yielding * s**2)
+        part = np.sqrt(1 - yielding * max(s, 0) ** 2)
         np.testing.assert_allclose(lengths(yielding), part * lengths(0.0), rtol=1e-5)
 
 
@@ -267,7 +285,7 @@ def test_rectifiers_that_are_shut_do_not_make_an_input_constant():
 )
 def test_its_steps_have_derivatives(name, at):
     """Also the first, in which s is ±1, where the root's derivative is infinite."""
-    params, grads = network(np.float32)
+    params, grads = too_large()
 
     def size_after(value):
         optimizer = lars.polar(**{"learning_rate": RATE, name: value})
@@ -321,13 +339,12 @@ def test_wrong_numbers_are_refused_with_their_value():
 
 
 def test_without_memory_every_sign_stands_for_itself():
-    params, grads = network(np.float32, bias=False)
+    w = {"kernel": np.eye(3, dtype=np.float32)}
     optimizer = lars.polar(RATE, 0.0, radial_momentum=0.0, radial_rate=RADIAL)
-    moved = after(optimizer, params, grads, 3, TURNS)
-    for name in params:  # of three signs one is left, and nothing has turned
-        w, g = params[name]["kernel"], grads[name]["kernel"]
-        size = np.exp(RATE / 2 * RADIAL * np.sign(np.sum(g * w)))
-        np.testing.assert_allclose(moved[name]["kernel"], size * w, rtol=1e-5)
+    moved = after(optimizer, w, w, 3, TURNS)  # along the kernel alone
+    np.testing.assert_allclose(
+        moved["kernel"], np.exp(RATE * RADIAL) * w["kernel"], rtol=1e-5
+    )
 
 
 def test_behind_saturated_units_the_scale_of_the_loss_counts_no_more():
