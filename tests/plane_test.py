@@ -25,7 +25,7 @@ from lars.figures.plane.items import SEARCHED
 from lars.figures.plane.mechanism import least_steps
 from lars.figures.plane.plane import START, cells, runs_of
 from lars.figures.plane.starts import starts_of
-from lars.figures.runs import Setting, results_of
+from lars.figures.runs import Setting, results_of, setting_of_arm
 
 MLP = {
     "name": "mlp",
@@ -359,3 +359,15 @@ def test_a_hard_start_is_rescued_by_the_recommended_setting_alone(
     assert accuracy(plane.OURS["polar_waking"], *cell) >= RESCUED
     assert accuracy(plane.PEERS["sgd"], *cell) < RESCUED
     assert accuracy(plane.PEERS["optax_lars"], *cell) < RESCUED
+
+
+def test_a_usual_start_does_not_shrink_to_nothing():
+    """One of five seeds does, if directions wait for sizes that are not too large.
+
+    Outputs that tell no images apart are too large in every batch.
+    """
+    sizes = plane.SIZES["rescue_map"]
+    model = {**sizes["variants"]["relu"]["model"], "depth": 4}
+    setting = setting_of_arm(sizes, model, plane.OURS["polar_waking"])
+    runs = results_of(setting, [0.5], [0], 1.0)
+    assert (runs["test_accuracy"] > 0.95).all()
