@@ -227,8 +227,7 @@ def polar(
         )
     check_below_one("momentum", momentum)
     check_below_one("radial_momentum", radial_momentum)
-    if not isinstance(yielding, Tracer) and float(yielding) > 1:
-        raise ValueError(f"yielding must be at most 1, got {yielding!r}.")
+    _check_at_most_one("yielding", yielding)
 
     def init_fn(params: optax.Params) -> PolarState:
         return PolarState(
@@ -276,7 +275,7 @@ def polar(
             sizes[i] = _size(norm, w[i])
             is_too_large = (s > 0) & (sizes[i] > preserving_norm(w[i]))
             sigma = jnp.where(is_too_large, s, 0)
-            turns[i] = rate * _root(1 - yielding * sigma**2)
+            turns[i] = rate * _root(jnp.asarray(1 - yielding * sigma**2))
             direction = _direction(x, None if bias is None else g[bias])
             new_v[i] = momentum * v[i] + (1 - momentum) * direction
             step = turns[i] * sizes[i] * _across(new_v[i], u, steps)
@@ -307,6 +306,11 @@ def polar(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_at_most_one(name: str, number: Any) -> None:
+    if not isinstance(number, Tracer) and number > 1:
+        raise ValueError(f"{name} must be at most 1, got {number!r}.")
 
 
 def _check_state(state: Any, params: optax.Params) -> None:

@@ -873,7 +873,11 @@ TABLE = {
         ("no rest", "return constant, matrix - constant", "return constant, matrix"),
         ("two classes can tell", ".sum() > 2", ".sum() > 1"),
         ("three classes cannot tell", ".sum() > 2", ".sum() > 3"),
-        ("what is shut can tell", "(bias_gradient != 0).sum()", "bias_gradient.size"),
+        (
+            "what is shut can tell",
+            "(parts > jnp.finfo(parts.dtype).eps).sum()",
+            "parts.size",
+        ),
     ),
     "lars/initialization.py": (
         ("wide kernels not turned", "matrix.T if is_wide else matrix", "matrix"),
