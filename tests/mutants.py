@@ -902,7 +902,11 @@ TABLE = {
             "step = turns[i] * sizes[i] * _across",
             "step = turns[i] * _across",
         ),
-        ("directions do not wait", "rate * _root(1 - yielding * sigma**2)", "rate"),
+        (
+            "directions do not wait",
+            "rate * _root(jnp.asarray(1 - yielding * sigma**2))",
+            "rate",
+        ),
         (
             "biases do not wait",
             "length = turns[kernel] * sizes",
