@@ -323,8 +323,9 @@ RECOVERY = Item(
     about="The norm of a layer that moves by a given part of itself can only grow "
     "exponentially: from s times the norm that is needed, in |ln s| (1 − m)/(γη) steps "
     "of LARS with momentum m, at least. A step of polar LARS adds γκ/L at most to "
-    "the logarithm of a norm, nearly: what turns is at right angles. Needed is taken to be "
-    "the norm of the usual start; kernels that have turned may need less. Without waking.",
+    "the logarithm of a norm, nearly: what turns is at right angles. What is needed is "
+    "taken to be the norm of the usual start; kernels that have turned may need less. "
+    "Without waking.",
     cells=recovery_cells,
     measure=measure_recovery,
     draw=draw_recovery,
