@@ -136,7 +136,7 @@ PARTS: dict[str, Arm] = {
     "no_decay": _without("without decay", weight_decay=0.0),
     "no_orthogonal": _without("without orthogonal steps", steps=0),
     "no_sharing": _without("without sharing among layers", depth_exponent=0.0),
-    "no_share": _without("with free biases", bias_share=1e9),
+    "no_share": _without("with biases bound by their rows alone", bias_share=1e9),
     "sgd": PEERS["sgd"],
 }
 """The recommended setting, and what is left of it without each of its parts."""

@@ -275,7 +275,7 @@ def polar(
             sizes[i] = _size(norm, w[i])
             is_too_large = (s > 0) & (sizes[i] > preserving_norm(w[i]))
             sigma = jnp.where(is_too_large, s, 0)
-            turns[i] = rate * _root(jnp.asarray(1 - yielding * sigma**2))
+            turns[i] = rate * _root(1 - yielding * sigma**2)
             direction = _direction(x, None if bias is None else g[bias])
             new_v[i] = momentum * v[i] + (1 - momentum) * direction
             step = turns[i] * sizes[i] * _across(new_v[i], u, steps)
@@ -333,7 +333,7 @@ def _check_state(state: Any, params: optax.Params) -> None:
         )
 
 
-def _root(x: jax.Array) -> jax.Array:
+def _root(x: Any) -> jax.Array:
     """The square root, whose derivative at zero is zero: infinity times zero is NaN."""
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 

@@ -904,7 +904,7 @@ TABLE = {
         ),
         (
             "directions do not wait",
-            "rate * _root(jnp.asarray(1 - yielding * sigma**2))",
+            "rate * _root(1 - yielding * sigma**2)",
             "rate",
         ),
         (
