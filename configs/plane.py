@@ -18,7 +18,7 @@ Arm = dict[str, Any]
 
 _USEFUL: dict[str, tuple[float, ...]] = {  # docs/plane/rescue_search
     "module": (0.5, 10.0, 40.0),
-    "polar_waking": (0.2, 0.3, 0.4),
+    "polar_waking": (0.15, 0.25, 0.4),
     "sgd": (0.01, 0.1, 0.3),
     "clipped_sgd": (0.1, 1.0, 1e6),
     "adam": (0.001, 0.01, 1e6),
