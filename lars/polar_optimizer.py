@@ -11,8 +11,9 @@ For every kernel w with gradient g, with ρ = ‖w‖, u = w / ρ, L kernels in 
         - γ' √(1 - σ²) ρ ‖v‖ o                  and where to,
 
 where σ, by how much directions wait, is s if that is positive and ρ larger than the
-norm of a kernel that keeps the size of its inputs, else 0. But for that nothing depends
-on the sizes of gradients, losses or kernels, only on their ratios.
+norm of a kernel that keeps the size of its inputs, else 0. But for that, and where a
+kernel is zero, nothing depends on the sizes of gradients, losses or kernels, only on
+their ratios.
 """
 
 import math
@@ -108,23 +109,28 @@ def polar(
       one image is.
     * A kernel's size has a step of its own, relative, along the sign of the loss'
       derivative by the logarithm of the size: it grows and shrinks exponentially, by
-      any rate without a change of sign. Signs are averaged as directions are, so that
-      the step is short where they are noise. Decay, likewise relative, draws a network
+      any rate without a change of sign. Signs are averaged too, over the steps there
+      have been, so that the step is short where they are noise; the first counts in
+      full. Decay, likewise relative, draws a network
       whose signs are noise, because it is chaotic, to smaller sizes; it is of second
       order in the rate, and vanishes beside all else as the rate does.
     * Directions yield to sizes where a kernel is larger than :math:`\bar\rho` and signs
       agree that it should shrink: what its gradient says of directions is then how to
       make up for its size, and far too large a network of rectifiers would learn to be
       silent. The size gets the part s of a step and the direction
-      :math:`\sqrt{1 - s^2}`, as the coordinates of a unit vector. Smaller kernels wait
-      for nothing: a network that tells no images apart is better off with smaller
-      outputs, and would else shrink for ever.
+      :math:`\sqrt{1 - s^2}`. Smaller kernels wait for nothing: a network that tells no
+      images apart is better off with smaller outputs, and would else shrink for ever.
+      The usual initializations of rectifiers lie about :math:`\bar\rho`, on both sides;
+      there little is to shrink, and signs soon disagree. An array whose last axis is
+      not all outputs of one layer, that of attention heads, of layers that are
+      stacked, or an embedding, may be taken for too large: ``yielding=0`` is for these.
     * A bias moves by the least of two lengths: ``bias_bound`` times the step of a row
       of its kernel, and the length at which it lowers the loss, to first order, by
       ``bias_share`` times what a step of the kernel along its gradient would. Where a
       layer's inputs are tiny, so is that. Else biases drown what small kernels say. Its
       steps yield as its kernel's do, and are then averaged; and it grows, shrinks and
-      decays as its kernel does: what was small beside a kernel stays so.
+      decays as its kernel does: what was small beside a kernel stays so, its last few
+      steps apart.
     * A kernel of zero has no size for a step to be a part of. It moves as one of the
       norm :math:`\sqrt{\text{outputs}}` would.
 
@@ -335,7 +341,8 @@ def _check_state(state: Any, params: optax.Params) -> None:
 
 def _root(x: Any) -> jax.Array:
     """The square root, whose derivative at zero is zero: infinity times zero is NaN."""
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+    is_zero = x <= 0  # or below, by rounding; what is not a number stays so
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
 
 
 def _direction(g: jax.Array, bias_g: jax.Array | None) -> jax.Array:
@@ -355,7 +362,7 @@ def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
         rest: and what is orthogonal to it, of an array of norm one or of zeros.
     """
     size_of_rest = _norm(rest)
-    size = jnp.sqrt(jnp.maximum(0, 1 - size_of_rest**2))
+    size = _root(1 - size_of_rest**2)
     # Where there is nothing but a constant input, it is all there is to go by: else
     # rounding would become a direction.
     is_something = size_of_rest > _ROUNDING * jnp.finfo(rest.dtype).eps
@@ -387,7 +394,7 @@ def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(_inner(x, x))
+    return _root(_inner(x, x))
 
 
 def _bias_part(g: jax.Array, kernel_g: jax.Array, bound: Any, share: Any) -> jax.Array:

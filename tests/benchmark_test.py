@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import types
@@ -175,10 +174,8 @@ def test_measurements_of_unknown_code_are_not_published(kept, change):
 
 
 def call(*flags):
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmark", *flags],
-        env=environment,
         capture_output=True,
         text=True,
         timeout=300,

@@ -891,6 +891,11 @@ TABLE = {
     ),
     "lars/polar_optimizer.py": (
         ("no part of the depth", "** -depth_exponent", "** 0"),
+        (
+            "no derivative of no norm",
+            "return _root(_inner(x, x))",
+            "return jnp.sqrt(_inner(x, x))",
+        ),
         ("no average", "momentum * v[i] + (1 - momentum) * direction", "direction"),
         (
             "biases not averaged",
@@ -1107,9 +1112,9 @@ TABLE = {
         ),
         ("the whole rate a kernel", "learning_rate / kernels", "learning_rate"),
         (
-            "no step across",
+            "sizes at the rate of directions",
             'learning_rate / kernels * settings["radial_rate"]',
-            'settings["radial_rate"]',
+            "learning_rate / kernels",
         ),
     ),
     "lars/schedules.py": (

@@ -294,7 +294,7 @@ def test_the_least_steps_of_recovery():
     arm = {"name": "lars", "settings": {"momentum": 0.9, "trust_coefficient": 0.001}}
     # A step of momentum's sum changes a norm by γη/(1 - m) = 0.2 of it.
     assert least_steps(arm, 20.0, np.exp(-3), 3) == pytest.approx(15)
-    # Where a size gets all of a step, nothing turns; three kernels share the rate.
+    # What turns is at right angles and adds nothing; three kernels share the rate.
     arm = {"name": "polar", "settings": {"radial_rate": 2.5}}
     assert least_steps(arm, 0.3, np.exp(-5), 3) == pytest.approx(20)
 

@@ -301,6 +301,43 @@ def test_its_steps_have_derivatives(name, at):
     np.testing.assert_allclose(derivative, (near[1] - near[0]) / 2e-2, rtol=2e-2)
 
 
+def test_derivatives_pass_through_gradients():
+    """Also of a layer of one output, whose gradient is a constant input's, and zeros."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 3)), rng.normal(size=(16, 1))
+    params = {
+        "hidden": {"kernel": rng.normal(size=(3, 4)), "bias": np.zeros(4)},
+        "last": {"kernel": rng.normal(size=(4, 1)), "bias": np.zeros(1)},
+    }
+
+    def loss(params):
+        h = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"][None])
+        out = h @ params["last"]["kernel"] + params["last"]["bias"][None]
+        return jnp.mean((out - y) ** 2)
+
+    def loss_after(factor):
+        """After two steps from where the hidden kernel is this many times larger."""
+        optimizer = lars.polar(RATE)
+        at = {**params, "hidden": {**params["hidden"]}}
+        at["hidden"]["kernel"] = factor * params["hidden"]["kernel"]
+        state = optimizer.init(at)
+        for _ in range(2):
+            updates, state = optimizer.update(jax.grad(loss)(at), state, at)
+            at = optax.apply_updates(at, updates)
+        return loss(at)
+
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, params)
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        size, derivative = jax.jit(loss_after), jax.jit(jax.grad(loss_after))
+        for factor in (0.7, 0.0):  # at zero a network says nothing of its inputs
+            assert np.isfinite(derivative(factor))
+        near = [size(0.7 + h) for h in (-1e-5, 1e-5)]
+        np.testing.assert_allclose(
+            derivative(0.7), (near[1] - near[0]) / 2e-5, rtol=1e-4
+        )
+
+
 def test_normalizations_step_by_their_own_norm():
     params = {
         "norm": {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32)}

@@ -135,9 +135,9 @@ def test_errors_of_two_classes_are_no_constant_input(scale):
     jax.tree.map(np.testing.assert_array_equal, plain, woken)
 
 
-@pytest.mark.parametrize("shut", [13, 14, 15])
-def test_a_layer_of_a_few_open_rectifiers_is_no_constant_input(shut):
+def test_a_layer_of_one_open_rectifier_is_no_constant_input():
     # Behind one that is open every gradient has the form of a constant input's.
+    shut = 15
     params, gradient = network(1.0)
     bias = params["hidden_1"]["bias"].at[:shut].set(-1e3)
     bias = bias.at[shut:].set(1.0)

@@ -189,9 +189,8 @@ WIDER_CNN = _item(
 )
 ELSEWHERE = _item(
     "Where nothing was chosen",
-    "Perceptrons on Fashion-MNIST, from scales and with seeds that neither the "
-    "recommended setting nor any rate was chosen with; each optimizer has the rates "
-    "that it has on digits.",
+    "Perceptrons on Fashion-MNIST, with seeds that neither the recommended setting nor "
+    "any rate was chosen with; each optimizer has the rates that it has on digits.",
 )
 PARTS = _item(
     "What each part of the recommended setting does",

@@ -224,6 +224,9 @@ def least_steps(
 ) -> float:
     """The bound: |ln s| over what the logarithm of a norm can change by in a step.
 
+    That s⁻¹ is how much a kernel must grow is an assumption: one that has turned may
+    need less.
+
     Args:
         arm: of `lars.lars` or `lars.polar`, with what the bound depends on.
         learning_rate: γ, constant.
@@ -324,8 +327,9 @@ RECOVERY = Item(
     "exponentially: from s times the norm that is needed, in |ln s| (1 − m)/(γη) steps "
     "of LARS with momentum m, at least. A step of polar LARS adds γκ/L at most to "
     "the logarithm of a norm, nearly: what turns is at right angles. What is needed is "
-    "taken to be the norm of the usual start; kernels that have turned may need less. "
-    "Without waking.",
+    "taken to be the norm of the usual start. A kernel that has turned may need less, "
+    "and then it is there before; so it is with the smallest rates, with which there is "
+    "the most time to turn. Without waking.",
     cells=recovery_cells,
     measure=measure_recovery,
     draw=draw_recovery,
