@@ -302,7 +302,7 @@ def test_its_steps_have_derivatives(name, at):
 
 
 def test_derivatives_pass_through_gradients():
-    """Also of a layer of one output, whose gradient is a constant input's, and zeros."""
+    """Also those of a single output, which are a constant input's, and of zeros."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(16, 3)), rng.normal(size=(16, 1))
     params = {

@@ -328,8 +328,7 @@ RECOVERY = Item(
     "of LARS with momentum m, at least. A step of polar LARS adds γκ/L at most to "
     "the logarithm of a norm, nearly: what turns is at right angles. What is needed is "
     "taken to be the norm of the usual start. A kernel that has turned may need less, "
-    "and then it is there before; so it is with the smallest rates, with which there is "
-    "the most time to turn. Without waking.",
+    "and is then there before; so it is with the smallest rate. Without waking.",
     cells=recovery_cells,
     measure=measure_recovery,
     draw=draw_recovery,
