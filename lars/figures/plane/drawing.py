@@ -3,6 +3,8 @@
 And, where there is one scale only, accuracies side by side.
 """
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -60,7 +62,7 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
             _physical_line(axes, inside[first : first + len(settings["depths"])], first)
         row = summary.loc[name]
         axes.set_title(
-            f"{settings['optimizers'][name]['label']}\n"
+            f"{textwrap.fill(settings['optimizers'][name]['label'], 30)}\n"
             f"{row['plane_best']:.1%} of the plane; one rate: {row['plane_one']:.1%}",
             fontsize=10,
         )
