@@ -938,7 +938,7 @@ TABLE = {
         ),
         (
             "infinite derivatives",
-            "jnp.sqrt(jnp.where(x > 0, x, 1))",
+            "jnp.sqrt(jnp.where(is_zero, 1, x))",
             "jnp.sqrt(x)",
         ),
         ("no radial step", "radial_rate * s + beta", "beta"),
