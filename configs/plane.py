@@ -215,9 +215,7 @@ _MECHANISM: dict[str, Any] = {
     },
     "optimizers": {
         "polar_waking": OURS["polar_waking"],
-        "polar": _arm(
-            "polar LARS alone, not waking", "polar", _POLAR, _USEFUL["polar_waking"]
-        ),
+        "polar": {**PARTS["alone"], "learning_rates": _USEFUL["polar_waking"]},
         "module": OURS["module"],
         "optax_lars": PEERS["optax_lars"],
         "sgd": PEERS["sgd"],

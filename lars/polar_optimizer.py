@@ -36,7 +36,7 @@ from lars.layers import widen
 from lars.norms import l2_norm, unit
 from lars.optimizer import _at, check_below_one, check_number
 from lars.scaled import Scaled, ratio, value
-from lars.spectral import as_matrices, from_matrices, orthogonalize
+from lars.spectral import _root, as_matrices, from_matrices, orthogonalize
 
 _ROUNDING = 64
 """How many units in the last place what differs between images must be more than."""
@@ -111,9 +111,9 @@ def polar(
       derivative by the logarithm of the size: it grows and shrinks exponentially, by
       any rate without a change of sign. Signs are averaged too, over the steps there
       have been, so that the step is short where they are noise; the first counts in
-      full. Decay, likewise relative, draws a network
-      whose signs are noise, because it is chaotic, to smaller sizes; it is of second
-      order in the rate, and vanishes beside all else as the rate does.
+      full. Decay, likewise relative, draws a network whose signs are noise, because it
+      is chaotic, to smaller sizes; it is of second order in the rate, and vanishes
+      beside all else as the rate does.
     * Directions yield to sizes where a kernel is larger than :math:`\bar\rho` and signs
       agree that it should shrink: what its gradient says of directions is then how to
       make up for its size, and far too large a network of rectifiers would learn to be
@@ -337,12 +337,6 @@ def _check_state(state: Any, params: optax.Params) -> None:
             f"averages of the shapes {traces} and sums of signs of {signs}, here they "
             f"are {shapes} and (2,) for each. Make a new one with init(params)."
         )
-
-
-def _root(x: Any) -> jax.Array:
-    """The square root, whose derivative at zero is zero: infinity times zero is NaN."""
-    is_zero = x <= 0  # or below, by rounding; what is not a number stays so
-    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
 
 
 def _direction(g: jax.Array, bias_g: jax.Array | None) -> jax.Array:

@@ -8,7 +8,7 @@ overflows or underflows.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -226,9 +226,13 @@ def _unit(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
 
 def _length(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     """The Euclidean norm over axes, which are kept; at zero with a zero derivative."""
-    squares = jnp.sum(x * x, axis, keepdims=True)
-    is_zero = squares == 0
-    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
+    return _root(jnp.sum(x * x, axis, keepdims=True))
+
+
+def _root(x: Any) -> jax.Array:
+    """The square root, whose derivative at zero is zero: infinity times zero is NaN."""
+    is_zero = x <= 0  # or below, by rounding; what is not a number stays so
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
 
 
 def _rescale_each(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -663,7 +663,7 @@ TABLE = {
         ("unit of zero", "jnp.where(length == 0, 1, length)", "length"),
         (
             "derivative at zero",
-            "jnp.sqrt(jnp.where(is_zero, 1, squares))",
+            "jnp.sqrt(jnp.where(is_zero, 1, x))",
             "jnp.sqrt(squares)",
         ),
         (
@@ -907,11 +907,7 @@ TABLE = {
             "step = turns[i] * sizes[i] * _across",
             "step = turns[i] * _across",
         ),
-        (
-            "directions do not wait",
-            "rate * _root(1 - yielding * sigma**2)",
-            "rate",
-        ),
+        ("directions do not wait", "rate * _root(1 - yielding * sigma**2)", "rate"),
         (
             "biases do not wait",
             "length = turns[kernel] * sizes",
@@ -938,8 +934,8 @@ TABLE = {
         ),
         (
             "infinite derivatives",
-            "jnp.sqrt(jnp.where(is_zero, 1, x))",
-            "jnp.sqrt(x)",
+            "rate * _root(1 - yielding",
+            "rate * jnp.sqrt(1 - yielding",
         ),
         ("no radial step", "radial_rate * s + beta", "beta"),
         ("no decay", "radial_rate * s + beta", "radial_rate * s"),

@@ -327,8 +327,8 @@ RECOVERY = Item(
     "exponentially: from s times the norm that is needed, in |ln s| (1 − m)/(γη) steps "
     "of LARS with momentum m, at least. A step of polar LARS adds γκ/L at most to "
     "the logarithm of a norm, nearly: what turns is at right angles. What is needed is "
-    "taken to be the norm of the usual start. A kernel that has turned may need less, "
-    "and is then there before; so it is with the smallest rate. Without waking.",
+    "taken to be the norm of the usual start: a kernel that has turned may need less, "
+    "and is then there before. Without waking.",
     cells=recovery_cells,
     measure=measure_recovery,
     draw=draw_recovery,
