@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lars.norms import Split, accumulation_dtype
+from lars.bits import power_of_two
+from lars.norms import accumulation_dtype
 from lars.rules import (
     Mask,
     Selection,
@@ -19,7 +20,8 @@ from lars.rules import (
     listed,
     path_string,
 )
-from lars.scaled import Scaled, normalized, power_of_two
+from lars.scaled import Scaled, normalized
+from lars.sharded import ArrayAxes
 
 KeyPath = tuple[Any, ...]
 Layer = (
@@ -110,7 +112,7 @@ class Plan(NamedTuple):
 
     layout: Layout
     paths: list[str]
-    splits: list[Split]
+    splits: list[ArrayAxes]
     is_adapted: list[bool]
     is_decayed: list[bool]
     rates: list[int]  # which learning rate: 0 is the common one, then the rules'
@@ -193,7 +195,7 @@ class Rules(NamedTuple):
         _check_leaves(params, paths, leaves)
         shapes = [np.shape(leaf) for leaf in leaves]
         splits = [
-            Split(axes, spec)
+            ArrayAxes(axes, spec=spec)
             for axes, spec in zip(
                 self._layer_axes(params, paths, shapes),
                 self._specs(treedef, paths, shapes),

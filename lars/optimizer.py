@@ -27,7 +27,7 @@ import optax
 from jax.core import Tracer
 
 from lars.layers import Axes, Layer, Layout, Plan, Rules, widen
-from lars.norms import Split, accumulation_dtype, of_all_layers, scaled_l2_norms, spread
+from lars.norms import accumulation_dtype, scaled_l2_norms
 from lars.rules import Mask, Selection
 from lars.scaled import (
     Factors,
@@ -40,6 +40,7 @@ from lars.scaled import (
     value,
     where,
 )
+from lars.sharded import ArrayAxes, of_all_layers, spread
 from lars.spectral import (
     Spectral,
     as_matrices,
@@ -918,7 +919,7 @@ def _for_parameters(plan: Plan, by: Factors) -> list[Factors]:
     return [Factors(*pair) for pair in zip(*map(plan.layout.pieces, by), strict=True)]
 
 
-def _multiplied(x: jax.Array, by: Factors, split: Split) -> jax.Array:
+def _multiplied(x: jax.Array, by: Factors, split: ArrayAxes) -> jax.Array:
     # Not by the product of the two: that may leave the range where this does not.
     for number in by:
         x = x * spread(number, split, x.shape).astype(x.dtype)

@@ -36,7 +36,7 @@ from lars.layers import widen
 from lars.norms import l2_norm, unit
 from lars.optimizer import _at, check_below_one, check_number
 from lars.scaled import Scaled, ratio, value
-from lars.spectral import _root, as_matrices, from_matrices, orthogonalize
+from lars.spectral import as_matrices, from_matrices, orthogonalize, root
 
 _ROUNDING = 64
 """How many units in the last place what differs between images must be more than."""
@@ -281,7 +281,7 @@ def polar(
             sizes[i] = _size(norm, w[i])
             is_too_large = (s > 0) & (sizes[i] > preserving_norm(w[i]))
             sigma = jnp.where(is_too_large, s, 0)
-            turns[i] = rate * _root(1 - yielding * sigma**2)
+            turns[i] = rate * root(1 - yielding * sigma**2)
             direction = _direction(x, None if bias is None else g[bias])
             new_v[i] = momentum * v[i] + (1 - momentum) * direction
             step = turns[i] * sizes[i] * _across(new_v[i], u, steps)
@@ -356,7 +356,7 @@ def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
         rest: and what is orthogonal to it, of an array of norm one or of zeros.
     """
     size_of_rest = _norm(rest)
-    size = _root(1 - size_of_rest**2)
+    size = root(1 - size_of_rest**2)
     # Where there is nothing but a constant input, it is all there is to go by: else
     # rounding would become a direction.
     is_something = size_of_rest > _ROUNDING * jnp.finfo(rest.dtype).eps
@@ -388,7 +388,7 @@ def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    return _root(_inner(x, x))
+    return root(_inner(x, x))
 
 
 def _bias_part(g: jax.Array, kernel_g: jax.Array, bound: Any, share: Any) -> jax.Array:

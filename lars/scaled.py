@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lars.bits import binary_exponent, multiply_by_power_of_two, power_of_two
+
 
 class Scaled(NamedTuple):
     """The numbers ``fraction * 2**exponent``, not negative."""
@@ -62,7 +64,7 @@ def where(condition: jax.Array, x: Scaled, y: Scaled) -> Scaled:
 
 def normalized(x: Scaled) -> Scaled:
     """The same numbers with fractions from 1 to 2, or 0; not finite ones stay."""
-    exponent = _exponent(x.fraction)
+    exponent = binary_exponent(x.fraction)
     return Scaled(
         multiply_by_power_of_two(x.fraction, -exponent), x.exponent + exponent
     )
@@ -105,40 +107,3 @@ def factors(ratio: Scaled, size: Scaled) -> Factors:
     first = jnp.clip(middle - s.exponent, -bound, bound)
     second = multiply_by_power_of_two(r.fraction, r.exponent - first)
     return Factors(power_of_two(first, dtype), second)
-
-
-def multiply_by_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
-    """``x * 2**exponent``, exact where the result is a normal number.
-
-    In two factors: 2**exponent may leave the range where the product does not.
-    """
-    half = exponent >> 1
-    return x * power_of_two(half, x.dtype) * power_of_two(exponent - half, x.dtype)
-
-
-def power_of_two(exponent: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """``2**exponent``, exact from the smallest normal number to the largest power.
-
-    Zero below, and not more than the largest power above.
-    """
-    info = jnp.finfo(dtype)
-    integer = integer_of(dtype)
-    biased = jnp.clip(
-        exponent.astype(integer) + info.maxexp - 1, 0, 2 * info.maxexp - 2
-    )
-    return jax.lax.bitcast_convert_type(biased << info.nmant, dtype)
-
-
-def integer_of(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The integers that hold the bits of float32 or float64."""
-    return jnp.dtype(jnp.int32 if dtype == jnp.float32 else jnp.int64)
-
-
-def _exponent(x: jax.Array) -> jax.Array:
-    """The binary exponents of normal numbers that are not negative; 0 of others."""
-    info = jnp.finfo(x.dtype)
-    # No derivative goes through the exponent, which is locally constant.
-    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), integer_of(x.dtype))
-    biased = (bits >> info.nmant).astype(jnp.int32)
-    is_normal = (biased > 0) & (biased < 2 * info.maxexp - 1)
-    return jnp.where(is_normal, biased - (info.maxexp - 1), 0)

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lars.norms import _bound, _magnitude, _rescale, accumulation_dtype
+from lars.bits import magnitude, rescaled, scale_exponent
+from lars.norms import accumulation_dtype
 from lars.scaled import Scaled
 
 # Polar Express: quintics a σ + b σ³ + c σ⁵, each the best for the interval that the
@@ -226,10 +227,10 @@ def _unit(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
 
 def _length(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     """The Euclidean norm over axes, which are kept; at zero with a zero derivative."""
-    return _root(jnp.sum(x * x, axis, keepdims=True))
+    return root(jnp.sum(x * x, axis, keepdims=True))
 
 
-def _root(x: Any) -> jax.Array:
+def root(x: Any) -> jax.Array:
     """The square root, whose derivative at zero is zero: infinity times zero is NaN."""
     is_zero = x <= 0  # or below, by rounding; what is not a number stays so
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
@@ -237,11 +238,9 @@ def _root(x: Any) -> jax.Array:
 
 def _rescale_each(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns ``(x * 2**-exponent, exponent)``, with an exponent for each matrix."""
-    info = jnp.finfo(x.dtype)
-    largest = jnp.max(_magnitude(x), axis=(-2, -1), keepdims=True, initial=0)
-    exponent = (largest >> info.nmant).astype(jnp.int32) - (info.maxexp - 1)
-    exponent = jnp.clip(exponent, -_bound(x.dtype), _bound(x.dtype))
-    return _rescale(x, exponent), exponent[..., 0, 0]
+    largest = jnp.max(magnitude(x), axis=(-2, -1), keepdims=True, initial=0)
+    exponent = scale_exponent(largest, x.dtype)
+    return rescaled(x, exponent), exponent[..., 0, 0]
 
 
 def _batch_first(ndim: int, batch_axes: Sequence[int]) -> list[int]:

@@ -1,0 +1,221 @@
+"""How arrays are made of layers, and how they lie on the devices.
+
+An array may hold many layers, along axes that count them. It may also be divided over
+devices, along any axes. What is found of the layers here, such as their norms, every
+device has of all of them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SMALL = 2**10
+"""Arrays of at most so many elements are stacked with others of their shape before they
+are reduced: starting a computation on one costs more than copying it."""
+
+
+class ArrayAxes(NamedTuple):
+    """What the axes of one array count, and which devices they are divided over.
+
+    Inside `jax.shard_map` an array is the local part of a global one; elsewhere
+    ``spec`` is None and XLA knows the sharding itself.
+    """
+
+    layer_axes: tuple[int, ...] = ()  # that index layers: a norm for each index
+    output_axes: tuple[int, ...] | None = None  # that count outputs; None: the last
+    spec: jax.sharding.PartitionSpec | None = None  # mesh axes of every axis
+
+    def mesh_axes(self, axis: int) -> tuple[str, ...]:
+        """The names of the mesh axes that an array axis is divided over."""
+        if self.spec is None or axis >= len(self.spec):
+            return ()
+        names = self.spec[axis]
+        return () if names is None else names if isinstance(names, tuple) else (names,)
+
+    def all_mesh_axes(self) -> tuple[str, ...]:
+        """The names of all mesh axes that the array is divided over."""
+        axes = () if self.spec is None else range(len(self.spec))
+        return tuple(name for axis in axes for name in self.mesh_axes(axis))
+
+    def layer_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The global lengths of the layer axes, from the shape of the local part."""
+        return tuple(
+            shape[axis] * _mesh_size(self.mesh_axes(axis)) for axis in self.layer_axes
+        )
+
+    def whole(self, x: jax.Array) -> jax.Array:
+        """The layers of the local part, each with all its elements, on every device."""
+        if _is_explicit(x):
+            return jax.sharding.reshard(x, jax.sharding.PartitionSpec())
+        for axis in range(x.ndim):
+            names = self.mesh_axes(axis)
+            if names and axis not in self.layer_axes:
+                x = jax.lax.all_gather(x, names, axis=axis, tiled=True)
+        return x
+
+    def part(self, x: jax.Array, like: jax.Array) -> jax.Array:
+        """The inverse of `whole`: the elements that belong to the local part."""
+        if _is_explicit(like):
+            return jax.sharding.reshard(x, jax.typeof(like).sharding.spec)
+        for axis in range(x.ndim):
+            names = self.mesh_axes(axis)
+            if names and axis not in self.layer_axes:
+                start = jax.lax.axis_index(names) * like.shape[axis]
+                x = jax.lax.dynamic_slice_in_dim(x, start, like.shape[axis], axis)
+        return x
+
+    def local(self, x: jax.Array, shape: Sequence[int]) -> jax.Array:
+        """Of values for all layers, those of the local part, of the given shape."""
+        for position, axis in enumerate(self.layer_axes):
+            names = self.mesh_axes(axis)
+            if names:
+                start = jax.lax.axis_index(names) * shape[axis]
+                x = jax.lax.dynamic_slice_in_dim(x, start, shape[axis], position)
+        return x
+
+    def expanded(self, x: jax.Array, shape: Sequence[int]) -> jax.Array:
+        """Values of the local layers, with an axis of length 1 for each that is none.
+
+        Layer axes may be given in any order; those of the result are in the array's.
+        """
+        x = jnp.transpose(x, tuple(map(int, np.argsort(self.layer_axes))))
+        return jnp.expand_dims(
+            x, [axis for axis in range(len(shape)) if axis not in self.layer_axes]
+        )
+
+
+def spread(x: jax.Array, axes: ArrayAxes, shape: Sequence[int]) -> jax.Array:
+    """Values of all layers, as an array that broadcasts against the local part."""
+    return axes.expanded(axes.local(x, shape), shape) if axes.layer_axes else x
+
+
+def of_all_layers(
+    x: jax.Array, axes: ArrayAxes, shape: Sequence[int], collective: Any = jax.lax.pmax
+) -> jax.Array:
+    """Values of the local layers of an array, as values of all layers everywhere."""
+    return over_devices(collective, [x[None]], [Group((0,), axes, tuple(shape))])[0][0]
+
+
+class Group(NamedTuple):
+    """Arrays that are reduced together, stacked along a new first axis."""
+
+    members: tuple[int, ...]  # positions of the arrays
+    axes: ArrayAxes
+    shape: tuple[int, ...]  # of one array, its local part
+
+    def layer_size(self) -> int:
+        """The number of elements of one layer, on all devices."""
+        return math.prod(
+            length * _mesh_size(self.axes.mesh_axes(axis))
+            for axis, length in enumerate(self.shape)
+            if axis not in self.axes.layer_axes
+        )
+
+    def reduce(self, operation: Any, x: jax.Array) -> jax.Array:
+        """Over all but the layers, whose axes come out in the order they are given."""
+        axes = self.axes.layer_axes
+        others = tuple(1 + axis for axis in range(x.ndim - 1) if axis not in axes)
+        ranks = np.argsort(np.argsort(axes)) if axes else []
+        return jnp.transpose(
+            operation(x, axis=others), (0, *(1 + int(rank) for rank in ranks))
+        )
+
+    def local(self, x: jax.Array) -> jax.Array:
+        """Of values for all layers, those of the local parts."""
+        return jax.vmap(lambda x: self.axes.local(x, self.shape))(x)
+
+    def expanded(self, x: jax.Array) -> jax.Array:
+        """Values of the local layers, to broadcast against the stacked arrays."""
+        return jax.vmap(lambda x: self.axes.expanded(x, self.shape))(x)
+
+
+def groups_of(arrays: Sequence[jax.Array], axes: Sequence[ArrayAxes]) -> list[Group]:
+    """Small arrays that are alike, in one group; every other array by itself."""
+    groups: dict[Any, list[int]] = {}
+    for i, (x, of_x) in enumerate(zip(arrays, axes, strict=True)):
+        alike = (x.shape, x.dtype, of_x, jax.typeof(x).sharding)
+        groups.setdefault(alike if x.size <= SMALL else i, []).append(i)
+    return [
+        Group(tuple(members), axes[members[0]], arrays[members[0]].shape)
+        for members in groups.values()
+    ]
+
+
+def in_order(values: Sequence[jax.Array], groups: Sequence[Group]) -> jax.Array:
+    """One vector of the values of all layers of all groups, in the arrays' order."""
+    dtype = max((x.dtype for x in values), key=lambda dtype: dtype.itemsize)
+    vector = jnp.concatenate([jnp.ravel(x).astype(dtype) for x in values])
+    lengths = {
+        i: math.prod(group.axes.layer_shape(group.shape))
+        for group in groups
+        for i in group.members
+    }
+    starts = dict(zip(lengths, np.cumsum([0, *lengths.values()]), strict=False))
+    order = np.concatenate(
+        [np.arange(starts[i], starts[i] + lengths[i]) for i in sorted(lengths)]
+    ).astype(np.int32)
+    return vector if (order == np.arange(len(order))).all() else vector[order]
+
+
+def over_devices(
+    collective: Any, values: Sequence[jax.Array], groups: Sequence[Group]
+) -> list[jax.Array]:
+    """From the values of the local parts, those of the global arrays.
+
+    One collective for all arrays that are divided over the same mesh axes.
+
+    Args:
+        collective: `jax.lax.psum` or `jax.lax.pmax`.
+        values: for each group an array [members, *local layers].
+        groups: that the values belong to.
+
+    Returns:
+        For each group an array [members, *layers].
+    """
+    values = [_placed(x, group) for x, group in zip(values, groups, strict=True)]
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for i, group in enumerate(groups):
+        alike.setdefault(group.axes.all_mesh_axes(), []).append(i)
+    for mesh_axes, members in alike.items():
+        if mesh_axes:
+            flat = jnp.concatenate([jnp.ravel(values[i]) for i in members])
+            flat, start = collective(flat, mesh_axes), 0
+            for i in members:
+                piece = flat[start : start + values[i].size]
+                start += values[i].size
+                values[i] = piece.reshape(values[i].shape)
+    return values
+
+
+def _placed(x: jax.Array, group: Group) -> jax.Array:
+    """The values of the local layers at their places among zeros for all layers."""
+    if _is_explicit(x):
+        # With explicit shardings: all devices get the norms of all layers.
+        return jax.sharding.reshard(x, jax.sharding.PartitionSpec())
+    shape = group.axes.layer_shape(group.shape)
+    if x.shape[1:] == shape:
+        return x
+    starts = [jnp.int32(0)] + [
+        jax.lax.axis_index(names) * group.shape[axis] if names else jnp.int32(0)
+        for axis in group.axes.layer_axes
+        for names in [group.axes.mesh_axes(axis)]
+    ]
+    everywhere = jnp.zeros((x.shape[0], *shape), x.dtype)
+    return jax.lax.dynamic_update_slice(everywhere, x, starts)
+
+
+def _is_explicit(x: jax.Array) -> bool:
+    """Whether the array is divided in a way that its type says."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def _mesh_size(names: tuple[str, ...]) -> int:
+    """The number of devices along mesh axes; 1 outside of them, where all is global."""
+    try:
+        return math.prod(jax.lax.axis_size(name) for name in names)
+    except NameError:
+        return 1
