@@ -11,16 +11,15 @@ from lars.description import (
     describe as describe,
 )
 from lars.norms import l2_norm as l2_norm
-from lars.optimizer import (
-    LarsState as LarsState,
-    lars as lars,
-    scale_by_lars as scale_by_lars,
-    skipped_steps as skipped_steps,
-    trust_ratios as trust_ratios,
-)
+from lars.optimizer import lars as lars, scale_by_lars as scale_by_lars
 from lars.polar_optimizer import PolarState as PolarState, polar as polar
 from lars.rules import Selection as Selection, select as select
 from lars.spectral import Spectral as Spectral
+from lars.state import (
+    LarsState as LarsState,
+    skipped_steps as skipped_steps,
+    trust_ratios as trust_ratios,
+)
 from lars.waking import (
     WakingState as WakingState,
     wake_silent_layers as wake_silent_layers,

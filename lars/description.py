@@ -1,6 +1,5 @@
 """A table of what rules do to parameters, to be read before a run."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lars.layers import Axes, Layer, Rules
+from lars.layers import AxesRules, Layer, LayerRules
 from lars.norms import l2_norm
-from lars.rules import Mask, Selection
+from lars.rules import Mask
 
 
 class ParameterDescription(NamedTuple):
@@ -23,7 +22,6 @@ class ParameterDescription(NamedTuple):
     ratios: int  # how many of its own it has: 1, or the number of its slices
     adapted: bool
     decayed: bool
-    rate: str  # which rule gives it one, "common" without
     norm: float | None  # of the whole parameter; None where there are no values
 
 
@@ -56,8 +54,7 @@ def describe(
     layer: Layer = "parameter",
     trust_ratio_mask: Mask = True,
     weight_decay_mask: Mask = True,
-    learning_rates: Sequence[tuple[Selection, Any]] = (),
-    stacked: Sequence[tuple[Selection, Axes]] = (),
+    stacked: AxesRules = (),
 ) -> Description:
     """Describes what :func:`lars.lars` would do to parameters under the same rules.
 
@@ -66,7 +63,6 @@ def describe(
         layer: as for :func:`lars.lars`, like the others.
         trust_ratio_mask: which parameters are adapted.
         weight_decay_mask: which parameters are decayed.
-        learning_rates: own learning rates.
         stacked: axes that index layers.
 
     Returns:
@@ -83,35 +79,31 @@ def describe(
         >>> params = {"d": {"kernel": jnp.ones((3, 4)), "bias": jnp.zeros(4)}}
         >>> kernels = lars.select(rank=2)
         >>> print(lars.describe(params, layer="module", weight_decay_mask=kernels))
-        parameter  shape  dtype    shares    ratios  adapted  decayed  rate    norm
-        ---------  -----  -------  --------  ------  -------  -------  ------  ----
-        d/bias     4      float32  d/kernel  1       yes      no       common  0
-        d/kernel   3 × 4  float32  d/bias    1       yes      yes      common  3.46
+        parameter  shape  dtype    shares    ratios  adapted  decayed  norm
+        ---------  -----  -------  --------  ------  -------  -------  ----
+        d/bias     4      float32  d/kernel  1       yes      no       0
+        d/kernel   3 × 4  float32  d/bias    1       yes      yes      3.46
         2 parameters, 16 elements: 2 adapted, 1 decayed.
     """
-    rules = Rules(
-        layer, trust_ratio_mask, weight_decay_mask, learning_rates, stacked, None
-    )
-    rules.check()
-    plan = rules.plan(params)
+    rules = LayerRules(layer, trust_ratio_mask, weight_decay_mask, stacked).check()
+    layers = rules.layer_map(params)
     leaves = jax.tree.leaves(params)
-    starts, sizes = plan.layout.starts, plan.layout.sizes
-    parameter_of = plan.layout.vector(range(len(leaves)))
-    sources = ["common", *(repr(rule) for rule, _ in learning_rates)]
+    parameter_of = layers.repeat(range(len(leaves)))
+    starts = [0, *np.cumsum(layers.sizes).tolist()]
     rows = []
     for i, leaf in enumerate(leaves):
-        sharing = plan.members[plan.layer_of[starts[i]]] if sizes[i] else []
-        others = {int(parameter_of[k]) for k in sharing if k < plan.layout.total} - {i}
+        size = layers.sizes[i]
+        sharing = layers.members[layers.layer_of[starts[i]]] if size else []
+        others = {int(parameter_of[k]) for k in sharing if k < layers.total} - {i}
         rows.append(
             ParameterDescription(
-                parameter=plan.paths[i],
+                parameter=layers.paths[i],
                 shape=np.shape(leaf),
                 dtype=str(jnp.result_type(leaf)),
-                shares=", ".join(plan.paths[k] for k in sorted(others)) or "none",
-                ratios=sizes[i],
-                adapted=plan.is_adapted[i],
-                decayed=plan.is_decayed[i],
-                rate=sources[plan.rates[i]],
+                shares=", ".join(layers.paths[k] for k in sorted(others)) or "none",
+                ratios=size,
+                adapted=layers.is_adapted[i],
+                decayed=layers.is_decayed[i],
                 norm=_norm(leaf),
             )
         )

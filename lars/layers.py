@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lars.bits import power_of_two
-from lars.norms import accumulation_dtype
 from lars.rules import (
     Mask,
     Selection,
@@ -20,49 +17,31 @@ from lars.rules import (
     listed,
     path_string,
 )
-from lars.scaled import Scaled, normalized
-from lars.sharded import ArrayAxes
+from lars.sharded import ArrayAxes, is_global
 
 KeyPath = tuple[Any, ...]
 Layer = (
     Literal["parameter", "module"] | Callable[[KeyPath], Hashable] | Sequence[Selection]
 )
 Axes = int | tuple[int, ...]
+AxesRules = Sequence[tuple[Selection, Axes]]
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """How a vector with an element for each layer makes a tree of the parameters.
+class LayerMap(NamedTuple):
+    """What the rules say about every parameter, in the order of the leaves.
 
-    Static and hashable: a state that holds one keeps its structure. A layout of no
-    parameters equals every other, because `optax.tree.map_params` compares the state
-    with one that was made for a placeholder of the parameters.
+    A parameter is made of slices: one, or one for each index along its layer axes. What
+    is known of slices is kept in vectors, in the order of the parameters.
     """
 
     treedef: Any
-    shapes: tuple[tuple[int, ...], ...]  # of the layer axes of every parameter
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Layout):
-            return NotImplemented
-        if not self.shapes or not other.shapes:
-            return True
-        return self.shapes == other.shapes and self.treedef == other.treedef
-
-    def __hash__(self) -> int:
-        return hash(Layout)
-
-    # A tree definition may hold objects that equal nothing but themselves (Equinox's
-    # does): a copy is the layout itself, and a pickle remembers a tree of its form.
-    def __copy__(self) -> "Layout":
-        return self
-
-    def __deepcopy__(self, memo: Any) -> "Layout":
-        return self
-
-    def __reduce__(self) -> Any:
-        tree = self.treedef.unflatten(range(self.treedef.num_leaves))
-        return _restored, (tree, self.shapes)
+    paths: list[str]
+    axes: list[ArrayAxes]
+    shapes: list[tuple[int, ...]]  # of the layer axes of every parameter
+    is_adapted: list[bool]
+    is_decayed: list[bool]
+    members: np.ndarray  # shape=(layers, most members): slices of each, or the total
+    layer_of: np.ndarray  # shape=(slices,): the layer of each slice
 
     @property
     def sizes(self) -> list[int]:
@@ -70,182 +49,91 @@ class Layout:
         return [math.prod(shape) for shape in self.shapes]
 
     @property
-    def starts(self) -> list[int]:
-        """Where every parameter begins in the vector."""
-        return [0, *np.cumsum(self.sizes)[:-1].tolist()]
-
-    @property
     def total(self) -> int:
-        """The length of the vector."""
+        """The number of all slices."""
         return sum(self.sizes)
 
-    def pieces(self, vector: jax.Array) -> list[jax.Array]:
-        """The values of every parameter, in the shape of its layer axes.
-
-        Axes in front of the vector's, as `jax.vmap` adds them, stay in front.
-        """
-        return [
-            # A slice, where a vector of positions would be a gather.
-            vector[..., start]
-            if shape == ()
-            else vector[..., start : start + size].reshape(*vector.shape[:-1], *shape)
-            for start, size, shape in zip(
-                self.starts, self.sizes, self.shapes, strict=True
-            )
-        ]
-
-    def tree(self, vector: jax.Array) -> optax.Params:
-        """The values in a tree of the parameters."""
-        return self.treedef.unflatten(self.pieces(vector))
-
-    def vector(self, values: Sequence[Any]) -> np.ndarray:
-        """A static value for every parameter, repeated for each of its slices."""
+    def repeat(self, values: Sequence[Any]) -> np.ndarray:
+        """A static value for every parameter, as a vector over its slices."""
         return np.repeat(np.asarray(values), self.sizes)
 
 
-def _restored(tree: Any, shapes: tuple[tuple[int, ...], ...]) -> Layout:
-    return Layout(jax.tree.structure(tree), shapes)
-
-
-class Plan(NamedTuple):
-    """What the rules say about every parameter, in the order of the leaves."""
-
-    layout: Layout
-    paths: list[str]
-    splits: list[ArrayAxes]
-    is_adapted: list[bool]
-    is_decayed: list[bool]
-    rates: list[int]  # which learning rate: 0 is the common one, then the rules'
-    members: np.ndarray  # shape=(layers, most members): slices of each, or `total`
-    layer_of: np.ndarray  # shape=(total,): the layer of each slice
-
-    def joint(self, norms: Scaled) -> Scaled:
-        """The norms of layers, from those of the slices they are made of."""
-        if self.members.shape[1] == 1:
-            return norms
-        norms = normalized(norms)
-        fraction = jnp.pad(norms.fraction, (0, 1))[self.members]
-        lowest = jnp.int32(-(2**20))
-        exponent = jnp.where(norms.fraction == 0, lowest, norms.exponent)
-        exponent = jnp.pad(exponent, (0, 1), constant_values=lowest)[self.members]
-        largest = jnp.max(exponent, axis=1)
-        dtype = fraction.dtype
-        fraction = fraction * power_of_two(exponent - largest[:, None], dtype)
-        square = jnp.sum(fraction * fraction, axis=1)
-        # The root has no derivative at zero, where the norm's subgradient is 0.
-        root = jnp.sqrt(jnp.where(square == 0, 1, square))
-        return Scaled(
-            jnp.where(square == 0, 0, root), jnp.where(largest == lowest, 0, largest)
-        )
-
-    def slices(self, of_layers: jax.Array) -> jax.Array:
-        """For slices, the values of the layers that they belong to."""
-        return of_layers if self.members.shape[1] == 1 else of_layers[self.layer_of]
-
-
-class Rules(NamedTuple):
+class LayerRules(NamedTuple):
     """The arguments that say which parameters, and what is a layer."""
 
-    layer: Layer
-    trust_ratio_mask: Mask
-    weight_decay_mask: Mask
-    learning_rates: Sequence[tuple[Selection, Any]]
-    stacked: Sequence[tuple[Selection, Axes]]
-    partition_specs: Any
+    layer: Layer = "parameter"
+    trust_ratio_mask: Mask = True
+    weight_decay_mask: Mask = True
+    stacked: AxesRules = ()
+    output_axes: AxesRules = ()
+    partition_specs: Any = None
 
-    def check(self) -> None:
-        """Refuses what no parameters could make right."""
+    def check(self) -> "LayerRules":
+        """Refuses what no parameters could make right; else returns the rules.
+
+        Raises:
+            ValueError: for a layer that is none of its kinds.
+            TypeError: for axes that are not pairs of a selection and axes.
+        """
         if not (
             callable(self.layer)
-            or self.layer in ("parameter", "module")
+            or (isinstance(self.layer, str) and self.layer in ("parameter", "module"))
             or _is_sequence_of(self.layer, callable)
         ):
             raise ValueError(
                 "layer must be 'parameter', 'module', a function from a key path to a "
                 f"label, or a sequence of selections, got {self.layer!r}."
             )
-        for name in ("learning_rates", "stacked"):
-            rules = getattr(self, name)
-            if not _is_sequence_of(rules, _is_pair_of_rule):
-                raise TypeError(
-                    f"{name} must be a sequence of pairs, each of a selection (see "
-                    f"lars.select) and its value, got {rules!r}."
-                )
-        for rule, axes in self.stacked:
-            numbers = axes if isinstance(axes, tuple) else (axes,)
-            if not numbers or any(type(axis) is not int for axis in numbers):
-                raise TypeError(
-                    f"stacked: {rule!r} must have the number of an axis, or a tuple of "
-                    f"several, got {axes!r}."
-                )
+        check_axes_rules("stacked", self.stacked)
+        check_axes_rules("output_axes", self.output_axes)
+        return self
 
-    def plan(self, params: optax.Params) -> Plan:
+    def layer_map(self, params: optax.Params) -> LayerMap:
         """Applies the rules to parameters: arrays, or anything with shape and dtype.
 
         Raises:
             ValueError: for an empty tree, a rule that matches nothing, layers at the
                 top of the tree that ``layer="module"`` would join, and whatever does
                 not fit the parameters.
-            TypeError: for parameters that are not real floating point.
+            TypeError: for parameters that are not floating point or complex.
         """
         named, treedef = flatten_with_path(params)
         key_paths = [path for path, _ in named]
         leaves = [leaf for _, leaf in named]
         paths = [path_string(path) for path in key_paths]
-        _check_leaves(params, paths, leaves)
-        shapes = [np.shape(leaf) for leaf in leaves]
-        splits = [
-            ArrayAxes(axes, spec=spec)
-            for axes, spec in zip(
-                self._layer_axes(params, paths, shapes),
-                self._specs(treedef, paths, shapes),
-                strict=True,
-            )
+        check_leaves(params, paths, leaves)
+        axes = array_axes(params, self.stacked, self.output_axes, self.partition_specs)
+        shapes = [
+            x.layer_shape(np.shape(leaf)) for x, leaf in zip(axes, leaves, strict=True)
         ]
-        layout = Layout(
-            treedef,
-            tuple(
-                split.layer_shape(shape)
-                for split, shape in zip(splits, shapes, strict=True)
-            ),
-        )
         is_adapted = flat_mask("trust_ratio_mask", self.trust_ratio_mask, params)
-        rates = [0] * len(leaves)
-        for number, (rule, _) in reversed(list(enumerate(self.learning_rates, 1))):
-            for i, chosen in enumerate(flat_mask("learning_rates", rule, params)):
-                rates[i] = number if chosen else rates[i]
         labels = [
             label if adapted else ("excluded", path)
             for label, adapted, path in zip(
                 self._labels(params, key_paths), is_adapted, paths, strict=True
             )
         ]
-        members, layer_of = _members(labels, layout, paths)
-        if self.layer == "module":
+        if isinstance(self.layer, str) and self.layer == "module":
             ranks = [
-                len(shape) - len(split.layer_axes)
-                for shape, split in zip(shapes, splits, strict=True)
+                np.ndim(leaf) - len(x.layer_axes)
+                for leaf, x in zip(leaves, axes, strict=True)
             ]
             _check_modules(key_paths, ranks, is_adapted)
-        return Plan(
-            layout,
+        return LayerMap(
+            treedef,
             paths,
-            splits,
+            axes,
+            shapes,
             is_adapted,
             flat_mask("weight_decay_mask", self.weight_decay_mask, params),
-            rates,
-            members,
-            layer_of,
+            *_members(labels, shapes, paths),
         )
 
     def _labels(self, params: optax.Params, key_paths: list[KeyPath]) -> list[Hashable]:
-        if self.layer == "parameter":
-            return list(key_paths)
-        if self.layer == "module":
-            return [path[:-1] for path in key_paths]
-        rules = self.layer
-        if isinstance(rules, Selection):
-            rules = (rules,)
+        rules = (self.layer,) if isinstance(self.layer, Selection) else self.layer
+        if isinstance(rules, str):
+            end = -1 if rules == "module" else None
+            return [path[:end] for path in key_paths]
         if callable(rules):
             return [_label(rules, path) for path in key_paths]
         labels: list[Hashable] = list(key_paths)
@@ -254,63 +142,186 @@ class Rules(NamedTuple):
                 labels[i] = number if chosen else labels[i]
         return labels
 
-    def _layer_axes(self, params, paths, shapes) -> list[tuple[int, ...]]:
-        axes: list[tuple[int, ...]] = [()] * len(paths)
-        for rule, given in reversed(self.stacked):
-            numbers = given if isinstance(given, tuple) else (given,)
-            for i, chosen in enumerate(flat_mask("stacked", rule, params)):
-                if not chosen:
-                    continue
-                rank = len(shapes[i])
-                if any(not -rank <= n < rank for n in numbers):
-                    raise ValueError(
-                        f"stacked: {rule!r} gives axes {given!r} to {paths[i]!r}, "
-                        f"whose shape is {shapes[i]}."
-                    )
-                axes[i] = tuple(n % rank for n in numbers)
-                if len(set(axes[i])) < len(axes[i]):
-                    raise ValueError(
-                        f"stacked: {rule!r} names an axis of {paths[i]!r} twice in "
-                        f"{given!r}."
-                    )
-        return axes
 
-    def _specs(self, treedef, paths, shapes) -> list[Any]:
-        if self.partition_specs is None:
-            return [None] * len(paths)
+def array_axes(
+    params: optax.Params,
+    stacked: AxesRules = (),
+    output_axes: AxesRules = (),
+    partition_specs: Any = None,
+) -> list[ArrayAxes]:
+    """What the axes of every parameter are, in the order of the leaves.
 
-        def is_spec(x: Any) -> bool:
-            return isinstance(x, jax.sharding.PartitionSpec)
+    Args:
+        params: the parameters.
+        stacked: pairs of a selection and the axes that index layers.
+        output_axes: pairs of a selection and the axes that count outputs.
+        partition_specs: as for :func:`lars.lars`.
 
-        specs, specs_treedef = jax.tree.flatten(self.partition_specs, is_leaf=is_spec)
-        if is_spec(self.partition_specs):
-            specs = [self.partition_specs] * len(paths)
-        elif specs_treedef != treedef or not all(map(is_spec, specs)):
+    Raises:
+        ValueError: for axes or specs that do not fit the parameters, and inside of
+            `jax.shard_map` without specs.
+    """
+    named, treedef = flatten_with_path(params)
+    paths = [path_string(path) for path, _ in named]
+    shapes = [np.shape(leaf) for _, leaf in named]
+    specs = _specs(treedef, paths, [leaf for _, leaf in named], partition_specs)
+    layer_axes = _chosen_axes("stacked", stacked, params, paths, shapes)
+    outputs = _chosen_axes("output_axes", output_axes, params, paths, shapes)
+    for path, layers, out in zip(paths, layer_axes, outputs, strict=True):
+        if set(layers or ()) & set(out or ()):
             raise ValueError(
-                "partition_specs must be one PartitionSpec, or a tree of them like the "
-                f"parameters, got {self.partition_specs!r}."
+                f"output_axes gives {path!r} the axes {out}, of which some index "
+                f"layers: stacked gives it {layers}."
             )
-        for spec, path, shape in zip(specs, paths, shapes, strict=True):
-            if len(spec) > len(shape):
+    return [
+        ArrayAxes(layers or (), out, spec)
+        for layers, out, spec in zip(layer_axes, outputs, specs, strict=True)
+    ]
+
+
+def check_axes_rules(name: str, rules: Any) -> None:
+    """Refuses what are not pairs of a selection and the numbers of axes.
+
+    Raises:
+        TypeError: with the argument's name and its value.
+    """
+    if not _is_sequence_of(rules, _is_pair_of_rule):
+        raise TypeError(
+            f"{name} must be a sequence of pairs, each of a selection (see "
+            f"lars.select) and its value, got {rules!r}."
+        )
+    for rule, axes in rules:
+        numbers = axes if isinstance(axes, tuple) else (axes,)
+        if any(type(axis) is not int for axis in numbers) or (
+            not numbers and name == "stacked"
+        ):
+            raise TypeError(
+                f"{name}: {rule!r} must have the number of an axis, or a tuple of "
+                f"several, got {axes!r}."
+            )
+
+
+def _chosen_axes(
+    name: str,
+    rules: AxesRules,
+    params: optax.Params,
+    paths: list[str],
+    shapes: list[tuple[int, ...]],
+) -> list[tuple[int, ...] | None]:
+    """The axes that the first of the rules gives to each parameter; None without."""
+    axes: list[tuple[int, ...] | None] = [None] * len(paths)
+    for rule, given in reversed(rules):
+        numbers = given if isinstance(given, tuple) else (given,)
+        for i, chosen in enumerate(flat_mask(name, rule, params)):
+            if not chosen:
+                continue
+            rank = len(shapes[i])
+            if any(not -rank <= n < rank for n in numbers):
                 raise ValueError(
-                    f"partition_specs: {spec} has more axes than {path!r}, whose shape "
-                    f"is {shape}."
+                    f"{name}: {rule!r} gives axes {given!r} to {paths[i]!r}, whose "
+                    f"shape is {shapes[i]}."
                 )
-        return specs
+            axes[i] = positive = tuple(n % rank for n in numbers)
+            if len(set(positive)) < len(positive):
+                raise ValueError(
+                    f"{name}: {rule!r} names an axis of {paths[i]!r} twice in "
+                    f"{given!r}."
+                )
+    return axes
 
 
-def _check_leaves(params: optax.Params, paths: list[str], leaves: list[Any]) -> None:
+def _specs(
+    treedef: Any, paths: list[str], leaves: list[Any], partition_specs: Any
+) -> list[Any]:
+    """The partition spec of every parameter; None without."""
+    if partition_specs is None:
+        for path, leaf in zip(paths, leaves, strict=True):
+            _check_is_global(path, leaf)
+        return [None] * len(paths)
+
+    def is_spec(x: Any) -> bool:
+        return isinstance(x, jax.sharding.PartitionSpec)
+
+    specs, specs_treedef = jax.tree.flatten(partition_specs, is_leaf=is_spec)
+    if is_spec(partition_specs):
+        specs = [partition_specs] * len(paths)
+    elif specs_treedef != treedef or not all(map(is_spec, specs)):
+        raise ValueError(
+            "partition_specs must be one PartitionSpec, or a tree of them like the "
+            f"parameters, got {partition_specs!r}."
+        )
+    for spec, path, leaf in zip(specs, paths, leaves, strict=True):
+        if len(spec) > np.ndim(leaf):
+            raise ValueError(
+                f"partition_specs: {spec} has more axes than {path!r}, whose shape is "
+                f"{np.shape(leaf)}."
+            )
+    return specs
+
+
+def _check_is_global(path: str, leaf: Any) -> None:
+    """Refuses what may be a local part: its norms would be silently wrong."""
+    if isinstance(leaf, jax.Array) and not is_global(leaf):
+        raise ValueError(
+            f"{path!r} may be the local part of an array, inside jax.shard_map: give "
+            "partition_specs, the PartitionSpec of each parameter; PartitionSpec() "
+            "says that every device has all of it."
+        )
+
+
+def check_leaves(params: optax.Params, paths: list[str], leaves: list[Any]) -> None:
+    """Refuses parameters that no step can be made of.
+
+    Raises:
+        ValueError: for a tree of nothing but containers.
+        TypeError: for an array that is neither floating point nor complex.
+    """
     if not leaves and _is_empty(params):
         raise ValueError(
             f"params is an empty tree, {params!r}: there is nothing to optimize."
         )
     for path, leaf in zip(paths, leaves, strict=True):
         dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                "LARS needs real floating-point gradients and parameters, got "
+                "LARS needs floating-point gradients and parameters, got "
                 f"{dtype} at {path!r}: leave it to another optimizer with "
                 "optax.masked or optax.partition."
+            )
+
+
+def check_alike(updates: optax.Updates, params: optax.Params) -> None:
+    """Refuses gradients that are not those of the parameters.
+
+    Raises:
+        ValueError: for another tree or another shape.
+        TypeError: for a dtype that the parameter cannot take.
+    """
+    structures = [jax.tree.structure(tree) for tree in (updates, params)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "the gradients are not a tree like the parameters: "
+            f"{structures[0]} and {structures[1]}."
+        )
+    for (key_path, param), gradient in zip(
+        flatten_with_path(params)[0], jax.tree.leaves(updates), strict=True
+    ):
+        path = path_string(key_path)
+        if np.shape(gradient) != np.shape(param):
+            raise ValueError(
+                f"the gradient of {path!r} has shape {np.shape(gradient)}, the "
+                f"parameter {np.shape(param)}."
+            )
+        dtype = jnp.result_type(gradient)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                "LARS needs floating-point gradients and parameters, got "
+                f"{dtype} for the gradient of {path!r}."
+            )
+        if jnp.iscomplexobj(gradient) and not jnp.iscomplexobj(param):
+            raise TypeError(
+                f"the gradient of {path!r} is complex, {dtype}, and the parameter "
+                f"{jnp.result_type(param)}: take the real part first."
             )
 
 
@@ -324,29 +335,33 @@ def _is_empty(tree: Any) -> bool:
 
 
 def _members(
-    labels: Sequence[Hashable], layout: Layout, paths: Sequence[str]
+    labels: Sequence[Hashable],
+    shapes: Sequence[tuple[int, ...]],
+    paths: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which slices each layer is made of, and which layer each slice belongs to."""
+    sizes = [math.prod(shape) for shape in shapes]
+    starts, total = [0, *np.cumsum(sizes).tolist()], sum(sizes)
     sharing: dict[Hashable, list[int]] = {}
     for i, label in enumerate(labels):
         sharing.setdefault(label, []).append(i)
     layers: list[list[int]] = []
-    layer_of = np.zeros(layout.total, np.int32)
+    layer_of = np.zeros(total, np.int32)
     for parameters in sharing.values():
         first = parameters[0]
         for i in parameters:
-            if layout.shapes[i] != layout.shapes[first]:
+            if shapes[i] != shapes[first]:
                 raise ValueError(
                     f"{paths[first]!r} and {paths[i]!r} share a ratio, but are stacked "
-                    f"differently: {layout.shapes[first]} and {layout.shapes[i]}. Give "
-                    "both the same layer axes in stacked."
+                    f"differently: {shapes[first]} and {shapes[i]}. Give both the same "
+                    "layer axes in stacked."
                 )
-        for offset in range(layout.sizes[first]):
-            slices = [layout.starts[i] + offset for i in parameters]
+        for offset in range(sizes[first]):
+            slices = [starts[i] + offset for i in parameters]
             layer_of[slices] = len(layers)
             layers.append(slices)
     most = max(map(len, layers), default=1)
-    members = np.full((len(layers), most), layout.total, np.int32)
+    members = np.full((len(layers), most), total, np.int32)
     for i, slices in enumerate(layers):
         members[i, : len(slices)] = slices
     return members, layer_of
@@ -388,9 +403,3 @@ def _is_sequence_of(x: Any, holds: Callable[[Any], bool]) -> bool:
 
 def _is_pair_of_rule(x: Any) -> bool:
     return isinstance(x, tuple) and len(x) == 2 and callable(x[0])
-
-
-def widen(x: jax.typing.ArrayLike) -> jax.Array:
-    """The array in the dtype that steps are computed in, float32 or wider."""
-    x = jnp.asarray(x)
-    return x.astype(accumulation_dtype(x.dtype))

@@ -80,7 +80,15 @@ def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
 
 def accumulation_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """The dtype that norms, ratios and steps are computed in: float32 or wider."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return jnp.dtype(dtype)
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def widen(x: jax.typing.ArrayLike) -> jax.Array:
+    """The array in the dtype that steps are computed in, float32 or wider."""
+    x = jnp.asarray(x)
+    return x.astype(accumulation_dtype(x.dtype))
 
 
 def scaled_l2_norms(arrays: Sequence[jax.Array], axes: Sequence[ArrayAxes]) -> Scaled:
@@ -165,7 +173,7 @@ def _scaled_l2_norms_jvp(axes, primals, tangents):
         piece = slice(start, start + math.prod(shape))
         fraction, exponent = (
             spread(part[piece].reshape(shape).astype(dtype), group.axes, x.shape)
-            for part, dtype in zip(norms, (x.dtype, jnp.int32), strict=True)
+            for part, dtype in ((norms.fraction, x.dtype), (norms.exponent, jnp.int32))
         )
         # d‖x‖ = (x / ‖x‖) · dx, and 0 at ‖x‖ = 0.
         unit = multiply_by_power_of_two(x, -exponent)

@@ -32,10 +32,9 @@ from lars.kernels import (
     kernels_of,
     preserving_norm,
 )
-from lars.layers import widen
-from lars.norms import l2_norm, unit
-from lars.optimizer import _at, check_below_one, check_number
-from lars.scaled import Scaled, ratio, value
+from lars.norms import l2_norm, unit, widen
+from lars.options import at, check_below_one, check_number
+from lars.scaled import Scaled
 from lars.spectral import as_matrices, from_matrices, orthogonalize, root
 
 _ROUNDING = 64
@@ -256,8 +255,8 @@ def polar(
         _check_state(state, params)
         kernels = kernels_of(params)
         share = max(1, len(kernels)) ** -depth_exponent
-        gamma = jnp.asarray(_at(learning_rate, state.count))
-        decay = gamma * jnp.asarray(_at(weight_decay, state.count))
+        gamma = jnp.asarray(at(learning_rate, state.count))
+        decay = gamma * jnp.asarray(at(weight_decay, state.count))
         w = [widen(x) for x in jax.tree.leaves(params)]
         g, v = (
             [widen(x).astype(y.dtype) for x, y in zip(leaves, w, strict=True)]
@@ -367,7 +366,7 @@ def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
 
 def _size(norm: Scaled, w: jax.Array) -> jax.Array:
     """What a kernel's steps are parts of: its norm, if it has one."""
-    size = value(norm)
+    size = norm.value
     return jnp.where(size > 0, size, math.sqrt(w.shape[-1]))
 
 
@@ -394,8 +393,7 @@ def _norm(x: jax.Array) -> jax.Array:
 def _bias_part(g: jax.Array, kernel_g: jax.Array, bound: Any, share: Any) -> jax.Array:
     """How far a bias goes, beside a step of its kernel by the kernel's whole norm."""
     norm = unit(g)[1]
-    norm = norm._replace(fraction=jnp.where(norm.fraction > 0, norm.fraction, 1))
-    of_loss = share * value(ratio(unit(kernel_g)[1], norm))
+    of_loss = share * (unit(kernel_g)[1] / norm).value
     rows = kernel_g.size // kernel_g.shape[-1]
     return jnp.minimum(bound / math.sqrt(rows), of_loss)
 

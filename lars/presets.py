@@ -28,16 +28,59 @@ has λ = 1 and β = 0. A layer with a norm that is not finite skips its step in 
 them, which no source does.
 """
 
+import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from jax.typing import ArrayLike
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
 
-from lars.optimizer import check_below_one, check_number, lars
+from lars.optimizer import lars
+from lars.options import check_below_one, check_number
 from lars.rules import Selection, select
 
+Preset = TypeVar("Preset", bound=Callable[..., GradientTransformationExtraArgs])
 
+
+class Variant(NamedTuple):
+    """A preset, and where its rule is from."""
+
+    function: Callable[..., GradientTransformationExtraArgs]
+    family: str
+    """The letter in the table of this module."""
+    equation: str
+    """As the function's docstring begins."""
+    source: str
+    """Its project and version."""
+    url: str
+    """Of the code, or of the paper."""
+
+
+VARIANTS: dict[str, Variant] = {}
+"""The presets by name, in the order of the families."""
+
+_BATCH_NORM = "[Bb]atch_?[Nn]orm|(^|/)bn"
+
+
+def _named(*patterns: str) -> Selection:
+    return select(path="|".join(patterns), required=False)
+
+
+def _published(family: str, source: str) -> Callable[[Preset], Preset]:
+    """Enters a preset into `VARIANTS`; its docstring has the equation and the URL."""
+
+    def enter(function: Preset) -> Preset:
+        equation, *rest = (function.__doc__ or ".").split("\n")
+        url = re.search("<(https[^>]*)>", "\n".join(rest))
+        VARIANTS[function.__name__] = Variant(
+            function, family, equation[:-1], source, url.group(1) if url else ""
+        )
+        return function
+
+    return enter
+
+
+@_published("A", "You et al. 2017")
 def paper(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 5e-4,
@@ -67,6 +110,7 @@ def paper(
     )
 
 
+@_published("A′", "optax 0.2.8")
 def optax(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -94,6 +138,7 @@ def optax(
     )
 
 
+@_published("A′", "SimCLR")
 def simclr(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -127,6 +172,7 @@ def simclr(
     )
 
 
+@_published("C", "SimCLR, popular momentum")
 def simclr_popular(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -160,6 +206,7 @@ def simclr_popular(
     )
 
 
+@_published("B′", "Barlow Twins")
 def barlow_twins(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -194,6 +241,7 @@ def barlow_twins(
     )
 
 
+@_published("B′", "MoCo v3")
 def moco_v3(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -227,6 +275,7 @@ def moco_v3(
     )
 
 
+@_published("B", "timm 1.0.31")
 def timm(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -252,6 +301,7 @@ def timm(
     )
 
 
+@_published("B", "timm 1.0.31, trust_clip")
 def timm_larc(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -302,6 +352,7 @@ def _timm(
     )
 
 
+@_published("B", "NVIDIA apex 25.05, LARC")
 def apex_larc(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -334,6 +385,7 @@ def apex_larc(
     )
 
 
+@_published("B", "torchlars 0.1.2")
 def torchlars(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -363,6 +415,7 @@ def torchlars(
     )
 
 
+@_published("A", "MLPerf training, TensorFlow 2")
 def mlperf_tf(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 1e-4,
@@ -397,6 +450,7 @@ def mlperf_tf(
     )
 
 
+@_published("D", "ColossalAI 0.5.0")
 def colossalai(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -429,6 +483,7 @@ def colossalai(
     )
 
 
+@_published("E", "OneFlow 1.0.0")
 def oneflow(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -459,6 +514,7 @@ def oneflow(
     )
 
 
+@_published("F", "NVIDIA caffe 0.17.4")
 def caffe(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule = 0.0,
@@ -497,128 +553,6 @@ def caffe(
     )
 
 
-_BATCH_NORM = "[Bb]atch_?[Nn]orm|(^|/)bn"
-
-
-def _named(*patterns: str) -> Selection:
-    return select(path="|".join(patterns), required=False)
-
-
-class Variant(NamedTuple):
-    """A preset, and where its rule is from."""
-
-    function: Callable[..., GradientTransformationExtraArgs]
-    family: str
-    """The letter in the table of this module."""
-    equation: str
-    """As the function's docstring begins."""
-    source: str
-    """Its project and version."""
-    url: str
-    """Of the code, or of the paper."""
-
-
-VARIANTS = {
-    variant.function.__name__: variant
-    for variant in (
-        Variant(
-            paper,
-            "A",
-            "λ = η‖w‖/(‖g‖ + β‖w‖);  v ← m v + γλ(g + βw);  w ← w - v",
-            "You et al. 2017",
-            "https://arxiv.org/abs/1708.03888v3",
-        ),
-        Variant(
-            mlperf_tf,
-            "A",
-            "λ = η‖w‖/(‖g‖ + β‖w‖ + 1e-7);  v ← m v + γλ(g + βw);  w ← w - v",
-            "MLPerf training, TensorFlow 2",
-            "https://github.com/mlcommons/training/blob/615ad0a2e4e3ee6827509f12f9659f6a0050ee13/image_classification/tensorflow2/lars_optimizer.py",
-        ),
-        Variant(
-            optax,
-            "A′",
-            "λ = η‖w‖/‖g + βw‖;  v ← m v + γλ(g + βw);  w ← w - v",
-            "optax 0.2.8",
-            "https://github.com/google-deepmind/optax/blob/v0.2.8/optax/_src/alias.py",
-        ),
-        Variant(
-            simclr,
-            "A′",
-            "λ = η‖w‖/‖g + βw‖;  v ← m v + γλ(g + βw);  w ← w - v",
-            "SimCLR",
-            "https://github.com/google-research/simclr/blob/383d4143fd8cf7879ae10f1046a9baeb753ff438/lars_optimizer.py",
-        ),
-        Variant(
-            timm,
-            "B",
-            "λ = η‖w‖/(‖g‖ + β‖w‖ + 1e-8);  v ← m v + λ(g + βw);  w ← w - γv",
-            "timm 1.0.31",
-            "https://github.com/huggingface/pytorch-image-models/blob/v1.0.31/timm/optim/lars.py",
-        ),
-        Variant(
-            timm_larc,
-            "B",
-            "λ = min(η‖w‖/(‖g‖ + β‖w‖ + 1e-8)/γ, 1);  v ← m v + λ(g + βw);  w ← w - γv",
-            "timm 1.0.31, trust_clip",
-            "https://github.com/huggingface/pytorch-image-models/blob/v1.0.31/timm/optim/lars.py",
-        ),
-        Variant(
-            apex_larc,
-            "B",
-            "λ = min(η‖w‖/(‖g‖ + β‖w‖ + 1e-8)/γ, 1);  v ← m v + λ(g + βw);  w ← w - γv",
-            "NVIDIA apex 25.05, LARC",
-            "https://github.com/NVIDIA/apex/blob/e13873debc4699d39c6861074b9a3b2a02327f92/apex/parallel/LARC.py",
-        ),
-        Variant(
-            torchlars,
-            "B",
-            "λ = η‖w‖/(‖g‖ + β‖w‖ + 1e-8);  v ← m v + λ(g + βw);  w ← w - γv",
-            "torchlars 0.1.2",
-            "https://github.com/kakaobrain/torchlars/blob/v0.1.2/torchlars/lars.py",
-        ),
-        Variant(
-            barlow_twins,
-            "B′",
-            "λ = η‖w‖/‖g + βw‖;  v ← m v + λ(g + βw);  w ← w - γv",
-            "Barlow Twins",
-            "https://github.com/facebookresearch/barlowtwins/blob/8e8d284ca0bc02f88b92328e53f9b901e86b4a3c/main.py",
-        ),
-        Variant(
-            moco_v3,
-            "B′",
-            "λ = η‖w‖/‖g + βw‖;  v ← m v + λ(g + βw);  w ← w - γv",
-            "MoCo v3",
-            "https://github.com/facebookresearch/moco-v3/blob/c349e6e24f40d3fedb22d973f92defa4cedf37a7/moco/optimizer.py",
-        ),
-        Variant(
-            simclr_popular,
-            "C",
-            "v ← m v + g + βw;  λ = η‖w‖/‖v‖;  w ← w - γλv",
-            "SimCLR, popular momentum",
-            "https://github.com/google-research/simclr/blob/383d4143fd8cf7879ae10f1046a9baeb753ff438/lars_optimizer.py",
-        ),
-        Variant(
-            colossalai,
-            "D",
-            "λ = min(η‖w‖/(‖g‖ + β‖w‖), 50);  v ← m v + g + βw;  w ← w - γλv",
-            "ColossalAI 0.5.0",
-            "https://github.com/hpcaitech/ColossalAI/blob/v0.5.0/colossalai/nn/optimizer/lars.py",
-        ),
-        Variant(
-            oneflow,
-            "E",
-            "λ = η‖w‖/(‖g‖ + β‖w‖ + 1e-9);  v ← m v + γλg;  w ← w - v - γλβw",
-            "OneFlow 1.0.0",
-            "https://github.com/Oneflow-Inc/oneflow/blob/v1.0.0/oneflow/user/kernels/model_update_kernel_util.h",
-        ),
-        Variant(
-            caffe,
-            "F",
-            "λ = (1 - m)η‖w‖/‖g‖;  v ← m v + γλ(g + βw);  w ← w - v",
-            "NVIDIA caffe 0.17.4",
-            "https://github.com/NVIDIA/caffe/blob/v0.17.4/src/caffe/solvers/sgd_solver.cpp",
-        ),
-    )
-}
-"""The presets by name, in the order of the families."""
+# By family, and within one as above.
+_by_family = sorted(VARIANTS.items(), key=lambda item: item[1].family)
+VARIANTS = dict(_by_family)

@@ -1,23 +1,73 @@
 """Numbers that may lie beyond the range of float32, as fraction times power of two.
 
 A ratio of two norms, or a norm of large numbers, can be too large or too small for
-float32 where the step that is made of it is not. These few operations keep the exponent
-apart until the end. All are elementwise, so that one operation serves all layers.
+float32 where the step that is made of it is not. Here the exponent stays apart until
+the end, so that an equation is written as it stands. All is elementwise, so that one
+operation serves all layers; the operators act while tracing and cost nothing after.
 """
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lars.bits import binary_exponent, multiply_by_power_of_two, power_of_two
 
 
-class Scaled(NamedTuple):
-    """The numbers ``fraction * 2**exponent``, not negative."""
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("fraction", "exponent"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """The numbers ``fraction * 2**exponent``, not negative.
+
+    Sums are of two `Scaled` or with a number; products are with a number; quotients are
+    of two `Scaled`. A *number* is an array or a scalar of ordinary size, not negative.
+    """
 
     fraction: jax.Array  # any shape, float32 or float64
     exponent: jax.Array  # the same shape, int32
+
+    __array_ufunc__ = None  # NumPy's numbers leave products to the operators here
+
+    def __add__(self, other: "Scaled | jax.typing.ArrayLike") -> "Scaled":
+        if is_known_zero(other):
+            return self
+        if not isinstance(other, Scaled):
+            other = scaled(other, self.fraction.dtype)
+        return total(self, other)
+
+    def __mul__(self, number: jax.typing.ArrayLike) -> "Scaled":
+        return Scaled(
+            jnp.asarray(number, self.fraction.dtype) * self.fraction, self.exponent
+        )
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __truediv__(self, other: "Scaled") -> "Scaled":
+        """The quotient; a divisor of zero counts as one, lest 0/0 be NaN."""
+        one = jnp.ones((), other.fraction.dtype)
+        divisor = Scaled(
+            jnp.where(other.is_zero, one, other.fraction),
+            jnp.where(other.is_zero, 0, other.exponent),
+        )
+        n, d = normalized(self), normalized(divisor)
+        return Scaled(n.fraction / d.fraction, n.exponent - d.exponent)
+
+    @property
+    def is_zero(self) -> jax.Array:
+        """Where the numbers are zero."""
+        return self.fraction == 0
+
+    @property
+    def value(self) -> jax.Array:
+        """The numbers, infinite or zero where the dtype cannot hold them."""
+        return multiply_by_power_of_two(self.fraction, self.exponent)
 
 
 def scaled(number: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike) -> Scaled:
@@ -26,9 +76,9 @@ def scaled(number: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike) -> Scaled:
     return Scaled(fraction, jnp.zeros(fraction.shape, jnp.int32))
 
 
-def times(number: jax.typing.ArrayLike, x: Scaled) -> Scaled:
-    """The product of a number of ordinary size and a scaled one."""
-    return Scaled(jnp.asarray(number, x.fraction.dtype) * x.fraction, x.exponent)
+def is_known_zero(number: object) -> bool:
+    """Whether it is the number 0, and no array or schedule, whatever its value."""
+    return isinstance(number, (int, float, np.number)) and number == 0
 
 
 def total(*numbers: Scaled) -> Scaled:
@@ -46,7 +96,7 @@ def total(*numbers: Scaled) -> Scaled:
 def largest_exponent(*numbers: Scaled) -> jax.Array:
     """The largest exponent of those numbers that are not 0; 0 if all are."""
     lowest = jnp.int32(-(2**20))
-    exponents = [jnp.where(x.fraction == 0, lowest, x.exponent) for x in numbers]
+    exponents = [jnp.where(x.is_zero, lowest, x.exponent) for x in numbers]
     shape = jnp.broadcast_shapes(*(e.shape for e in exponents))
     largest = jnp.broadcast_to(exponents[0], shape)
     for exponent in exponents[1:]:
@@ -54,8 +104,10 @@ def largest_exponent(*numbers: Scaled) -> jax.Array:
     return jnp.where(largest == lowest, 0, largest)
 
 
-def where(condition: jax.Array, x: Scaled, y: Scaled) -> Scaled:
+def where(condition: jax.Array, x: Scaled | float | jax.Array, y: Scaled) -> Scaled:
     """``x`` where the condition holds, else ``y``."""
+    if not isinstance(x, Scaled):
+        x = scaled(x, y.fraction.dtype)
     return Scaled(
         jnp.where(condition, x.fraction, y.fraction),
         jnp.where(condition, x.exponent, y.exponent),
@@ -68,17 +120,6 @@ def normalized(x: Scaled) -> Scaled:
     return Scaled(
         multiply_by_power_of_two(x.fraction, -exponent), x.exponent + exponent
     )
-
-
-def value(x: Scaled) -> jax.Array:
-    """The numbers themselves, infinite or zero where the dtype cannot hold them."""
-    return multiply_by_power_of_two(x.fraction, x.exponent)
-
-
-def ratio(numerator: Scaled, denominator: Scaled) -> Scaled:
-    """``numerator / denominator``, of which no denominator is zero."""
-    n, d = normalized(numerator), normalized(denominator)
-    return Scaled(n.fraction / d.fraction, n.exponent - d.exponent)
 
 
 class Factors(NamedTuple):
@@ -103,7 +144,7 @@ def factors(ratio: Scaled, size: Scaled) -> Factors:
     dtype = ratio.fraction.dtype
     r, s = normalized(ratio), normalized(size)
     bound = jnp.finfo(dtype).maxexp - 2
-    middle = jnp.where(r.fraction == 0, 0, (r.exponent + s.exponent) >> 1)
+    middle = jnp.where(r.is_zero, 0, (r.exponent + s.exponent) >> 1)
     first = jnp.clip(middle - s.exponent, -bound, bound)
     second = multiply_by_power_of_two(r.fraction, r.exponent - first)
     return Factors(power_of_two(first, dtype), second)

@@ -88,6 +88,26 @@ class ArrayAxes(NamedTuple):
         )
 
 
+def is_global(x: jax.Array) -> bool:
+    """Whether an array is known not to be one of several parts inside `jax.shard_map`.
+
+    With ``check_vma=False`` that is known of none: nothing says there whether an array
+    differs between devices, not even of the number of the device itself.
+    """
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    if not all(_varying(jax.lax.axis_index(name)) for name in manual):
+        return False
+    return not _varying(x)
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    """The mesh axes that an array is known to vary over."""
+    of_type: Any = jax.typeof(x)  # JAX 0.10 has another name for it than later ones
+    if hasattr(of_type, "vma"):
+        return of_type.vma
+    return of_type.manual_axis_type.varying
+
+
 def spread(x: jax.Array, axes: ArrayAxes, shape: Sequence[int]) -> jax.Array:
     """Values of all layers, as an array that broadcasts against the local part."""
     return axes.expanded(axes.local(x, shape), shape) if axes.layer_axes else x

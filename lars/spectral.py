@@ -57,40 +57,50 @@ class Spectral(NamedTuple):
     accelerators, and leaves singular values within about 0.01 of one."""
 
 
-def as_matrices(x: jax.Array, batch_axes: Sequence[int] = ()) -> jax.Array:
+def as_matrices(
+    x: jax.Array,
+    layer_axes: Sequence[int] = (),
+    output_axes: Sequence[int] | None = None,
+) -> jax.Array:
     """The matrix, or the matrices, that an array of parameters stands for.
 
-    The last axis counts the outputs and becomes the columns, all others become the
-    rows: a convolution kernel HWIO becomes a matrix (H·W·I, O). A vector becomes one
-    column, a scalar a matrix (1, 1).
+    Outputs become the columns, all other axes of a layer the rows. By default the last
+    axis counts outputs: a convolution kernel HWIO becomes a matrix (H·W·I, O). A vector
+    becomes one column, a scalar a matrix (1, 1).
 
     Args:
         x: array of any shape.
-        batch_axes: axes that count layers; the others are each layer's parameters.
+        layer_axes: axes that count layers; the others are each layer's parameters.
+        output_axes: axes that count outputs; None is the last of several.
 
     Returns:
-        Array [*batch, rows, columns], with the batch axes in the given order.
+        Array [*layers, rows, columns], with the layer axes in the given order.
     """
-    order = _batch_first(x.ndim, batch_axes)
-    batch, layer = _split([x.shape[axis] for axis in order], len(batch_axes))
-    rows, columns = _split(layer, max(1, len(layer) - 1))
-    return x.transpose(order).reshape(*batch, math.prod(rows), math.prod(columns))
+    layers, rows, columns = _grouped(x.ndim, layer_axes, output_axes)
+    lengths = [x.shape[axis] for axis in layers]
+    sizes = [math.prod(x.shape[axis] for axis in axes) for axes in (rows, columns)]
+    return x.transpose([*layers, *rows, *columns]).reshape(*lengths, *sizes)
 
 
 def from_matrices(
-    matrices: jax.Array, shape: Sequence[int], batch_axes: Sequence[int] = ()
+    matrices: jax.Array,
+    shape: Sequence[int],
+    layer_axes: Sequence[int] = (),
+    output_axes: Sequence[int] | None = None,
 ) -> jax.Array:
     """The inverse of `as_matrices`.
 
     Args:
-        matrices: array [*batch, rows, columns].
+        matrices: array [*layers, rows, columns].
         shape: of the array that became the matrices.
-        batch_axes: as they were given to `as_matrices`.
+        layer_axes: as they were given to `as_matrices`.
+        output_axes: likewise.
 
     Returns:
         Array of the given shape.
     """
-    order = _batch_first(len(shape), batch_axes)
+    layers, rows, columns = _grouped(len(shape), layer_axes, output_axes)
+    order = [*layers, *rows, *columns]
     x = matrices.reshape([shape[axis] for axis in order])
     return x.transpose(np.argsort(order))
 
@@ -243,11 +253,13 @@ def _rescale_each(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return rescaled(x, exponent), exponent[..., 0, 0]
 
 
-def _batch_first(ndim: int, batch_axes: Sequence[int]) -> list[int]:
-    """All axes, those of the batch in front."""
-    batch = [axis % ndim for axis in batch_axes]
-    return batch + [axis for axis in range(ndim) if axis not in batch]
-
-
-def _split(sequence: Sequence[int], at: int) -> tuple[Sequence[int], Sequence[int]]:
-    return sequence[:at], sequence[at:]
+def _grouped(
+    ndim: int, layer_axes: Sequence[int], output_axes: Sequence[int] | None
+) -> tuple[list[int], list[int], list[int]]:
+    """The axes of layers, of rows and of columns."""
+    layers = [axis % ndim for axis in layer_axes]
+    others = [axis for axis in range(ndim) if axis not in layers]
+    if output_axes is None:
+        output_axes = others[-1:] if len(others) > 1 else []
+    columns = [axis % ndim for axis in output_axes]
+    return layers, [axis for axis in others if axis not in columns], columns

@@ -19,9 +19,9 @@ from lars.init_scales import count_kernels, scale_kernels
 from lars.initialization import Initialization, initialization_named
 from lars.models import Model, Variables
 from lars.norms import l2_norm
-from lars.optimizer import trust_ratios
 from lars.rules import flatten_with_path, path_string
 from lars.sharding import device_mesh, replicated, split
+from lars.state import trust_ratios
 
 _Outcome = TypeVar("_Outcome", bound=tuple)
 MakeOptimizer = Callable[[jax.Array], optax.GradientTransformation]

@@ -20,9 +20,8 @@ from lars.kernels import (
     kernels_of,
     preserving_norm,
 )
-from lars.layers import widen
-from lars.norms import l2_norm, unit
-from lars.optimizer import check_number
+from lars.norms import l2_norm, unit, widen
+from lars.options import check_number
 from lars.rules import flatten_with_path, path_string
 
 HEARD = 2.0**-12

@@ -18,8 +18,7 @@ from lars.figures.runs import (
     training_of,
 )
 from lars.kernels import kernels_of, preserving_norm
-from lars.layers import widen
-from lars.norms import l2_norm, unit
+from lars.norms import l2_norm, unit, widen
 from lars.spectral import as_matrices
 from lars.training import (
     Run,

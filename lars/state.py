@@ -1,0 +1,208 @@
+"""The state of LARS, and what can be read from it: ratios, and steps left out."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lars.layers import LayerMap
+from lars.options import Options
+from lars.rules import path_string
+
+
+class LarsState(NamedTuple):
+    """State of `lars` and `scale_by_lars`: arrays alone.
+
+    What is known of layers is in vectors: thousands of scalars would take longer to
+    hand over than a step takes.
+    """
+
+    # shape=(), dtype=int32: updates made so far
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
+    trace: optax.Params  # the momentum buffer, like the parameters; () without one
+    trust_ratio: jax.Array  # shape=(ratios,), float32: of the last step
+    skipped_steps: jax.Array  # shape=(ratios,), int32
+    parameters: optax.Params  # a `Ratios` for each: whose these ratios are
+
+
+class Ratios(NamedTuple):
+    """Stands for a parameter in a state, and says how many ratios it has. No array.
+
+    The lengths of its layer axes are the keys of a dictionary, since these belong to
+    the structure of a tree, for JAX and for all that saves trees: ``{}`` for a
+    parameter of one ratio, ``{"0:3": {}}`` for a stack of three layers.
+    """
+
+    axes: dict[str, dict]
+
+    @classmethod
+    def of_shape(cls, shape: Sequence[int]) -> "Ratios":
+        """For layer axes of these lengths."""
+        return cls({f"{axis}:{length}": {} for axis, length in enumerate(shape)})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of the layer axes."""
+        pairs = [map(int, key.split(":")) for key in self.axes]
+        return tuple(length for _, length in sorted(tuple(pair) for pair in pairs))
+
+
+def initial_state(o: Options, layers: LayerMap, params: optax.Params) -> LarsState:
+    """The state before the first step."""
+    return LarsState(
+        count=jnp.zeros((), jnp.int32),
+        trace=optax.tree.zeros_like(params, dtype=o.accumulator_dtype)
+        if o.has_momentum
+        else (),
+        trust_ratio=jnp.zeros(layers.total, jnp.float32),
+        skipped_steps=jnp.zeros(layers.total, jnp.int32),
+        parameters=_parameters(layers, params),
+    )
+
+
+def check_state(o: Options, layers: LayerMap, state: Any, params: optax.Params) -> None:
+    """Refuses a state of another optimizer, or of other parameters: a checkpoint's.
+
+    Raises:
+        TypeError: for the state of another optimizer.
+        ValueError: for one of other parameters or options, with what differs.
+    """
+    if not isinstance(state, LarsState):
+        raise TypeError(
+            "the state is of another optimizer, such as optax.lars, or of a chain "
+            f"around this one: got {type(state).__name__}, need LarsState. Make a new "
+            "one with init(params)."
+        )
+    new = jax.eval_shape(lambda: initial_state(o, layers, params))
+    for field in ("parameters", "trace"):
+        difference = _difference(getattr(state, field), getattr(new, field))
+        if difference:
+            raise ValueError(
+                "the state is of other parameters, momentum or stacking: its "
+                f"{field} {difference}. Make a new one with init(params)."
+            )
+
+
+def trust_ratios(opt_state: optax.OptState) -> optax.Params:
+    """Returns the trust ratio of every parameter in the last step.
+
+    Args:
+        opt_state: the state of :func:`lars.lars`, or of any optimizer around it
+            (``optax.chain``, ``inject_hyperparams``, ``MultiSteps``, ``masked``,
+            ``partition``).
+
+    Returns:
+        A tree like the parameters, with a float32 scalar for each: the ratio its layer
+        was scaled by, 1 where ``trust_ratio_mask`` excludes it, 0 before the first step
+        and where a step was skipped. A stacked parameter has an array of them, in the
+        shape of its layer axes. A parameter that LARS does not own has
+        `optax.MaskedNode()`.
+
+    Raises:
+        ValueError: if there is no LARS in the state, or more than one for a parameter.
+    """
+    return _tree_of(opt_state, "trust_ratio", "trust_ratios")
+
+
+def skipped_steps(opt_state: optax.OptState) -> optax.Params:
+    """Returns how often each parameter was left out because something was not finite.
+
+    Args:
+        opt_state: as for :func:`lars.trust_ratios`.
+
+    Returns:
+        A tree like the parameters, with an int32 scalar for each (an array for a
+        stacked one): in how many steps the gradient or the parameters of its layer had
+        elements that were infinite or NaN.
+
+    Raises:
+        ValueError: as for :func:`lars.trust_ratios`.
+    """
+    return _tree_of(opt_state, "skipped_steps", "skipped_steps")
+
+
+def pieces(vector: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
+    """A vector over slices as an array for every parameter, of the given shapes.
+
+    Axes in front of the vector's, as `jax.vmap` adds them, stay in front.
+    """
+    found, start = [], 0
+    for shape in shapes:
+        if shape == ():  # an index, where a vector of positions would be a gather
+            found.append(vector[..., start])
+            start += 1
+        else:
+            end = start + math.prod(shape)
+            found.append(vector[..., start:end].reshape(*vector.shape[:-1], *shape))
+            start = end
+    return found
+
+
+def _parameters(layers: LayerMap, params: optax.Params) -> optax.Params:
+    treedef = jax.tree.structure(params)
+    return treedef.unflatten(map(Ratios.of_shape, layers.shapes))
+
+
+def _difference(old: Any, new: Any) -> str:
+    """In words, the first of what two trees have not in common; "" for none."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        named, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_ratios)
+        return {path_string(path): np.shape(x) for path, x in named}
+
+    old_shapes, new_shapes = shapes(old), shapes(new)
+    for path in old_shapes | new_shapes:
+        has, needs = old_shapes.get(path), new_shapes.get(path)
+        if has is None or needs is None:
+            return f"{'lacks' if has is None else 'has in addition'} {path!r}"
+        if has != needs:
+            return f"has the shape {has} of {path!r}, where {needs} is needed"
+    structures = jax.tree.structure(old), jax.tree.structure(new)
+    if structures[0] != structures[1]:
+        return f"is {structures[0]}, where {structures[1]} is needed"
+    return ""
+
+
+def _is_ratios(x: Any) -> bool:
+    return isinstance(x, Ratios)
+
+
+def _tree_of(opt_state: optax.OptState, field: str, function: str) -> optax.Params:
+    def is_state(x: Any) -> bool:
+        return isinstance(x, LarsState)
+
+    found = []
+    for state in filter(is_state, jax.tree.leaves(opt_state, is_leaf=is_state)):
+        ratios, treedef = jax.tree.flatten(state.parameters, is_leaf=_is_ratios)
+        shapes = [x.shape for x in ratios]
+        found.append(treedef.unflatten(pieces(getattr(state, field), shapes)))
+    if not found:
+        raise ValueError(
+            f"opt_state holds no LARS: {function} needs the state of lars.lars or of "
+            f"an optimizer around it, got {type(opt_state).__name__}."
+        )
+    return functools.reduce(_merge, found)
+
+
+def _merge(one: Any, other: Any) -> Any:
+    """Joins two trees of which each has what is masked in the other."""
+    if isinstance(one, optax.MaskedNode):
+        return other
+    if isinstance(other, optax.MaskedNode):
+        return one
+    # One level at a time, because a mask may stand for a whole subtree.
+    children, treedef = jax.tree.flatten(one, is_leaf=lambda x: x is not one)
+    if treedef.num_leaves == 0:  # None, or an empty container
+        return one
+    if jax.tree_util.treedef_is_leaf(treedef):
+        raise ValueError(
+            "Two LARS transformations own the same parameter: pass the state of one of "
+            "them."
+        )
+    others = treedef.flatten_up_to(other)
+    return treedef.unflatten(map(_merge, children, others))
