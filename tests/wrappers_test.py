@@ -653,13 +653,9 @@ DEVICES = {
     ("masked", "lars"): 2,
     ("partition with adam", "lars"): 4,
     ("MultiSteps", "lars"): 2,
-    ("apply_if_finite", "lars"): 4,
     ("inject_hyperparams", "lars"): 2,
     ("lookahead", "lars"): 4,
-    ("sam", "lars"): 2,
-    ("schedule_free", "lars"): 4,
     ("chain", "polar"): 4,
-    ("masked", "polar"): 2,
     ("chain", "waking"): 2,
     ("masked", "waking"): 4,
 }
