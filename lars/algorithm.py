@@ -107,9 +107,12 @@ def step(
     if o.momentum_of == "direction":
         u = [times(gamma, x) for x in u]
     for of_w in w_by:  # γ λ β w, outside of the momentum
-        for i, decayed in enumerate(is_decayed):
-            if decayed:
-                u[i] = u[i] + multiplied(w[i], of_w[i], layers.axes[i])
+        u = [
+            x + multiplied(y, by, axes) if decayed else x
+            for x, y, by, axes, decayed in zip(
+                u, w, of_w, layers.axes, is_decayed, strict=True
+            )
+        ]
 
     new_updates = [
         jnp.where(kept, 0, x).astype(dtype)
