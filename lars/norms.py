@@ -18,12 +18,17 @@ import numpy as np
 from lars.bits import (
     magnitude,
     multiply_by_power_of_two,
+    power_of_two,
     rescaled,
     scale_exponent,
     unscaled,
 )
 from lars.scaled import Scaled
 from lars.sharded import ArrayAxes, Group, groups_of, in_order, over_devices, spread
+
+_PLAIN = 30
+"""The binary exponent of the scale of the first pass. With it, norms from about 1e-16
+to 1e10 need no second one in float32: those of parameters and gradients."""
 
 
 def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
@@ -140,22 +145,28 @@ def _l2_norm_jvp(primals, tangents):
 def _scaled_l2_norms(axes: tuple[ArrayAxes, ...], arrays: tuple[jax.Array, ...]):
     groups = groups_of(arrays, axes)
     stacks = [jnp.stack([arrays[i] for i in group.members]) for group in groups]
-    local_sums = list(map(_sum_of_squares, stacks, groups))
+    local_sums = list(map(_plain_sum, stacks, groups))
     sums = over_devices(jax.lax.psum, local_sums, groups)
     are_safe = list(map(_are_safe, sums, groups))
+    roots = [jnp.sqrt(s) * 2.0**-_PLAIN for s in sums]
 
-    def norms(sums, exponents):
-        return Scaled(
-            in_order([jnp.sqrt(s) for s in sums], groups), in_order(exponents, groups)
-        )
+    def norms(roots, exponents):
+        return Scaled(in_order(roots, groups), in_order(exponents, groups))
 
     def rescue(carry):
         done, _ = carry
-        rescued = _rescued(stacks, groups, local_sums, sums, are_safe, done)
-        return jnp.bool(True), norms(*rescued)
+        squares, exponents = _rescued(stacks, groups, local_sums, are_safe, done)
+        rescued = [jnp.sqrt(s) for s in squares]
+        return jnp.bool(True), norms(
+            list(map(jnp.where, are_safe, roots, rescued)),
+            [
+                jnp.where(safe, 0, e)
+                for safe, e in zip(are_safe, exponents, strict=True)
+            ],
+        )
 
     all_safe = functools.reduce(jnp.logical_and, map(jnp.all, are_safe))
-    plain = norms(sums, [jnp.zeros_like(s, jnp.int32) for s in sums])
+    plain = norms(roots, [jnp.zeros_like(s, jnp.int32) for s in sums])
     return jax.lax.while_loop(lambda carry: ~carry[0], rescue, (all_safe, plain))[1]
 
 
@@ -186,15 +197,24 @@ def _scaled_l2_norms_jvp(axes, primals, tangents):
     return norms, Scaled(tangent, no_tangent)  # pyright: ignore[reportArgumentType]
 
 
-def _sum_of_squares(x: jax.Array, group: Group) -> jax.Array:
+def _plain_sum(x: jax.Array, group: Group) -> jax.Array:
+    # XLA must not know the scale: it would take it out of the squares, which are then
+    # flushed to zero.
+    scale = jax.lax.optimization_barrier(jnp.asarray(2.0**_PLAIN, x.dtype))
+    return _sum_of_squares(x, group, scale)
+
+
+def _sum_of_squares(x: jax.Array, group: Group, scale: jax.Array) -> jax.Array:
+    """One computation for both passes: what differs only in the scale rounds alike."""
+    x = x * scale
     return group.reduce(jnp.sum, x * x)
 
 
 def _are_safe(sums_of_squares: jax.Array, group: Group) -> jax.Array:
     info = jnp.finfo(sums_of_squares.dtype)
-    # Squares below `tiny` are flushed, at most `size * tiny` of them: an eighth of the
-    # last bit of a sum that passes.
-    margin = float(info.tiny) * 2.0 ** (info.nmant + 3)
+    # Squares below `tiny` are flushed. So far below the last bit of a sum that passes
+    # they could decide how it is rounded with a probability of 2**-57 each.
+    margin = float(info.tiny) * 2.0 ** (info.nmant + 57)
     return (sums_of_squares >= group.layer_size() * margin) & (
         sums_of_squares <= float(info.max)
     )
@@ -204,18 +224,16 @@ def _rescued(
     stacks: Sequence[jax.Array],
     groups: Sequence[Group],
     local_sums: Sequence[jax.Array],
-    sums: Sequence[jax.Array],
     are_safe: Sequence[jax.Array],
     done: jax.Array,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The second pass: sums of squares, and exponents that they are scaled by.
+    """The second pass: sums of squares, and exponents of the scales in them.
 
     Args:
         stacks: the arrays of each group.
         groups: of arrays.
-        local_sums: of the squares of the local parts.
-        sums: of squares, and what are kept where they are safe.
-        are_safe: which of them.
+        local_sums: of the squares of the local parts, from the first pass.
+        are_safe: which of the sums over all devices need no second pass.
         done: false.
     """
 
@@ -229,11 +247,7 @@ def _rescued(
 
     exponents = over_devices(jax.lax.pmax, computed(_exponents), groups)
     local = [group.local(e) for group, e in zip(groups, exponents, strict=True)]
-    squares = over_devices(jax.lax.psum, computed(_rescaled_sum, local), groups)
-    return list(map(jnp.where, are_safe, sums, squares)), [
-        jnp.where(safe, 0, exponent)
-        for safe, exponent in zip(are_safe, exponents, strict=True)
-    ]
+    return over_devices(jax.lax.psum, computed(_rescaled_sum, local), groups), exponents
 
 
 def _unless_all(
@@ -254,23 +268,33 @@ def _unless_all(
     Like the result, the zeros differ between devices where the local sums of squares
     do: for `jax.shard_map` that is part of their type.
     """
-    dtype = jax.eval_shape(lambda x: operation(x, group, *exponent), x).dtype
+    dtype = jax.eval_shape(lambda x: operation(x, group, done, *exponent), x).dtype
 
     def zeros(_: jax.Array) -> jax.Array:
         like = functools.reduce(jnp.logical_or, [y != y for y in (local, *exponent)])
         return jnp.where(like, jnp.zeros((), dtype), jnp.zeros((), dtype))
 
     def result(x: jax.Array) -> jax.Array:
-        return operation(jnp.where(done, 0, x), group, *exponent)
+        return operation(x, group, done, *exponent)
 
     return jax.lax.cond(jnp.all(are_safe), zeros, result, x)
 
 
-def _exponents(x: jax.Array, group: Group) -> jax.Array:
+def _exponents(x: jax.Array, group: Group, done: jax.Array) -> jax.Array:
     # An empty array has no maximum: the initial value stands in for it.
-    largest = group.reduce(functools.partial(jnp.max, initial=0), magnitude(x))
-    return scale_exponent(largest, x.dtype)
+    sizes = magnitude(jnp.where(done, 0, x))
+    return scale_exponent(
+        group.reduce(functools.partial(jnp.max, initial=0), sizes), x.dtype
+    )
 
 
-def _rescaled_sum(x: jax.Array, group: Group, exponent: jax.Array) -> jax.Array:
-    return _sum_of_squares(rescaled(x, group.expanded(exponent)), group)
+def _rescaled_sum(
+    x: jax.Array, group: Group, done: jax.Array, exponent: jax.Array
+) -> jax.Array:
+    # Subnormal elements count only beside others that are hardly larger.
+    lift = jnp.where(exponent < jnp.finfo(x.dtype).minexp + 64, -64, 0)
+    x = jax.lax.cond(
+        jnp.any(lift != 0), lambda: rescaled(x, group.expanded(lift)), lambda: x
+    )
+    scale = power_of_two(jnp.where(done, 0, lift - exponent), x.dtype)
+    return _sum_of_squares(x, group, group.expanded(scale))

@@ -27,29 +27,38 @@ class LarsState(NamedTuple):
     trace: optax.Params  # the momentum buffer, like the parameters; () without one
     trust_ratio: jax.Array  # shape=(ratios,), float32: of the last step
     skipped_steps: jax.Array  # shape=(ratios,), int32
-    parameters: optax.Params  # a `Ratios` for each: whose these ratios are
+    parameters: (
+        optax.Params
+    )  # like the parameters, of `marker`s: whose ratios these are
 
 
-class Ratios(NamedTuple):
-    """Stands for a parameter in a state, and says how many ratios it has. No array.
+Marker = tuple[dict[str, tuple[()]] | tuple[()]]
 
-    The lengths of its layer axes are the keys of a dictionary, since these belong to
-    the structure of a tree, for JAX and for all that saves trees: ``{}`` for a
-    parameter of one ratio, ``{"0:3": {}}`` for a stack of three layers.
+
+def marker(shape: Sequence[int]) -> Marker:
+    """Stands for a parameter in a state, and says how many ratios it has.
+
+    It holds no array: its form alone says it, ``((),)`` for a parameter of one ratio,
+    ``({"3,4": ()},)`` for one with layer axes of the lengths 3 and 4. Of containers
+    that all libraries know, so that all can save it, and of those that cost least: a
+    step hands over thousands.
     """
+    return ({",".join(map(str, shape)): ()} if shape else (),)
 
-    axes: dict[str, dict]
 
-    @classmethod
-    def of_shape(cls, shape: Sequence[int]) -> "Ratios":
-        """For layer axes of these lengths."""
-        return cls({f"{axis}:{length}": {} for axis, length in enumerate(shape)})
+def is_marker(x: Any) -> bool:
+    """Whether it is what stands for a parameter."""
+    if type(x) is not tuple or len(x) != 1:
+        return False
+    axes = x[0]
+    if type(axes) is dict and len(axes) == 1:
+        (axes,) = axes.values()
+    return type(axes) is tuple and not axes
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The lengths of the layer axes."""
-        pairs = [map(int, key.split(":")) for key in self.axes]
-        return tuple(length for _, length in sorted(tuple(pair) for pair in pairs))
+
+def shape_of(x: Marker) -> tuple[int, ...]:
+    """The lengths of the layer axes of what a marker stands for."""
+    return tuple(int(n) for key in x[0] for n in key.split(","))
 
 
 def initial_state(o: Options, layers: LayerMap, params: optax.Params) -> LarsState:
@@ -143,17 +152,24 @@ def pieces(vector: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Arr
     return found
 
 
-def _parameters(layers: LayerMap, params: optax.Params) -> optax.Params:
-    treedef = jax.tree.structure(params)
-    return treedef.unflatten(map(Ratios.of_shape, layers.shapes))
+def _parameters(layers: LayerMap, params: optax.Params) -> Any:
+    leaves, treedef = jax.tree.flatten(params)
+    if not leaves and treedef.num_nodes == 1:
+        # What stands for parameters in `optax.tree.map_params`. An array is no tree of
+        # theirs, so that nothing is made of the markers, which have no arrays either.
+        return np.zeros(0, np.float32)
+    return treedef.unflatten(map(marker, layers.shapes))
 
 
 def _difference(old: Any, new: Any) -> str:
     """In words, the first of what two trees have not in common; "" for none."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        named, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_ratios)
-        return {path_string(path): np.shape(x) for path, x in named}
+        named, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_marker)
+        return {
+            path_string(path): shape_of(x) if is_marker(x) else np.shape(x)
+            for path, x in named
+        }
 
     old_shapes, new_shapes = shapes(old), shapes(new)
     for path in old_shapes | new_shapes:
@@ -168,18 +184,14 @@ def _difference(old: Any, new: Any) -> str:
     return ""
 
 
-def _is_ratios(x: Any) -> bool:
-    return isinstance(x, Ratios)
-
-
 def _tree_of(opt_state: optax.OptState, field: str, function: str) -> optax.Params:
     def is_state(x: Any) -> bool:
         return isinstance(x, LarsState)
 
     found = []
     for state in filter(is_state, jax.tree.leaves(opt_state, is_leaf=is_state)):
-        ratios, treedef = jax.tree.flatten(state.parameters, is_leaf=_is_ratios)
-        shapes = [x.shape for x in ratios]
+        markers, treedef = jax.tree.flatten(state.parameters, is_leaf=is_marker)
+        shapes = [shape_of(x) for x in markers]
         found.append(treedef.unflatten(pieces(getattr(state, field), shapes)))
     if not found:
         raise ValueError(

@@ -1,0 +1,931 @@
+"""Everything of Optax that takes an optimizer takes these, whatever is done to states.
+
+A state is not only handed from step to step. It is mapped, saved and restored, sent to
+other processes, spread over other devices, and its memory is given away. None of that
+may change a run: each way is tried after every step, in every wrapper, and the state
+that comes back is *used*.
+"""
+
+import copy
+import functools
+import importlib
+import inspect
+import pickle
+import pkgutil
+import subprocess
+import sys
+import textwrap
+import types
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import optax.experimental
+import orbax.checkpoint as ocp
+import pytest
+from flax import serialization
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import lars
+
+STEPS = 5
+FIRST, SECOND = "a", "b"  # two dense layers
+NONE = types.MappingProxyType({})
+
+# --------------------------------------------------------------- what is in a wrapper
+
+
+class Inner(NamedTuple):
+    """An optimizer to be put into wrappers."""
+
+    of: Callable[..., optax.GradientTransformation]  # a function of the learning rate
+    learning_rate: float
+    has_lars: bool
+    options: Mapping[str, Any] = NONE
+    static_args: tuple[str, ...] = ()  # what `optax.inject_hyperparams` must be told
+
+    def alone(self):
+        """As it is, in no wrapper."""
+        return self.of(self.learning_rate, **self.options)
+
+    def injected(self, inject):
+        """With its numbers in the state, and the learning rate as a schedule."""
+        schedule = optax.linear_schedule(self.learning_rate, 0.5, 8)
+        return inject(self.of, self.static_args)(schedule, **self.options)
+
+    def __call__(self):
+        """What wrappers take: traced once, whatever is around it."""
+        return _traced_once(self.of, self.learning_rate, tuple(self.options.items()))
+
+
+@functools.cache
+def _traced_once(of, learning_rate, options):
+    optimizer = of(learning_rate, **dict(options))
+    update = jax.jit(optax.with_extra_args_support(optimizer).update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def waking(learning_rate):
+    return lars.wake_silent_layers(lars.lars(learning_rate, 1e-3))
+
+
+# What cannot be done with Optax's own in a wrapper is asked of no other.
+CONTROL = Inner(optax.lars, 1.0, False, {"weight_decay": 1e-3})
+INNERS = {
+    "lars": Inner(lars.lars, 1.0, True, {"weight_decay": 1e-3}),
+    "polar": Inner(lars.polar, 0.1, False, static_args=("steps",)),
+    "waking": Inner(waking, 1.0, True),
+}
+
+
+# ----------------------------------------------------------------------- the wrappers
+
+
+def one(tree):
+    """One extra argument for all: the loss, which does not decrease."""
+    return {"value": jnp.float32(1)}
+
+
+def the_gradient_itself(gradient):
+    """Extra arguments: a loss whose gradient is the same everywhere."""
+    return {"grad_fn": lambda params, i: gradient}
+
+
+def two_examples(gradient):
+    return jax.tree.map(lambda x: jnp.stack([0.5 * x, 1.5 * x]), gradient)
+
+
+def complex_numbers(tree):
+    return jax.tree.map(lambda x: jax.lax.complex(x, x[::-1]), tree)
+
+
+def none(gradient):
+    return {}
+
+
+def same(tree):
+    return tree
+
+
+# Why Optax cannot do something with any optimizer, by a word of what it says.
+CANNOT_MAP_VECTORS = dict.fromkeys(
+    ("mapped", "on other devices"), "Need at least one array"
+)
+CANNOT_MAP_BEFORE_A_STEP = dict.fromkeys(
+    ("mapped", "on other devices"), "pytree structure"
+)
+CANNOT_SERIALIZE = {"serialized by Flax": "OrderedDict"}
+CANNOT_GIVE_AWAY = {"given away": "donate the same buffer twice"}
+# It hands on gradients of lower rank, without parameters.
+WITHOUT_PARAMETERS = dict.fromkeys(("lars", "polar", "waking"), "needs the parameters")
+
+
+class Wrapper(NamedTuple):
+    """A way in which Optax takes an optimizer."""
+
+    of: Callable[..., Any]  # the function of Optax
+    around: Callable[[Inner], optax.GradientTransformation]
+    owned: tuple[str, ...] = (FIRST, SECOND)  # the layers that the optimizer gets
+    extra: Callable[[Any], dict[str, Any]] = none  # arguments of `update`
+    start: Callable[[Any], Any] = same  # what it calls parameters, of parameters
+    given: Callable[[Any], Any] = same  # what it calls gradients, of gradients
+    is_flat: bool = False  # one vector of all parameters
+    refuses: Mapping[str, str] = NONE  # optimizers that say why they can't be inside
+    cannot: Mapping[str, str] = NONE  # ways that Optax's own optimizers can't go either
+    inners: tuple[str, ...] = ("lars", "polar", "waking")  # that are tried in it
+    meets_nan: bool = True  # what is around lars.lars is none the worse for a NaN
+
+
+def beside(*others):
+    """Chained with others that have a state of their own."""
+    return lambda inner: optax.chain(inner(), *others)
+
+
+def with_adam(inner):
+    labels = {FIRST: "inner", SECOND: "adam"}
+    return optax.partition({"inner": inner(), "adam": optax.adam(0.1)}, labels)
+
+
+def with_another(inner):
+    """Two of them, of which one owns nothing."""
+    labels = {FIRST: "some", SECOND: "some"}
+    return optax.multi_transform({"some": inner(), "none": inner()}, labels)
+
+
+def with_two(inner):
+    """Two of them, each for a layer of its own."""
+    labels = {FIRST: "some", SECOND: "others"}
+    return optax.multi_transform({"some": inner(), "others": inner()}, labels)
+
+
+def stateful(inner):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return inner.injected(optax.inject_stateful_hyperparams)
+
+
+def second_step(step, **extra_args):
+    return step % 2 == 1
+
+
+def accumulated(inner, **options):
+    return optax.MultiSteps(inner(), 2, **options).gradient_transformation()
+
+
+def processed(inner):
+    return optax.experimental.aggregating.process(
+        optax.clip(1.0),
+        optax.experimental.aggregating.accumulate_avg_updates(2),
+        inner(),
+    )
+
+
+FIRST_ONLY = {FIRST: True, SECOND: False}
+
+WRAPPERS = {
+    "chain": Wrapper(
+        optax.chain, lambda i: optax.chain(optax.clip_by_global_norm(1.0), i())
+    ),
+    "chain with apply_every": Wrapper(optax.chain, beside(optax.apply_every(2))),
+    "chain with ema": Wrapper(optax.chain, beside(optax.ema(0.9))),
+    "chain with freeze": Wrapper(
+        optax.chain, beside(optax.freeze({FIRST: False, SECOND: True}))
+    ),
+    "chain with reduce_on_plateau": Wrapper(
+        optax.chain, beside(optax.contrib.reduce_on_plateau(0.5, 2)), extra=one
+    ),
+    "chain with snapshot": Wrapper(
+        optax.chain, beside(optax.snapshot("norm", optax.tree.norm))
+    ),
+    "named_chain": Wrapper(
+        optax.named_chain,
+        lambda i: optax.named_chain(("clip", optax.clip(1.0)), ("inner", i())),
+        cannot=CANNOT_SERIALIZE,
+    ),
+    "with_extra_args_support": Wrapper(
+        optax.with_extra_args_support,
+        lambda i: optax.with_extra_args_support(i()),
+        inners=("lars",),  # it is in most of the others
+    ),
+    "masked": Wrapper(
+        optax.masked, lambda i: optax.masked(i(), FIRST_ONLY), owned=(FIRST,)
+    ),
+    "masked by a function": Wrapper(
+        optax.masked,
+        lambda i: optax.masked(i(), lambda params: FIRST_ONLY),
+        owned=(FIRST,),
+    ),
+    "partition with adam": Wrapper(optax.partition, with_adam, owned=(FIRST,)),
+    "partition, one owns nothing": Wrapper(optax.partition, with_another),
+    "partition, each owns a layer": Wrapper(optax.partition, with_two),
+    "partition with set_to_zero": Wrapper(
+        optax.partition,
+        lambda i: optax.partition(
+            {"inner": i(), "none": optax.set_to_zero()},
+            {FIRST: "inner", SECOND: "none"},
+        ),
+        owned=(FIRST,),
+    ),
+    "selective_transform": Wrapper(
+        optax.selective_transform,
+        lambda i: optax.selective_transform(
+            i(), freeze_mask={FIRST: False, SECOND: True}
+        ),
+        owned=(FIRST,),
+        inners=("lars",),  # it is a partition
+    ),
+    "MultiSteps": Wrapper(optax.MultiSteps, accumulated),
+    "MultiSteps with skip_not_finite": Wrapper(
+        optax.MultiSteps,
+        functools.partial(accumulated, should_skip_update_fn=optax.skip_not_finite),
+    ),
+    "apply_if_finite": Wrapper(
+        optax.apply_if_finite, lambda i: optax.apply_if_finite(i(), 3)
+    ),
+    "conditionally_mask": Wrapper(
+        optax.conditionally_mask, lambda i: optax.conditionally_mask(i(), second_step)
+    ),
+    "conditionally_transform": Wrapper(
+        optax.conditionally_transform,
+        lambda i: optax.conditionally_transform(i(), second_step),
+        inners=("lars",),  # it is conditionally_mask, but for what it does elsewhere
+    ),
+    "inject_hyperparams": Wrapper(
+        optax.inject_hyperparams, lambda i: i.injected(optax.inject_hyperparams)
+    ),
+    "inject_stateful_hyperparams": Wrapper(
+        optax.inject_stateful_hyperparams,
+        stateful,
+        inners=("lars",),  # it calls inject_hyperparams
+    ),
+    "flatten": Wrapper(
+        optax.flatten,
+        lambda i: optax.flatten(i()),
+        is_flat=True,
+        refuses={"waking": "needs parameters with kernels"},
+        cannot=CANNOT_MAP_VECTORS,
+    ),
+    "lookahead": Wrapper(
+        optax.lookahead,
+        lambda i: optax.lookahead(i(), 2, 0.5),
+        start=optax.LookaheadParams.init_synced,
+    ),
+    "lookahead that resets": Wrapper(
+        optax.lookahead,
+        lambda i: optax.lookahead(i(), 2, 0.5, reset_state=True),
+        start=optax.LookaheadParams.init_synced,
+    ),
+    "monitor": Wrapper(
+        optax.monitor,
+        lambda i: optax.chain(
+            optax.monitor(
+                {
+                    "steps": i(),
+                    "norm": optax.measure_with_ema(optax.tree.norm, 0.9),
+                }
+            ),
+            optax.sgd(0.1),
+        ),
+        cannot=CANNOT_MAP_BEFORE_A_STEP,
+        inners=("lars",),  # no place for an optimizer, here and below
+        meets_nan=False,
+    ),
+    "lbfgs, for its line search": Wrapper(
+        optax.lbfgs,
+        lambda i: optax.lbfgs(0.1, memory_size=4, linesearch=i()),
+        cannot=CANNOT_GIVE_AWAY,
+        inners=("lars",),
+        meets_nan=False,
+    ),
+    "sophia, for its Hessian": Wrapper(
+        optax.contrib.sophia,
+        lambda i: optax.contrib.sophia(0.1, update_interval=2, hessian_diagonal_fn=i()),
+        inners=("lars",),
+        meets_nan=False,
+    ),
+    "mechanize": Wrapper(
+        optax.contrib.mechanize,
+        lambda i: optax.contrib.mechanize(i()),
+        cannot=CANNOT_GIVE_AWAY,
+        meets_nan=False,
+    ),
+    "sam": Wrapper(
+        optax.contrib.sam,
+        lambda i: optax.contrib.sam(i(), optax.sgd(0.01)),
+        cannot=CANNOT_GIVE_AWAY,
+        meets_nan=False,
+    ),
+    "sam, as the adversary": Wrapper(
+        optax.contrib.sam,
+        lambda i: optax.contrib.sam(optax.sgd(0.1), i(), 3),
+        cannot=CANNOT_GIVE_AWAY,
+        meets_nan=False,
+    ),
+    "sam, opaque": Wrapper(
+        optax.contrib.sam,
+        lambda i: optax.contrib.sam(i(), optax.sgd(0.01), opaque_mode=True),
+        extra=the_gradient_itself,
+    ),
+    "schedule_free": Wrapper(
+        optax.contrib.schedule_free,
+        lambda i: optax.contrib.schedule_free(i(), i.learning_rate),
+    ),
+    "split_real_and_imaginary": Wrapper(
+        optax.contrib.split_real_and_imaginary,
+        lambda i: optax.contrib.split_real_and_imaginary(i()),
+    ),
+    "galore": Wrapper(
+        optax.contrib.galore,
+        lambda i: optax.contrib.galore(0.1, 2, base_optimizer=i()),
+        refuses=WITHOUT_PARAMETERS,
+    ),
+    "scale_by_galore": Wrapper(
+        optax.contrib.scale_by_galore,
+        lambda i: optax.contrib.scale_by_galore(2, base_optimizer=i()),
+        refuses=WITHOUT_PARAMETERS,
+    ),
+    "process": Wrapper(optax.experimental.aggregating.process, processed),
+    "add_mean_variance_to_opt": Wrapper(
+        optax.experimental.aggregating.add_mean_variance_to_opt,
+        lambda i: optax.experimental.aggregating.add_mean_variance_to_opt(i()),
+        given=two_examples,
+        inners=("lars",),  # it is a process
+    ),
+}
+
+
+# ------------------------------------------------------------- runs, and what is theirs
+
+
+def tree(seed):
+    """Two dense layers."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: {
+            part: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+            for part, shape in (("kernel", (rows, columns)), ("bias", (columns,)))
+        }
+        for name, rows, columns in ((FIRST, 8, 4), (SECOND, 4, 2))
+    }
+
+
+def gradients(with_nan):
+    """Of every step; in the second, one that is not finite."""
+    found = [tree(1 + i) for i in range(STEPS)]
+    if with_nan:
+        found[1][FIRST]["bias"] = found[1][FIRST]["bias"].at[0].set(jnp.nan)
+    return found
+
+
+# Compiled in a third of the time; the arithmetic is that of every other program.
+QUICKLY = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+
+
+class Run:
+    """Of one optimizer in one wrapper, by steps that take over what they are given."""
+
+    def __init__(self, wrapper, inner):
+        self.wrapper, self.inner = wrapper, inner
+        self.optimizer = wrapper.around(inner)
+        self.params = wrapper.start(tree(0))
+        self.gradients = gradients(inner.has_lars and wrapper.meets_nan)
+        self.step = jax.jit(self._step, donate_argnums=(0, 1), compiler_options=QUICKLY)
+
+    def _step(self, params, state, gradient):
+        updates, state = self.optimizer.update(
+            self.wrapper.given(gradient), state, params, **self.wrapper.extra(gradient)
+        )
+        return optax.apply_updates(params, updates), state
+
+    def fresh(self):
+        """A state before the first step."""
+        return self.optimizer.init(self.params)
+
+    def told(self, state):
+        """What a state says of the steps of LARS."""
+        if not self.inner.has_lars:
+            return ()
+        return lars.trust_ratios(state), lars.skipped_steps(state)
+
+    def bare(self):
+        """The last parameters, the last state, and what every state said."""
+        params, state = copied(self.params), copied(self.fresh())
+        told = []
+        for gradient in self.gradients:
+            params, state = self.step(params, state, gradient)
+            told.append(self.told(state))
+        return params, state, told
+
+    def handled(self, way, told, folder):
+        """As `bare`, with states that go through a way and say what they said."""
+        params = copied(self.params)
+        state = self.optimizer.init(params)
+        state = state if way == "given away" else copied(state)
+        for i, gradient in enumerate(self.gradients):
+            params, state = self.step(params, state, gradient)
+            if way in EVERY_STEP or i == 1:
+                state = WAYS[way](self, state, folder)
+                assert_same(self.told(state), told[i])
+        return params, state
+
+    def elsewhere(self, number):
+        """The last parameters and state of a run that goes on on other devices."""
+        params, state = copied(self.params), copied(self.fresh())
+        of_params, _ = shardings(number)
+        of_all = (
+            self.wrapper.start(of_params),
+            shardings_of_state(self, state, number),
+        )
+        for i, gradient in enumerate(self.gradients):
+            if i >= 2:
+                params, state = jax.device_put((params, state), of_all)
+                gradient = jax.device_put(gradient, of_params)
+            params, state = self.step(params, state, gradient)
+        assert len(jax.tree.leaves(params)[0].sharding.device_set) == number
+        return params, state
+
+
+def copied(tree):
+    return jax.tree.map(jnp.array, tree)
+
+
+def assert_same(actual, expected):
+    """To the bit, in the same dtypes and the same structure."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype
+        np.testing.assert_array_equal(a, e)
+
+
+def assert_close(actual, expected, relative=1e-6):
+    """Within a part of the largest number of an array."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype
+        largest = np.nanmax(np.abs(e), initial=0)
+        np.testing.assert_allclose(a, e, relative, relative * largest)
+
+
+# ---------------------------------------------------------- what is done with a state
+
+
+def mapped(run, state, _):
+    return optax.tree.map_params(run.optimizer, lambda x: x, state)
+
+
+def through_flax(run, state, _):
+    return serialization.from_bytes(template(run, state), serialization.to_bytes(state))
+
+
+def through_orbax(run, state, folder):
+    """Into an abstract state, as a process restores that has made none."""
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here()),
+        jax.eval_shape(lambda: template(run, state)),
+    )
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder / "state", args=ocp.args.StandardSave(state))
+        restored = checkpointer.restore(
+            folder / "state", args=ocp.args.StandardRestore(like)
+        )
+    return free(restored)
+
+
+def pickled(run, state, _):
+    return pickle.loads(pickle.dumps(state))
+
+
+def copied_deeply(run, state, _):
+    return copy.deepcopy(state)
+
+
+def on_other_devices(run, state, _):
+    """On two devices, on four, and back."""
+    for number in (2, 4):
+        state = jax.device_put(state, shardings_of_state(run, state, number))
+    return free(state)
+
+
+def given_away(run, state, _):
+    """As it is: the step takes its memory, from the first. Else it gets a copy."""
+    return state
+
+
+EVERY_STEP = {
+    "mapped": mapped,
+    "serialized by Flax": through_flax,
+    "pickled": pickled,
+    "copied": copied_deeply,
+    "on other devices": on_other_devices,
+    "given away": given_away,
+}
+ONCE = {"restored by Orbax": through_orbax}  # slow
+WAYS = {**EVERY_STEP, **ONCE}
+
+
+def template(run, state):
+    if run.wrapper.of is optax.monitor:
+        return jax.tree.map(jnp.zeros_like, state)  # a fresh one measured nothing
+    return run.fresh()
+
+
+def here():
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def free(state):
+    """On no device in particular, for which a step would be compiled anew."""
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), state)
+
+
+@functools.cache
+def shardings(number):
+    """Of the parameters: rows of kernels over the devices, and what biases can be."""
+    mesh = jax.make_mesh(
+        (number,), ("d",), devices=jax.devices()[:number], axis_types=(AxisType.Auto,)
+    )
+    of_rows, everywhere = NamedSharding(mesh, P("d")), NamedSharding(mesh, P())
+    return {
+        FIRST: {"kernel": of_rows, "bias": of_rows},
+        SECOND: {"kernel": of_rows, "bias": everywhere},
+    }, everywhere
+
+
+def shardings_of_state(run, state, number):
+    """As everybody makes them: those of parameters, and the rest on every device."""
+    of_params, everywhere = shardings(number)
+    return optax.tree.map_params(
+        run.optimizer,
+        lambda x, sharding: x if isinstance(x, optax.MaskedNode) else sharding,
+        state,
+        of_params,
+        transform_non_params=lambda _: everywhere,
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    )
+
+
+# -------------------------------------------------------------------- what Optax offers
+
+NAMES = (  # of arguments that are optimizers, whatever their type is called
+    *("inner", "inner_factory", "opt", "optimizer", "base_optimizer", "fast_optimizer"),
+    *("adv_optimizer", "tx", "transform", "transforms", "initable"),
+)
+NO_WRAPPERS = {
+    optax.tree.map_params: "it reads a state: here it is one of the ways",
+}
+
+
+def public_modules():
+    yield optax
+    for module in pkgutil.iter_modules(optax.__path__, "optax."):
+        if module.ispkg and not module.name.startswith("optax._"):
+            package = importlib.import_module(module.name)
+            yield package
+            for name, member in vars(package).items():
+                if isinstance(member, types.ModuleType) and name[0] != "_":
+                    yield member
+
+
+def takes_an_optimizer(function):
+    try:
+        arguments = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False  # no function: a type of functions
+    return any(
+        "GradientTransformation" in str(x.annotation) or x.name in NAMES
+        for x in arguments
+    )
+
+
+def offered():
+    """All that is public in Optax and has an optimizer among its arguments."""
+    return {
+        function
+        for module in public_modules()
+        if module.__name__.startswith("optax")
+        for name, function in vars(module).items()
+        if name[0] != "_" and callable(function) and takes_an_optimizer(function)
+    }
+
+
+def test_all_of_optax_that_takes_an_optimizer_is_tried_here():
+    tried = {x.of for x in WRAPPERS.values()}
+    assert not tried & set(NO_WRAPPERS)
+    assert offered() == tried | set(NO_WRAPPERS)
+
+
+# ------------------------------------------------------------------------- the truths
+
+
+@pytest.fixture(autouse=True)
+def _promotion_as_usual():
+    """MultiSteps and others divide floats by integers."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def is_first_of_its_function(name):
+    same = [x for x in WRAPPERS if WRAPPERS[x].of is WRAPPERS[name].of]
+    return name == same[0]
+
+
+def cases():
+    for name, wrapper in WRAPPERS.items():
+        for inner in wrapper.inners:
+            # What is inside matters to a function of Optax, not to its options.
+            is_of_interest = inner == "lars" or is_first_of_its_function(name)
+            if is_of_interest and inner not in wrapper.refuses:
+                yield name, inner
+
+
+# How many other devices a run goes on with. Each is compiled anew, which is slow: not
+# all are tried, but each wrapper's states are put on both meshes, and back.
+DEVICES = {
+    ("chain", "lars"): 4,
+    ("masked", "lars"): 2,
+    ("partition with adam", "lars"): 4,
+    ("MultiSteps", "lars"): 2,
+    ("inject_hyperparams", "lars"): 2,
+    ("lookahead", "lars"): 4,
+    ("chain", "polar"): 4,
+    ("chain", "waking"): 2,
+    ("masked", "waking"): 4,
+}
+
+
+@pytest.mark.parametrize(("name", "inner"), list(cases()))
+def test_a_run_is_the_same_whatever_is_done_to_its_state(name, inner, tmp_path):
+    run = Run(WRAPPERS[name], INNERS[inner])
+    params, state, told = run.bare()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+    if run.inner.has_lars:
+        check_what_is_told(run, told)
+    failed = {}
+    for way in WAYS:
+        if way not in run.wrapper.cannot:
+            try:
+                actual = run.handled(way, told, tmp_path)
+                assert_same(actual, (params, state))
+            except Exception as error:
+                failed[way] = f"{type(error).__name__}: {error}"
+    number = DEVICES.get((name, inner))
+    if number:
+        try:
+            actual = run.elsewhere(number)
+            assert_close((actual[0], run.told(actual[1])), (params, told[-1]))
+        except Exception as error:
+            failed[f"run on {number} devices"] = f"{type(error).__name__}: {error}"
+    for way, error in failed.items():
+        print(f"\n{inner} in {name}, {way}:\n{error}")
+    assert not failed, f"{inner} in {name} is another run if {', '.join(failed)}"
+
+
+def check_what_is_told(run, told):
+    """Ratios and counts for what LARS owns, in their types, and some of them not 0."""
+    for tree_of, dtype in zip(told[-1], (jnp.float32, jnp.int32), strict=True):
+        assert all(x.dtype == dtype for x in jax.tree.leaves(tree_of))
+        if run.wrapper.is_flat:
+            assert jax.tree.structure(tree_of) == jax.tree.structure(0)
+            continue
+        for layer, of_layer in tree(0).items():
+            if layer in run.wrapper.owned:
+                assert jax.tree.structure(tree_of[layer]) == jax.tree.structure(
+                    of_layer
+                )
+            else:
+                assert not jax.tree.leaves(tree_of[layer])
+    assert any(np.all(x > 0) for x, _ in map(leaves_of_both, told))
+
+
+def leaves_of_both(told):
+    return [np.stack(jax.tree.leaves(x)) for x in told]
+
+
+@pytest.mark.parametrize("name", [name for name, x in WRAPPERS.items() if x.refuses])
+def test_what_cannot_be_inside_says_why(name):
+    wrapper = WRAPPERS[name]
+    for inner, message in wrapper.refuses.items():
+        optimizer = wrapper.around(INNERS[inner])
+        with pytest.raises(ValueError, match=message):
+            optimizer.update(tree(1), optimizer.init(tree(0)), tree(0))
+
+
+@pytest.mark.parametrize("name", [name for name, x in WRAPPERS.items() if x.cannot])
+def test_what_is_not_asked_of_a_wrapper_it_does_with_no_optimizer(name, tmp_path):
+    run = Run(WRAPPERS[name], CONTROL)
+    *_, told = run.bare()
+    for way, message in run.wrapper.cannot.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            run.handled(way, told, tmp_path)
+
+
+@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("inner", INNERS)
+def test_a_state_alone_is_on_the_devices_where_its_parameters_are(inner, number):
+    optimizer = INNERS[inner].alone()
+    run = Run(Wrapper(None, lambda i: i.alone()), INNERS[inner])
+    state = optimizer.init(run.params)
+    placed = jax.device_put(state, shardings_of_state(run, state, number))
+    of_params, _ = shardings(number)
+    trace = optax.tree.get(placed, "trace")
+    assert jax.tree.map(lambda x: x.sharding, trace) == of_params
+    assert_same(placed, state)
+
+
+# --------------------------------------------------------------- nothing for an option
+
+OPTIONS = {
+    "weight_decay_mask": lars.select(path="bias", required=False),
+    "trust_ratio_mask": lars.select(path="bias", required=False),
+    "layer": [lars.select(path="bias", required=False)],
+    "stacked": [(lars.select(path="bias", required=False), 0)],
+    "output_axes": [(lars.select(path="bias", required=False), 0)],
+}
+REQUIRED = {
+    "weight_decay_mask": lars.select(path="bias"),
+    "trust_ratio_mask": lars.select(path="bias"),
+    "layer": [lars.select(path="bias")],
+    "stacked": [(lars.select(path="bias"), 0)],
+    "output_axes": [(lars.select(path="bias"), 0)],
+}
+SWITCHES = {
+    "none": {},
+    "module": {"layer": "module"},
+    "label": {"layer": lambda path: path[0]},
+    "specs": {"partition_specs": P()},
+    "spectral": {"geometry": "spectral"},
+    "update": {"denominator": "update", "momentum_of": "gradient"},
+    "decayed": {"denominator": "decayed", "zero_norm": "one"},
+    "outside": {"weight_decay_kind": "outside"},
+    "without momentum": {"momentum": 0.0, "nesterov": True},
+    "bounds": {"trust_ratio_bounds": (0.1, 1.0), "clip": True, "direction_bound": 1.0},
+    "narrow": {"accumulator_dtype": jnp.bfloat16},
+}
+
+
+def kernels_only(tree):
+    return {name: {"kernel": layer["kernel"]} for name, layer in tree.items()}
+
+
+def quickly(function):
+    return jax.jit(function, compiler_options=QUICKLY)
+
+
+@functools.cache
+def first_step(option):
+    """Of kernels, with a rule for biases: the updates, and what the state says."""
+    params, gradient = kernels_only(tree(0)), kernels_only(tree(1))
+    rules = {option: OPTIONS[option]} if option else {}
+    if option in ("weight_decay_mask", "trust_ratio_mask"):
+        rules = {option: ~OPTIONS[option]}  # else it would leave nothing
+    optimizer = lars.lars(1.0, 1e-3, **rules)
+    updates, state = quickly(optimizer.update)(gradient, optimizer.init(params), params)
+    return updates, lars.trust_ratios(state), lars.skipped_steps(state)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_rule_that_need_not_find_anything_changes_nothing(option):
+    assert_same(first_step(option), first_step(None))
+
+
+@pytest.mark.parametrize("option", REQUIRED)
+def test_a_rule_that_finds_nothing_is_an_error(option):
+    optimizer = lars.lars(1.0, 1e-3, **{option: REQUIRED[option]})
+    with pytest.raises(ValueError, match="selects none of"):
+        optimizer.init(kernels_only(tree(0)))
+
+
+def owning_nothing(optimizer):
+    """Wrappers in which it gets no parameter at all."""
+    return {
+        "masked": optax.masked(optimizer, {FIRST: False, SECOND: False}),
+        "partition": optax.partition(
+            {"some": optax.sgd(0.1), "none": optimizer}, {FIRST: "some", SECOND: "some"}
+        ),
+    }
+
+
+OWNING_NOTHING = {
+    **{name: {name: rule} for name, rule in OPTIONS.items()},
+    **SWITCHES,
+}
+
+
+@pytest.mark.parametrize("options", OWNING_NOTHING)
+@pytest.mark.parametrize("around", ["masked", "partition"])
+def test_what_owns_nothing_does_nothing(around, options):
+    """Whatever its options: there is nothing that they could be for."""
+    inner = lars.lars(1.0, 1e-3, **OWNING_NOTHING[options])
+    optimizer = owning_nothing(inner)[around]
+    expected = owning_nothing(optax.identity())[around]
+    params, gradient = tree(0), tree(1)
+    state, expected_state = optimizer.init(params), expected.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(gradient, state, params)
+        updates_expected, expected_state = expected.update(
+            gradient, expected_state, params
+        )
+        assert_same(updates, updates_expected)
+        state = optax.tree.map_params(optimizer, lambda x: x, state)
+        for told in (lars.trust_ratios(state), lars.skipped_steps(state)):
+            assert not jax.tree.leaves(told)
+            assert set(told) == {FIRST, SECOND}
+
+
+@pytest.mark.parametrize("inner", ["polar", "waking"])
+@pytest.mark.parametrize("around", ["masked", "partition"])
+def test_other_optimizers_that_own_nothing_do_nothing(around, inner):
+    optimizer = owning_nothing(INNERS[inner].alone())[around]
+    expected = owning_nothing(optax.identity())[around]
+    params, gradient = tree(0), tree(1)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    assert_same(updates, expected.update(gradient, expected.init(params), params)[0])
+
+
+@pytest.mark.parametrize("inner", INNERS)
+def test_an_empty_module_beside_others_is_no_parameter(inner):
+    optimizer = INNERS[inner].alone()
+    params, gradient = tree(0) | {"dropout": {}}, tree(1) | {"dropout": {}}
+    state = optimizer.init(params)
+    _, after = jax.eval_shape(optimizer.update, gradient, state, params)
+    # A loop takes it: nothing is another after a step.
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    if INNERS[inner].has_lars:
+        assert set(lars.trust_ratios(state)) == set(params)
+        assert set(lars.skipped_steps(state)) == set(params)
+
+
+# ----------------------------------------------------------- saved by another program
+
+
+def test_a_state_is_serialized_whatever_was_imported_first(tmp_path):
+    """In a process of its own, that imports Flax after the state is there."""
+    optimizer = INNERS["lars"].alone()
+    state = optimizer.init(tree(0))
+    (tmp_path / "state").write_bytes(pickle.dumps(state))
+    program = f"""
+        import pickle, sys
+        with open({str(tmp_path / "state")!r}, "rb") as file:
+            unpickled = pickle.load(file)
+        import jax, jax.numpy as jnp
+        import lars
+        params = {{"a": {{"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}},
+                  "b": {{"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}}}}
+        made = lars.lars(1.0, 1e-3).init(params)
+        assert "flax" not in sys.modules
+        from flax import serialization
+        for state in (unpickled, made):
+            saved = serialization.to_bytes(state)
+            restored = serialization.from_bytes(unpickled, saved)
+            assert jax.tree.structure(restored) == jax.tree.structure(state)
+            print(lars.trust_ratios(restored)["b"]["bias"])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0.0", "0.0"]
+
+
+def way_on(optimizer, params, state):
+    """How far the steps from the third on lead."""
+    start, update = params, quickly(optimizer.update)
+    for gradient in gradients(with_nan=False)[2:]:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return optax.tree.sub(params, start)
+
+
+def test_a_checkpoint_of_optax_goes_on_with_the_sign_of_its_momentum_changed():
+    """The buffer of `optax.lars` holds updates, that of LARS what they subtract."""
+    schedule = optax.linear_schedule(1.0, 0.1, 5)
+    theirs = optax.lars(schedule, 1e-3)
+    ours = lars.presets.optax(schedule, 1e-3)
+    params = tree(0)
+    saved, update = theirs.init(params), quickly(theirs.update)
+    for gradient in gradients(with_nan=False)[:2]:
+        updates, saved = update(gradient, saved, params)
+        params = optax.apply_updates(params, updates)
+    trace, count = (
+        optax.tree.get(saved, "trace"),
+        optax.tree.get(saved, "count"),
+    )
+    started = ours.init(params)._replace(count=count)
+    negated = started._replace(trace=jax.tree.map(jnp.negative, trace))
+    expected = way_on(theirs, params, saved)
+    # Rounding of parameters is a larger part of their steps, which are small.
+    assert_close(way_on(ours, params, negated), expected, relative=1e-4)
+    wrong = way_on(ours, params, started._replace(trace=trace))
+    for a, b in zip(jax.tree.leaves(wrong), jax.tree.leaves(expected), strict=True):
+        assert np.max(np.abs(a - b)) > 0.5 * np.max(np.abs(b))
