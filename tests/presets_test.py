@@ -192,17 +192,16 @@ def test_complex_and_real_parameters_can_share_a_ratio():
 
 
 @pytest.mark.parametrize(
-    ("make_optimizer", "message"),
-    [
-        (presets.colossalai, "direction_bound"),
-        (functools.partial(lars.lars, geometry="spectral"), "spectral geometry"),
-    ],
+    "make_optimizer",
+    [presets.colossalai, functools.partial(lars.lars, geometry="spectral")],
 )
 def test_complex_parameters_are_refused_where_there_is_no_rule_for_them(
-    make_optimizer, message
+    make_optimizer,
 ):
     params = {"table": np.ones((3, 2), np.complex64)}
-    with pytest.raises(TypeError, match=f"{message}.*complex64 at 'table'"):
+    with pytest.raises(
+        TypeError, match="need real parameters, got complex64 at 'table'"
+    ):
         make_optimizer(1.0).init(params)
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import lars
-from lars.state import LarsState, Ratios
+from lars.state import LarsState, is_marker, marker, shape_of
 from tests.steps import first_step, stacked, tree
 
 PARAMS = {
@@ -25,8 +25,8 @@ def test_the_state_is_arrays_of_known_shapes():
     assert state.trust_ratio.shape == state.skipped_steps.shape == (1 + 12 + 1 + 1,)
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
     assert len(jax.tree.leaves(state)) == 4 + 3
-    assert state.parameters["a"]["kernel"].shape == (3, 4)
-    assert state.parameters["a"]["bias"].shape == ()
+    assert shape_of(state.parameters["a"]["kernel"]) == (3, 4)
+    assert shape_of(state.parameters["a"]["bias"]) == ()
 
 
 def test_without_momentum_there_is_no_buffer():
@@ -34,9 +34,27 @@ def test_without_momentum_there_is_no_buffer():
     assert state.trace == ()
 
 
-def test_layer_axes_beyond_the_ninth_are_in_the_right_order():
-    shape = tuple(range(2, 14))
-    assert Ratios.of_shape(shape).shape == shape
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4), (10, 2, 11), (0,)])
+def test_a_marker_says_how_many_ratios_a_parameter_has(shape):
+    assert is_marker(marker(shape))
+    assert shape_of(marker(shape)) == shape
+    assert not jax.tree.leaves(marker(shape))
+
+
+def test_empty_places_of_parameters_are_no_markers():
+    params = {"a": ((),), "b": np.ones(2, np.float32), "c": ({"w": ()},), "d": ()}
+    _, state = first_step(lars.lars(1.0), params, params)
+    ratios = lars.trust_ratios(state)
+    assert (ratios["a"], ratios["c"], ratios["d"]) == (((),), ({"w": ()},), ())
+    np.testing.assert_allclose(ratios["b"], 1e-3, rtol=1e-6)
+
+
+def test_parameters_in_tuples_of_one_have_a_ratio_each():
+    params = ({"w": (np.ones(2, np.float32),)}, (np.zeros(3, np.float32),))
+    _, state = first_step(lars.lars(1.0), params, params)
+    ratios = lars.trust_ratios(state)
+    assert jax.tree.structure(ratios) == jax.tree.structure(params)
+    np.testing.assert_allclose(jax.tree.leaves(ratios), 1e-3, rtol=1e-6)
 
 
 def test_trust_ratios_before_the_first_step_are_zero_and_float32():
