@@ -100,12 +100,13 @@ class Options:
         for path, leaf, adapted in zip(
             layers.paths, jax.tree.leaves(params), layers.is_adapted, strict=True
         ):
-            if jnp.iscomplexobj(leaf) and (
+            dtype = jnp.result_type(leaf)
+            if jnp.issubdtype(dtype, jnp.complexfloating) and (
                 self.direction_bound is not None or (self.spectral and adapted)
             ):
                 raise TypeError(
                     "direction_bound and the spectral geometry need real parameters, "
-                    f"got {jnp.result_type(leaf)} at {path!r}."
+                    f"got {dtype} at {path!r}."
                 )
         return layers
 
