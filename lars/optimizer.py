@@ -144,7 +144,7 @@ def scale_by_lars(
     )
 
     def init_fn(params: optax.Params) -> LarsState:
-        return initial_state(o, o.rules.layer_map(params), params)
+        return initial_state(o, o.layer_map(params), params)
 
     def update_fn(
         updates: optax.Updates,
@@ -157,7 +157,7 @@ def scale_by_lars(
             raise ValueError(
                 "LARS needs the parameters: call update(gradients, state, params)."
             )
-        layers = o.rules.layer_map(params)
+        layers = o.layer_map(params)
         check_alike(updates, params)
         check_state(o, layers, state, params)
         if not layers.paths:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from lars.layers import LayerRules
+from lars.layers import LayerMap, LayerRules
 from lars.scaled import is_known_zero
 from lars.spectral import Spectral
 
@@ -88,6 +88,27 @@ class Options:
                 "denominator='update' is the norm of what a buffer of gradients makes: "
                 f"it needs momentum_of='gradient', got {self.momentum_of!r}."
             )
+
+    def layer_map(self, params: optax.Params) -> LayerMap:
+        """What the rules say about parameters.
+
+        Raises:
+            ValueError: as `LayerRules.layer_map`.
+            TypeError: likewise, and for complex parameters where there is no step.
+        """
+        layers = self.rules.layer_map(params)
+        for path, leaf, adapted in zip(
+            layers.paths, jax.tree.leaves(params), layers.is_adapted, strict=True
+        ):
+            dtype = jnp.result_type(leaf)
+            if jnp.issubdtype(dtype, jnp.complexfloating) and (
+                self.direction_bound is not None or (self.spectral and adapted)
+            ):
+                raise TypeError(
+                    "direction_bound and the spectral geometry need real parameters, "
+                    f"got {dtype} at {path!r}."
+                )
+        return layers
 
     @property
     def has_momentum(self) -> bool:

@@ -36,9 +36,6 @@ def assert_same(actual, expected):
         np.testing.assert_array_equal(a, e)
 
 
-# ------------------------------------------- one network, in plain JAX and frameworks
-
-
 def weights():
     """Of two dense layers, 5 to 8 to 3."""
     rng = np.random.default_rng(0)
@@ -75,13 +72,12 @@ def network_optimizer():
     """The last bias is adapted and decayed in no framework, whatever it is called."""
     last_bias = lars.select(path="^(layers/1|second)/b")
     return lars.lars(
-        1.0,
+        0.1,
         1e-3,
         weight_decay_mask=~last_bias,
-        trust_coefficient=0.02,
+        trust_coefficient=0.2,
         trust_ratio_mask=~last_bias,
         layer="module",
-        learning_rates=[(last_bias, 0.05)],
     )
 
 
@@ -308,7 +304,7 @@ def test_parameters_are_called_what_their_framework_calls_them(name):
         assert row.decayed == (part in ("kernel", "weight", "w"))
 
 
-def test_the_rule_that_the_manual_shows_holds_in_an_nnx_optimizer():
+def test_a_rule_by_path_works_in_an_nnx_optimizer():
     model = NnxNetwork()
     excluded = lars.select(path=r"(bias|scale)$")
     optimizer = nnx.Optimizer(
@@ -321,9 +317,6 @@ def test_the_rule_that_the_manual_shows_holds_in_an_nnx_optimizer():
         assert ratios[name]["kernel"] < 1
 
 
-# -------------------------------------------------------------- states that are saved
-
-
 @functools.cache
 def case(name):
     """An optimizer, parameters, a state in which nothing is as in the beginning, and
@@ -333,9 +326,8 @@ def case(name):
         "linen: rules": lambda: lars.lars(
             1.0,
             1e-3,
-            stacked=[(lars.select(rank=2), 0)],
-            learning_rates=[(lars.select(rank=1), 0.1)],
-            momentum_correction=True,
+            stacked=[(lars.select(rank=2), (1, 0))],
+            momentum_of="direction",
         ),
         "linen: chain": lambda: optax.chain(
             optax.clip_by_global_norm(1.0),
@@ -411,7 +403,7 @@ def cases():
 
 
 @pytest.mark.parametrize(("name", "way"), list(cases()))
-def test_the_state_survives(name, way, tmp_path):
+def test_a_state_that_is_restored_works_as_before(name, way, tmp_path):
     optimizer, params, state, steps = case(name)
     restored = way(state, optimizer.init(params), tmp_path)
     # It is the same, tells the same, and keeps its form in a loop.
@@ -421,15 +413,12 @@ def test_the_state_survives(name, way, tmp_path):
     assert_same(steps(restored), steps(state))
 
 
-def test_a_whole_train_state_survives_flax():
+def test_flax_restores_a_whole_train_state():
     params = trees_of_parameters()["linen"]
     empty = TrainState.create(apply_fn=None, params=params, tx=lars.lars(1.0))
     state = jax.tree.map(jnp.ones_like, empty)
     restored = serialization.from_bytes(empty, serialization.to_bytes(state))
     assert_same(restored, state)
-
-
-# ------------------------------------------------------------------- hypergradients
 
 
 def hyper_weights():
@@ -529,9 +518,6 @@ def test_derivatives_by_hyperparameters_equal_central_differences(setting, zero)
             np.testing.assert_allclose(change, gradient[name], rtol=1e-9)
 
 
-# ------------------------------------------------------------------ Optax's wrappers
-
-
 def block_tree(seed, scale=1.0):
     rng = np.random.default_rng(seed)
     shapes = {
@@ -554,7 +540,6 @@ RULES = {
     "trust_ratio_mask": ~(BIASES & lars.select(path="^head/")),
     "momentum": 0.8,
     "layer": "module",
-    "learning_rates": ((lars.select(path="^head/"), 0.5),),
     "stacked": ((lars.select(path="^blocks/"), 0),),
 }
 
@@ -595,7 +580,7 @@ def without(tree, name):
     return {key: value for key, value in tree.items() if key != name}
 
 
-def test_in_a_chain_gradients_may_be_clipped_before():
+def test_gradients_can_be_clipped_earlier_in_a_chain():
     def clipped(gradient):
         norm = np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(gradient)))
         assert norm > 1
@@ -624,7 +609,7 @@ def test_masked_lars_is_lars_of_the_rest():
     assert_same(ratios, lars.trust_ratios(expected_state))
 
 
-def test_a_rule_for_what_is_masked_is_refused_unless_it_need_not_match():
+def test_a_rule_for_masked_parameters_alone_must_be_optional():
     mask = {"blocks": False, "head": True, "other": True}
     with pytest.raises(ValueError, match="selects none of the 3 parameters"):
         optax.masked(inner(), mask).init(block_tree(0))
@@ -684,7 +669,7 @@ def test_multi_steps_makes_one_step_of_the_mean_gradient():
     )
 
 
-def test_apply_if_finite_leaves_the_state_alone():
+def test_apply_if_finite_leaves_out_the_whole_step():
     first, second, third = some_gradients()
     broken = {**second, "head": jax.tree.map(lambda x: x * jnp.inf, second["head"])}
     optimizer = optax.apply_if_finite(inner(), 5)
@@ -692,7 +677,7 @@ def test_apply_if_finite_leaves_the_state_alone():
     expected, expected_state = run(inner(), [first, third])
     assert_trees_close([actual[0], actual[2]], expected)
     assert not any(np.any(x) for x in jax.tree.leaves(actual[1]))
-    assert_same(lars.trust_ratios(state), lars.trust_ratios(expected_state))
+    assert_same(state.inner_state, expected_state)
     assert state.total_notfinite == 1
     # Not even counted: the broken step never was.
     assert not any(np.any(x) for x in jax.tree.leaves(lars.skipped_steps(state)))
@@ -700,9 +685,7 @@ def test_apply_if_finite_leaves_the_state_alone():
 
 def test_injected_hyperparameters_are_those_of_lars():
     static = ("weight_decay_mask", "trust_ratio_mask", "layer")
-    inject = optax.inject_hyperparams(
-        lars.lars, static_args=(*static, "learning_rates", "stacked")
-    )
+    inject = optax.inject_hyperparams(lars.lars, static_args=(*static, "stacked"))
     actual, state = run(inject(2.0, **RULES), some_gradients())
     expected, expected_state = run(inner(), some_gradients())
     assert_trees_close(actual, expected)
@@ -712,7 +695,7 @@ def test_injected_hyperparameters_are_those_of_lars():
         np.testing.assert_allclose(state.hyperparams[name], number, rtol=1e-6)
 
 
-def test_wrappers_may_be_nested():
+def test_wrappers_can_be_nested():
     optimizer = optax.apply_if_finite(optax.chain(optax.identity(), masked_inner()), 5)
     actual, state = run(
         optax.MultiSteps(optimizer, 1).gradient_transformation(), some_gradients()

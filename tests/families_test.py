@@ -1,5 +1,7 @@
 """Where the published rules are one and the same, and what each option means."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,47 +11,51 @@ import pytest
 import lars
 from tests.reference import PaperLars, norm
 
-RATES = [0.3, 10.0, 7.1, 0.5, 4.0]
+RATES = np.array([0.3, 10.0, 7.1, 0.5, 4.0])
 BETA, ETA, MOMENTUM = 0.3, 0.02, 0.9
+DEFAULTS = {"weight_decay": BETA, "trust_coefficient": ETA, "momentum": MOMENTUM}
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((3, 2))
 GRADIENTS = RNG.standard_normal((len(RATES), 3, 2))
 W_NORM, G_NORM = norm(W), norm(GRADIENTS[0])
 
+TREE = {"kernel": W, "bias": W[:, 0]}
+TREE_GRADIENTS = {"kernel": GRADIENTS, "bias": GRADIENTS[:, :, 1]}
+BIAS = lars.select(path="bias")
 
-def trajectory(
-    params=W,
-    gradients=GRADIENTS,
-    *,
-    optimizer=lars.lars,
-    rates=RATES,
-    learning_rate=None,
-    weight_decay=BETA,
-    trust_coefficient=ETA,
-    momentum=MOMENTUM,
-    **options,
-):
-    """The parameters after each step in float64, and the ratios of each step."""
 
-    def schedule(count):
-        return jnp.asarray(rates)[count]
+def compiled(make_optimizer, read=lars.trust_ratios):
+    """The steps of an optimizer made for a schedule: parameters, and what is read."""
 
-    with jax.enable_x64(True):
-        if optimizer is lars.lars:
-            options["weight_decay"] = weight_decay
-            options["trust_coefficient"] = trust_coefficient
-        rule = optimizer(schedule, momentum=momentum, **options)
+    def trajectory(params, gradients, rates):
+        optimizer = make_optimizer(lambda count: rates[count])
 
         def step(carry, g):
-            updates, state = rule.update(g, carry[1], carry[0])
-            w = optax.apply_updates(carry[0], updates)
-            ratios = lars.trust_ratios(state) if optimizer is lars.lars else None
-            return (w, state), (w, ratios)
+            updates, state = optimizer.update(g, carry[1], carry[0])
+            params = optax.apply_updates(carry[0], updates)
+            return (params, state), (params, read(state))
 
-        params, gradients = jax.tree.map(jnp.asarray, (params, gradients))
-        run = jax.jit(lambda w, g: jax.lax.scan(step, (w, rule.init(w)), g)[1])
-        return jax.tree.map(np.asarray, run(params, gradients))
+        return jax.lax.scan(step, (params, optimizer.init(params)), gradients)[1]
+
+    def in_float64(*arguments):
+        with jax.enable_x64(True):
+            return jax.tree.map(np.asarray, trajectory(*arguments))
+
+    trajectory = jax.jit(trajectory)
+    return in_float64
+
+
+@functools.cache
+def lars_with(options):
+    """Compiled once for each set of options."""
+    return compiled(lambda schedule: lars.lars(schedule, **dict(options)))
+
+
+def trajectory(params=W, gradients=GRADIENTS, rates=RATES, **options):
+    """The parameters after each step in float64, and the ratios of each step."""
+    steps = lars_with(tuple(sorted({**DEFAULTS, **options}.items())))
+    return steps(params, gradients, rates)
 
 
 def weights(*arguments, **options):
@@ -79,43 +85,33 @@ def one_step(params, gradients, learning_rate=1.0, **options):
         return jax.tree.map(np.asarray, run(*arguments, rates))
 
 
-# ------------------------------------------------------------ the same in other words
-
-
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_at_a_constant_rate_it_may_be_inside_or_outside_the_momentum(nesterov):
-    options = {"rates": [3.0] * len(RATES), "nesterov": nesterov}
-    inside = weights(momentum_of="step", **options)
-    assert_same(weights(momentum_of="direction", **options), inside)
+def test_a_constant_rate_is_the_same_inside_and_outside_the_momentum(nesterov):
+    rates = np.full(len(RATES), 3.0)
+    inside = weights(rates=rates, momentum_of="step", nesterov=nesterov)
+    outside = weights(rates=rates, momentum_of="direction", nesterov=nesterov)
+    assert_same(outside, inside)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_momentum_correction_takes_the_rate_out_of_the_momentum(nesterov):
-    inside = weights(momentum_of="step", nesterov=nesterov)
-    outside = weights(momentum_of="direction", nesterov=nesterov)
-    corrected = weights(momentum_correction=True, nesterov=nesterov)
-    assert_same(corrected, outside)
-    assert_different(inside, outside)
+def test_momentum_correction_takes_the_rate_out_of_the_momentum():
+    # Algorithm 1, but with m γ / (the last γ) in the place of m.
+    w, v, last = W, np.zeros_like(W), RATES[0]
+    actual = weights(momentum_of="direction")
+    for w_next, g, gamma in zip(actual, GRADIENTS, RATES, strict=True):
+        ratio = ETA * norm(w) / (norm(g) + BETA * norm(w))
+        v = MOMENTUM * gamma / last * v + gamma * ratio * (g + BETA * w)
+        w, last = w - v, gamma
+        assert_same(w_next, w)
+    assert_different(actual, weights())
 
 
-def test_momentum_correction_forgets_what_a_rate_of_zero_leaves():
-    w, g = np.ones((4, 1)), np.ones((4, 1))
-    rates = [2.0, 0.0, 2.0, 2.0]
-    options = {"weight_decay": 0.0, "momentum_correction": True}
-    actual = weights(w[0], g, rates=rates, **options)
-    afresh = weights(actual[1], g[2:], rates=rates[2:], **options)
-    assert_same(actual[1], actual[0])
-    assert_same(actual[2:], afresh)
+def test_without_decay_the_denominators_of_the_gradient_are_equal():
+    expected = weights(weight_decay=0.0, denominator="sum")
+    assert_same(weights(weight_decay=0.0, denominator="decayed"), expected)
+    assert_same(weights(weight_decay=0.0, denominator="gradient"), expected)
 
 
-def test_without_decay_all_denominators_of_the_gradient_are_one():
-    options = {"weight_decay": 0.0}
-    expected = weights(denominator="sum", **options)
-    assert_same(weights(denominator="decayed", **options), expected)
-    assert_same(weights(denominator="gradient", **options), expected)
-
-
-def test_with_decay_no_two_denominators_are_one():
+def test_with_decay_no_two_denominators_are_equal():
     of = [
         weights(denominator=name, momentum_of="gradient")
         for name in ("sum", "decayed", "gradient", "update")
@@ -126,57 +122,136 @@ def test_with_decay_no_two_denominators_are_one():
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_a_ratio_that_is_constant_may_be_before_or_after_the_momentum(nesterov):
+def test_a_constant_ratio_is_the_same_before_and_after_the_momentum(nesterov):
     options = {"trust_ratio_bounds": (0.25, 0.25), "nesterov": nesterov}
     before = weights(momentum_of="direction", **options)
     assert_same(weights(momentum_of="gradient", **options), before)
-    sgd = weights(
-        optimizer=lambda rate, **options: optax.chain(
+    sgd = compiled(
+        lambda schedule: optax.chain(
             optax.add_decayed_weights(BETA),
-            optax.sgd(lambda count: 0.25 * rate(count), **options),
+            optax.sgd(lambda count: 0.25 * schedule(count), MOMENTUM, nesterov),
         ),
-        nesterov=nesterov,
+        read=lambda _: 0,
     )
-    assert_same(sgd, before)
+    assert_same(sgd(W, GRADIENTS, RATES)[0], before)
 
 
-def test_a_ratio_that_changes_may_not():
+def test_a_ratio_that_changes_is_not_the_same_before_and_after_the_momentum():
     before = weights(momentum_of="direction")
     assert_different(weights(momentum_of="gradient"), before)
 
 
-def test_without_momentum_it_does_not_matter_what_it_is_of():
-    options = {"momentum": 0.0}
-    expected = weights(**options)
-    assert_same(weights(momentum_of="direction", **options), expected)
-    assert_same(weights(momentum_of="gradient", **options), expected)
-    assert_same(weights(momentum_of="step", nesterov=True, **options), expected)
-    of_update = weights(momentum_of="gradient", denominator="update", **options)
-    assert_same(of_update, weights(denominator="decayed", **options))
+def test_without_momentum_all_places_of_the_momentum_are_equal():
+    expected = weights(momentum=0.0)
+    assert_same(weights(momentum=0.0, momentum_of="direction"), expected)
+    assert_same(weights(momentum=0.0, momentum_of="gradient"), expected)
+    assert_same(weights(momentum=0.0, nesterov=True), expected)
+    of_update = weights(momentum=0.0, momentum_of="gradient", denominator="update")
+    assert_same(of_update, weights(momentum=0.0, denominator="decayed"))
 
 
-def test_without_momentum_decay_may_be_outside_of_it():
-    inside = weights(weight_decay_kind="coupled", momentum=0.0)
-    assert_same(weights(weight_decay_kind="outside", momentum=0.0), inside)
-    assert_different(weights(weight_decay_kind="outside"), weights())
-
-
-@pytest.mark.parametrize("kind", ["outside", "decoupled"])
-def test_without_decay_its_kind_does_not_matter(kind):
-    options = {"weight_decay": 0.0}
-    assert_same(weights(weight_decay_kind=kind, **options), weights(**options))
-
-
-def test_decoupled_decay_knows_no_ratio():
-    w, v = W, 0.0
-    actual = weights(weight_decay_kind="decoupled")
+def test_decay_outside_the_momentum_is_not_in_the_buffer():
+    w, v = W, np.zeros_like(W)
+    actual = weights(weight_decay_kind="outside")
     for w_next, g, gamma in zip(actual, GRADIENTS, RATES, strict=True):
+        ratio = ETA * norm(w) / (norm(g) + BETA * norm(w))
+        v = MOMENTUM * v + gamma * ratio * g
+        w = w - v - gamma * ratio * BETA * w
+        assert_same(w_next, w)
+
+
+@pytest.mark.parametrize("momentum_of", ["direction", "gradient"])
+def test_without_gradients_decay_outside_any_momentum_is_geometric(momentum_of):
+    options = {"weight_decay_kind": "outside", "momentum_of": momentum_of}
+    actual = weights(gradients=0 * GRADIENTS, **options)
+    # A zero gradient has the ratio η/β: each step takes γη of the weights.
+    factors = np.cumprod(1 - RATES * ETA)
+    assert_same(actual, factors[:, None, None] * W)
+
+
+def test_without_momentum_decay_is_the_same_inside_and_outside():
+    outside = weights(weight_decay_kind="outside", momentum=0.0)
+    assert_same(outside, weights(momentum=0.0))
+
+
+def test_without_decay_its_kind_does_not_matter():
+    outside = weights(weight_decay_kind="outside", weight_decay=0.0)
+    assert_same(outside, weights(weight_decay=0.0))
+
+
+def test_weight_decay_can_be_a_schedule():
+    decays = np.array([0.1, 0.0, 0.4, 1.0, 0.2])
+    steps = compiled(
+        lambda schedule: lars.lars(
+            schedule,
+            lambda count: jnp.asarray(decays)[count],
+            trust_coefficient=ETA,
+            momentum=0.0,
+        )
+    )
+    w = W
+    for w_next, g, gamma, beta in zip(
+        steps(W, GRADIENTS, RATES)[0], GRADIENTS, RATES, decays, strict=True
+    ):
+        w = w - gamma * ETA * norm(w) / (norm(g) + beta * norm(w)) * (g + beta * w)
+        assert_same(w_next, w)
+
+
+def test_optax_adds_decay_that_no_ratio_touches():
+    steps = compiled(
+        lambda schedule: optax.chain(
+            lars.scale_by_lars(
+                trust_coefficient=ETA, learning_rate=schedule, momentum=MOMENTUM
+            ),
+            optax.add_decayed_weights(lambda count: BETA * schedule(count)),
+            optax.scale(-1.0),
+        )
+    )
+    w, v = W, np.zeros_like(W)
+    for w_next, g, gamma in zip(
+        steps(W, GRADIENTS, RATES)[0], GRADIENTS, RATES, strict=True
+    ):
         v = MOMENTUM * v + gamma * ETA * norm(w) / norm(g) * g
         w = w - v - gamma * BETA * w
         assert_same(w_next, w)
 
 
-# --------------------------------------------------------------- what is in the ratio
+def paper(params, gradients, rates=RATES):
+    layer = PaperLars(params, eta=ETA, beta=BETA, momentum=MOMENTUM)
+    return [layer.step(g, gamma) for g, gamma in zip(gradients, rates, strict=True)]
+
+
+def heavy_ball(rates, *, inside):
+    """What biases do without ratio and decay, with the rate in the momentum or not."""
+    w, v = TREE["bias"], np.zeros(3)
+    for g, gamma in zip(TREE_GRADIENTS["bias"], rates, strict=True):
+        v = MOMENTUM * v + (gamma if inside else 1) * g
+        w = w - (1 if inside else gamma) * v
+        yield w
+
+
+def test_optax_partition_gives_parameters_rates_and_a_momentum_of_their_own():
+    own = np.array([0.1, 0.7, 0.2, 0.9, 0.3])
+    steps = compiled(
+        lambda schedule: optax.partition(
+            {
+                "kernel": lars.lars(schedule, **DEFAULTS),
+                "bias": lars.lars(
+                    lambda count: jnp.asarray(own)[count],
+                    momentum=MOMENTUM,
+                    momentum_of="gradient",
+                    trust_ratio_mask=False,
+                ),
+            },
+            {"kernel": "kernel", "bias": "bias"},
+        )
+    )
+    actual, ratios = steps(TREE, TREE_GRADIENTS, RATES)
+    assert_same(actual["kernel"], paper(W, GRADIENTS))
+    assert_same(actual["bias"], list(heavy_ball(own, inside=False)))
+    assert np.all(ratios["bias"] == 1)
+    expected = ETA * W_NORM / (G_NORM + BETA * W_NORM)
+    np.testing.assert_allclose(ratios["kernel"][0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +260,6 @@ def test_decoupled_decay_knows_no_ratio():
         ({}, G_NORM + BETA * W_NORM),
         ({"weight_decay_mask": False}, G_NORM),
         ({"weight_decay_kind": "outside"}, G_NORM + BETA * W_NORM),
-        ({"weight_decay_kind": "decoupled"}, G_NORM),
         ({"denominator": "gradient"}, G_NORM),
         ({"denominator": "decayed"}, norm(GRADIENTS[0] + BETA * W)),
         (
@@ -196,18 +270,19 @@ def test_decoupled_decay_knows_no_ratio():
             {"denominator": "update", "momentum_of": "gradient", "nesterov": True},
             1.9 * norm(GRADIENTS[0] + BETA * W),
         ),
-        ({"geometry": "spectral"}, None),
     ],
 )
-def test_the_ratio_is_what_it_says(options, denominator):
-    expected = ETA * W_NORM / (denominator + 0.5) if denominator else None
-    if expected is None:  # of spectral norms, and that of an orthogonal factor is 1
-        expected = ETA * np.linalg.norm(W, 2) / 1.5
+def test_the_ratio_has_the_denominator_that_is_named(options, denominator):
+    expected = ETA * W_NORM / (denominator + 0.5)
     _, ratio = one_step([W], GRADIENTS[:1], 3.0, **DEFAULTS, **options, eps=0.5)
     np.testing.assert_allclose(ratio, [expected], rtol=1e-6)
 
 
-DEFAULTS = {"weight_decay": BETA, "trust_coefficient": ETA, "momentum": MOMENTUM}
+def test_the_spectral_ratio_has_the_largest_singular_value_over_one():
+    options = {"geometry": "spectral", "eps": 0.5}
+    _, ratio = one_step([W], GRADIENTS[:1], 3.0, **DEFAULTS, **options)
+    np.testing.assert_allclose(ratio, [ETA * np.linalg.norm(W, 2) / 1.5], rtol=1e-6)
+
 
 SCALES = np.array([1e-6, 1e-2, 1.0, 1e3])
 """Of gradients, for ratios of every size."""
@@ -232,6 +307,13 @@ def test_clipping_makes_the_local_rate_the_smaller_of_ratio_and_rate():
     np.testing.assert_allclose(clipped, np.minimum(ratio / gamma, 1), rtol=1e-6)
 
 
+def test_clipping_at_a_rate_of_zero_moves_nothing():
+    w, g, _ = small_and_large()
+    steps, clipped = one_step(w, g, 0.0, trust_coefficient=ETA, clip=True)
+    np.testing.assert_array_equal(steps, 0)
+    np.testing.assert_array_equal(clipped, 1)
+
+
 def test_a_ratio_stays_within_its_bounds():
     w, g, ratio = small_and_large()
     low, high = ratio[2] * 0.9, ratio[1] * 1.1
@@ -251,7 +333,7 @@ def test_bounds_come_before_clipping():
     np.testing.assert_allclose(clipped, expected, rtol=1e-6)
 
 
-def test_bounded_directions_leave_the_ratio_alone():
+def test_a_bound_of_directions_changes_the_step_and_not_the_ratio():
     g = GRADIENTS[:1]
     options = {"momentum_of": "gradient", "direction_bound": 0.5}
     steps, ratio = one_step([W], g, 3.0, **DEFAULTS, **options)
@@ -262,17 +344,17 @@ def test_bounded_directions_leave_the_ratio_alone():
     assert_same(steps, 3.0 * expected * np.clip(d, -0.5, 0.5))
 
 
-# ------------------------------------------------------------------------- zero norms
-
-
 ZERO = {"trust_coefficient": 0.02, "one": 1.0, "plain": 1.0, "zero": 0.0}
 
 
 @pytest.mark.parametrize("rule", ZERO)
 def test_zero_weights_have_the_ratio_that_is_named(rule):
-    zeros = np.zeros_like(W)
-    steps, ratio = one_step([zeros], [GRADIENTS[0]], 3.0, **DEFAULTS, zero_norm=rule)
-    np.testing.assert_allclose(ratio, [ZERO[rule]], rtol=1e-6)
+    # Beside them ordinary ones, which the rule is not for.
+    steps, ratio = one_step(
+        [0 * W, W], [GRADIENTS[0]] * 2, 3.0, **DEFAULTS, zero_norm=rule
+    )
+    ordinary = ETA * W_NORM / (G_NORM + BETA * W_NORM)
+    np.testing.assert_allclose(ratio, [ZERO[rule], ordinary], rtol=1e-6)
     assert_same(steps[0], 3.0 * ZERO[rule] * GRADIENTS[0])
 
 
@@ -286,15 +368,21 @@ def test_a_zero_gradient_has_the_ratio_that_is_named(rule):
     assert_same(steps[0], 3.0 * expected * BETA * W)
 
 
+@pytest.mark.parametrize("zero_norm", ["trust_coefficient", "one", "zero"])
+def test_a_zero_gradient_without_decay_has_a_zero_denominator(zero_norm):
+    zeros = np.zeros((2, *W.shape))
+    steps, ratio = one_step(
+        [W, 0 * W], zeros, 3.0, trust_coefficient=ETA, zero_norm=zero_norm
+    )
+    assert_same(steps, zeros)
+    np.testing.assert_allclose(ratio, ZERO[zero_norm], rtol=1e-6)
+
+
 def test_the_zero_gradient_of_a_ratio_of_updates_is_a_zero_update():
     options = {"denominator": "update", "momentum_of": "gradient"}
+    g = np.stack([GRADIENTS[0], 0 * W])
     _, ratios = trajectory(
-        W,
-        np.stack([GRADIENTS[0], 0 * W]),
-        rates=[1.0, 1.0],
-        weight_decay=0.0,
-        zero_gradient="zero",
-        **options,
+        W, g, np.ones(2), weight_decay=0.0, zero_gradient="zero", **options
     )
     assert ratios[1] > 0
     _, ratio = one_step(
@@ -303,7 +391,7 @@ def test_the_zero_gradient_of_a_ratio_of_updates_is_a_zero_update():
     assert ratio == 0
 
 
-def test_nothing_at_all_is_a_matter_of_the_zero_norm():
+def test_where_both_norms_are_zero_the_rule_of_weights_holds():
     zeros = np.zeros((1, *W.shape))
     options = {"zero_norm": "one", "zero_gradient": "zero"}
     steps, ratio = one_step(zeros, zeros, 3.0, **DEFAULTS, **options)
@@ -312,106 +400,28 @@ def test_nothing_at_all_is_a_matter_of_the_zero_norm():
 
 
 @pytest.mark.parametrize("name", ["zero_norm", "zero_gradient"])
-def test_a_ratio_of_one_is_bounded_and_clipped_and_a_plain_one_is_not(name):
+def test_a_plain_ratio_is_neither_bounded_nor_clipped(name):
     w = [0 * W] if name == "zero_norm" else [W]
     g = GRADIENTS[:1] if name == "zero_norm" else [0 * W]
+    options = {**DEFAULTS, "clip": True, "trust_ratio_bounds": (2.0, 3.0)}
     ratios = {
-        rule: one_step(
-            w,
-            g,
-            4.0,
-            **DEFAULTS,
-            clip=True,
-            trust_ratio_bounds=(2.0, 3.0),
-            **{name: rule},
-        )[1]
+        rule: one_step(w, g, 4.0, **options, **{name: rule})[1]
         for rule in ("one", "plain")
     }
     assert ratios == {"one": 2.0 / 4.0, "plain": 1.0}
 
 
-def test_norms_up_to_the_smallest_count_as_zero():
-    w, g = np.array([3.0, 4.0]), np.array([0.0, 10.0])
-    scales = [(1.0, 1.0), (1.001, 1.0), (1.0, 1.001), (1.001, 0.4), (1.0, 0.4)]
+def test_a_plain_zero_norm_is_for_zero_weights_alone():
+    # The zero gradient beside it follows its own rule, and that is bounded.
+    options = {"zero_norm": "plain", "zero_gradient": "one"}
     _, ratio = one_step(
-        [a * w for a, _ in scales],
-        [b * g for _, b in scales],
-        weight_decay=0.5,
-        trust_coefficient=0.1,
-        min_norm=5.0,
-        zero_norm="plain",
-        zero_gradient="zero",
+        [0 * W, W],
+        [GRADIENTS[0], 0 * W],
+        **DEFAULTS,
+        **options,
+        trust_ratio_bounds=(0.0, 0.5),
     )
-    # ‖w‖ = 5 counts as zero, 5.005 does not; nor does ‖g‖ = 10, but 4 does.
-    paper = 0.1 * 5.005 / (10 + 0.5 * 5.005)
-    np.testing.assert_allclose(ratio, [1, paper, 1, 0, 1], rtol=1e-6)
-
-
-# --------------------------------------------------------------------------- momentum
-
-
-@pytest.mark.parametrize(
-    ("momentum_of", "nesterov"),
-    [("step", False), ("direction", True), ("gradient", True)],
-)
-def test_dampening_shrinks_what_enters_the_momentum(momentum_of, nesterov):
-    options = {"momentum_of": momentum_of, "nesterov": nesterov}
-    damped = weights(dampening=0.25, **options)
-    assert_same(damped, weights(trust_coefficient=0.75 * ETA, **options))
-
-
-def test_dampening_is_nothing_to_a_ratio_of_updates():
-    options = {"denominator": "update", "momentum_of": "gradient"}
-    assert_same(weights(dampening=0.25, **options), weights(**options))
-
-
-def test_dampening_leaves_decay_outside_the_momentum_alone():
-    w, v = W, 0.0
-    actual = weights(dampening=0.25, weight_decay_kind="outside")
-    for w_next, g, gamma in zip(actual, GRADIENTS, RATES, strict=True):
-        ratio = ETA * norm(w) / (norm(g) + BETA * norm(w))
-        v = MOMENTUM * v + 0.75 * gamma * ratio * g
-        w = w - v - gamma * ratio * BETA * w
-        assert_same(w_next, w)
-
-
-# ------------------------------------------------------------- some parameters, and all
-
-
-TREE = {"kernel": W, "bias": W[:, 0]}
-TREE_GRADIENTS = {"kernel": GRADIENTS, "bias": GRADIENTS[:, :, 1]}
-BIAS = lars.select(path="bias")
-
-
-def sgd(rates=RATES, *, inside):
-    """What excluded biases do, with the rate inside or outside the momentum."""
-    w, v = TREE["bias"], 0.0
-    for g, gamma in zip(TREE_GRADIENTS["bias"], rates, strict=True):
-        v = MOMENTUM * v + (gamma if inside else 1) * g
-        w = w - (1 if inside else gamma) * v
-        yield w
-
-
-def paper(params, gradients, rates=RATES):
-    layer = PaperLars(params, eta=ETA, beta=BETA, momentum=MOMENTUM)
-    return [layer.step(g, gamma) for g, gamma in zip(gradients, rates, strict=True)]
-
-
-@pytest.mark.parametrize(
-    ("momentum_of", "inside"),
-    [(None, True), ("step", True), ("direction", False), ("gradient", False)],
-)
-def test_excluded_parameters_can_have_a_momentum_of_their_own(momentum_of, inside):
-    actual, ratios = trajectory(
-        TREE,
-        TREE_GRADIENTS,
-        weight_decay_mask=~BIAS,
-        trust_ratio_mask=~BIAS,
-        excluded_momentum_of=momentum_of,
-    )
-    assert_same(actual["bias"], list(sgd(inside=inside)))
-    assert_same(actual["kernel"], paper(TREE["kernel"], GRADIENTS))
-    assert np.all(ratios["bias"] == 1)
+    np.testing.assert_array_equal(ratio, [1.0, 0.5])
 
 
 def test_excluded_parameters_are_neither_bounded_nor_clipped():
@@ -423,97 +433,92 @@ def test_excluded_parameters_are_neither_bounded_nor_clipped():
         clip=True,
         trust_ratio_bounds=(2.0, 3.0),
     )
-    assert_same(actual["bias"], list(sgd(inside=True)))
+    assert_same(actual["bias"], list(heavy_ball(RATES, inside=True)))
     assert np.all(ratios["bias"] == 1)
-    np.testing.assert_allclose(
-        ratios["kernel"], np.minimum(2.0 / np.asarray(RATES), 1), rtol=1e-6
-    )
-
-
-@pytest.mark.parametrize("correction", [False, True])
-def test_parameters_can_have_learning_rates_of_their_own(correction):
-    own = [0.1, 0.7, 0.2, 0.9, 0.3]
-    actual, _ = trajectory(
-        TREE,
-        TREE_GRADIENTS,
-        weight_decay_mask=~BIAS,
-        trust_ratio_mask=~BIAS,
-        learning_rates=[
-            (BIAS, lambda count: jnp.asarray(own)[count]),
-            (lars.select(rank=1), 99.0),  # the first that matches holds
-        ],
-        momentum_correction=correction,
-    )
-    assert_same(actual["bias"], list(sgd(own, inside=not correction)))
-    expected = weights(W, GRADIENTS, momentum_correction=correction)
-    assert_same(actual["kernel"], expected)
-
-
-@pytest.mark.parametrize("decay", ["coupled", "outside", "decoupled"])
-@pytest.mark.parametrize("momentum_of", ["step", "direction", "gradient"])
-def test_an_own_learning_rate_is_as_if_it_were_that_of_all(momentum_of, decay):
-    own = [0.1, 0.7, 0.2, 0.9, 0.3]
-    options = {"momentum_of": momentum_of, "weight_decay_kind": decay}
-    schedule = (BIAS, lambda count: jnp.asarray(own)[count])
-    together, _ = trajectory(TREE, TREE_GRADIENTS, learning_rates=[schedule], **options)
-    alone, _ = trajectory(TREE, TREE_GRADIENTS, rates=own, **options)
-    assert_same(together["bias"], alone["bias"])
-    others, _ = trajectory(TREE, TREE_GRADIENTS, **options)
-    assert_same(together["kernel"], others["kernel"])
-    assert not np.allclose(alone["bias"], others["bias"], rtol=0.01)
-
-
-def test_clipping_is_at_the_rate_of_the_parameter():
-    _, ratios = trajectory(
-        TREE,
-        TREE_GRADIENTS,
-        weight_decay=0.0,
-        clip=True,
-        learning_rates=[(BIAS, 0.001)],
-        trust_ratio_bounds=(0.01, 0.01),
-    )
-    assert np.all(ratios["bias"] == 1)
-    np.testing.assert_allclose(ratios["kernel"], 0.01 / np.asarray(RATES), rtol=1e-6)
+    np.testing.assert_allclose(ratios["kernel"], np.minimum(2.0 / RATES, 1), rtol=1e-6)
 
 
 def test_slices_of_a_stack_are_layers():
     scale = np.array([0.01, 1.0, 100.0])[:, None]
-    actual, ratios = trajectory(scale * W, stacked=[(lars.select(rank=2), 0)])
+    actual, ratios = trajectory(scale * W, stacked=((lars.select(rank=2), 0),))
     for i in range(3):
         assert_same(actual[:, i], paper(scale[i] * W[i], GRADIENTS[:, i]))
     assert ratios.shape == (len(RATES), 3)
 
 
-def test_arrays_of_a_module_share_a_ratio():
-    _, ratios = trajectory(TREE, TREE_GRADIENTS, layer="module", rates=RATES)
+@pytest.mark.parametrize("decayed", ["all", "kernel"])
+def test_arrays_of_a_module_share_a_ratio_of_joint_norms(decayed):
+    mask = True if decayed == "all" else ~BIAS
+    _, ratios = trajectory(TREE, TREE_GRADIENTS, layer="module", weight_decay_mask=mask)
     np.testing.assert_array_equal(ratios["kernel"], ratios["bias"])
     w, g = (
         np.concatenate([tree["kernel"].ravel(), tree["bias"]])
         for tree in (TREE, {name: g[0] for name, g in TREE_GRADIENTS.items()})
     )
-    expected = ETA * norm(w) / (norm(g) + BETA * norm(w))
+    # Only what decays counts as decayed.
+    decays = norm(w) if decayed == "all" else W_NORM
+    expected = ETA * norm(w) / (norm(g) + BETA * decays)
     np.testing.assert_allclose(ratios["kernel"][0], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("nonfinite", "bias", "kernel"),
-    [
-        ("skip_layer", "stays", "moves"),
-        ("skip_step", "stays", "stays"),
-        ("propagate", "is lost", "moves"),
-    ],
-)
-def test_what_is_not_finite_does_what_is_named(nonfinite, bias, kernel):
-    broken = {"kernel": GRADIENTS[:1], "bias": TREE_GRADIENTS["bias"][:1].copy()}
-    broken["bias"][0, 1] = np.nan
-    actual = weights(TREE, broken, nonfinite=nonfinite)
+OPTIONS = {
+    "defaults": {},
+    "eps": {"eps": 0.5},
+    "layer": {"layer": "module"},
+    "layer rules": {"layer": [lars.select(path="no", required=False)]},
+    "decayed": {"denominator": "decayed"},
+    "gradient": {"denominator": "gradient"},
+    "update": {"denominator": "update", "momentum_of": "gradient"},
+    "momentum_of": {"momentum_of": "direction"},
+    "no momentum": {"momentum": 0.0},
+    "nesterov": {"nesterov": True},
+    "outside": {"weight_decay_kind": "outside"},
+    "clip": {"clip": True},
+    "trust_ratio_bounds": {"trust_ratio_bounds": (2.0, 3.0)},
+    "direction_bound": {"direction_bound": 1e9},
+    "zero_norm": {"zero_norm": "plain"},
+    "zero_gradient": {"zero_gradient": "plain"},
+    "spectral": {"geometry": "spectral"},
+    "stacked": {"stacked": [(lars.select(path="no", required=False), 0)]},
+    "output_axes": {
+        "geometry": "spectral",
+        "output_axes": [(lars.select(path="no", required=False), 0)],
+    },
+    "partition_specs": {"partition_specs": jax.sharding.PartitionSpec()},
+    "accumulator_dtype": {"accumulator_dtype": jnp.float32},
+}
 
-    def fate(name):
-        if np.isnan(actual[name]).any():
-            return "is lost"
-        return "stays" if np.array_equal(actual[name][0], TREE[name]) else "moves"
 
-    assert (fate("bias"), fate("kernel")) == (bias, kernel)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_works_where_there_is_nothing_for_it(name):
+    # No parameter is adapted or decayed; some have no elements, and one is a scalar.
+    params = {
+        "none": None,
+        "scalar": np.float32(3),
+        "empty": np.ones((0, 2), np.float32),
+    }
+    g = {**params, "scalar": np.float32(-2)}
+    options = {"weight_decay": 0.1, **OPTIONS[name]}
+    optimizer = lars.lars(
+        0.5, weight_decay_mask=False, trust_ratio_mask=False, **options
+    )
+    updates, state = jax.jit(lambda g, w: optimizer.update(g, optimizer.init(w), w))(
+        g, params
+    )
+    size = 1.9 if name == "nesterov" else 1.0
+    np.testing.assert_allclose(updates["scalar"], size, rtol=1e-6)
+    assert updates["empty"].shape == (0, 2)
+    assert lars.trust_ratios(state) == {"none": None, "scalar": 1, "empty": 1}
+    assert lars.skipped_steps(state) == {"none": None, "scalar": 0, "empty": 0}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_works_where_all_parameters_are_anothers(name):
+    optimizer = optax.masked(lars.lars(0.5, 0.1, **OPTIONS[name]), False)
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    assert updates == params
+    assert lars.trust_ratios(state) == optax.MaskedNode()
 
 
 def test_the_momentum_has_the_dtype_that_is_named():
@@ -521,13 +526,3 @@ def test_the_momentum_has_the_dtype_that_is_named():
         optimizer = lars.lars(1.0, accumulator_dtype=dtype)
         state = jax.eval_shape(optimizer.init, jnp.zeros(3))
         assert optax.tree.get(state, "trace").dtype == (dtype or jnp.float32)
-
-
-def test_the_smallest_norm_is_that_of_a_layer():
-    # Four arrays of norm 1 have the norm 2 together.
-    params = {name: jnp.array([1.0]) for name in "abcd"}
-    options = {"momentum": 0.0, "trust_coefficient": 0.5, "zero_norm": "zero"}
-    for layer, step in {"module": 0.5, "parameter": 0.0}.items():
-        optimizer = lars.lars(1.0, layer=layer, min_norm=1.5, **options)
-        updates, _ = optimizer.update(params, optimizer.init(params), params)
-        np.testing.assert_allclose([*updates.values()], -step * np.ones((4, 1)))

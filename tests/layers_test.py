@@ -4,15 +4,21 @@ import operator
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings, strategies as st
 
 import lars
-from tests.optimizer_test import RATES, assert_trees_close, joint, run, schedule, tree
+from tests.steps import (
+    first_step,
+    joint,
+    normal,
+    scan,
+    schedule,
+    tree,
+)
 
+KERNELS = lars.select(path="kernel")
 OPTIONS = {
     "paper": {},
     "spectral": {"geometry": "spectral"},
@@ -22,63 +28,60 @@ OPTIONS = {
 }
 
 
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-# ------------------------------------------------------------------- stacked
-
-
 @pytest.mark.parametrize(
     ("name", "axes"),
     [*((name, 0) for name in OPTIONS), ("paper", (-1,)), ("spectral", (2, 0))],
 )
-def test_stacked_layers_equal_unstacked_ones(name, axes):
+def test_slices_of_a_stack_equal_arrays_of_their_own(name, axes):
     numbers = axes if isinstance(axes, tuple) else (axes,)
-    w, gradients = normal(0, 3, 4, 2), [normal(i, 3, 4, 2) for i in (1, 2, 3)]
-    elements = np.arange(24).reshape(w.shape)
+    w, gradients = normal(0, 3, 4, 2), normal(1, 3, 3, 4, 2)
     places = list(np.ndindex(*(w.shape[n] for n in numbers)))
-
-    def slice_of(x, place):
-        return np.moveaxis(x, numbers, range(len(numbers)))[place]
-
     # Every slice has a scale of its own, from underflowing to overflowing; one is zero.
     scales = np.logspace(-30, 30, len(places)).astype(np.float32)
     for k, place in enumerate(places):
-        chosen = np.isin(elements, slice_of(elements, place))
-        w[chosen] *= scales[k] if k else 0
-        gradients[0][chosen] *= scales[-k]
+        slice_of(w, numbers, place)[...] *= scales[k] if k else 0
+        slice_of(gradients[0], numbers, place)[...] *= scales[-k]
     optimizer = lars.lars(
-        schedule, 0.1, stacked=((lars.select(path="w"), axes),), **OPTIONS[name]
+        schedule, 0.1, stacked=((lars.select(path=""), axes),), **OPTIONS[name]
     )
-    actual, state = run(optimizer, {"w": w}, [{"w": g} for g in gradients])
     alone = lars.lars(schedule, 0.1, **OPTIONS[name])
-    ratios = lars.trust_ratios(state)["w"]
+
+    def steps(optimizer, w, gradients):
+        weights, state = scan(optimizer, w, gradients)
+        return weights, lars.trust_ratios(state)
+
+    together, ratios = jax.jit(lambda w, g: steps(optimizer, w, g))(w, gradients)
     assert ratios.shape == tuple(w.shape[n] for n in numbers)
-    for place in places:
-        expected, lonely = run(
-            alone,
-            {"w": slice_of(w, place)},
-            [{"w": slice_of(g, place)} for g in gradients],
-        )
-        for a, e in zip(actual, expected, strict=True):
-            e = np.asarray(e["w"])
+    expected, expected_ratios = jax.jit(
+        lambda w, g: jax.lax.map(lambda x: steps(alone, *x), (w, g))
+    )(
+        np.stack([slice_of(w, numbers, place) for place in places]),
+        np.stack(
+            [[slice_of(g, numbers, place) for g in gradients] for place in places]
+        ),
+    )
+    for k, place in enumerate(places):
+        for t in range(3):
+            e = np.asarray(expected[k, t])
             np.testing.assert_allclose(
-                slice_of(np.asarray(a["w"]), place),
+                slice_of(np.asarray(together[t]), numbers, place),
                 e,
                 rtol=1e-5,
                 atol=1e-5 * np.abs(e).max(),
             )
-        np.testing.assert_allclose(
-            ratios[place], lars.trust_ratios(lonely)["w"], rtol=1e-5
-        )
+        np.testing.assert_allclose(ratios[place], expected_ratios[k], rtol=1e-5)
+
+
+def slice_of(x, axes, place):
+    """A view of the slice at a place along axes."""
+    return np.moveaxis(x, axes, range(len(axes)))[place]
 
 
 def test_a_stacked_kernel_and_its_bias_share_the_ratio_slice_by_slice():
     params = {"kernel": normal(0, 3, 4, 5), "bias": normal(1, 3, 5)}
     g = {"kernel": normal(2, 3, 4, 5), "bias": normal(3, 3, 5)}
     optimizer = lars.lars(1.0, layer="module", stacked=((lars.select(path=""), 0),))
-    _, state = optimizer.update(g, optimizer.init(params), params)
+    _, state = first_step(optimizer, g, params)
     expected = [
         1e-3
         * joint(params["kernel"][i], params["bias"][i])
@@ -89,12 +92,96 @@ def test_a_stacked_kernel_and_its_bias_share_the_ratio_slice_by_slice():
         np.testing.assert_allclose(ratios, expected, rtol=1e-6)
 
 
-def test_sharing_needs_the_same_layer_axes():
-    params = {"kernel": normal(0, 3, 4, 5), "bias": normal(1, 3, 5)}
-    optimizer = lars.lars(
-        1.0, layer="module", stacked=((lars.select(path="kernel"), 0),)
+def test_the_first_rule_of_a_stack_that_selects_holds():
+    rules = [(lars.select(path="first/kernel"), 1), (KERNELS, 0)]
+    rows = lars.describe(shapes(), stacked=[*rules, (lars.select(path="bias"), 0)])
+    by_name = {row.parameter: row.ratios for row in rows}
+    assert by_name == {
+        **{"first/kernel": 4, "second/kernel": 3, "third/kernel": 2},
+        **{"first/bias": 4, "third/bias": 3},
+    }
+
+
+def shapes():
+    """Of the parameters: no values are needed to apply rules."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree(0))
+
+
+LAYERS = {
+    "a selection": lars.select(path="first/kernel|third/kernel"),
+    "rules": [lars.select(path="first/kernel|third/kernel"), lars.select(path="bias")],
+    "a function": lambda path: path[-1].key if path[0].key != "second" else path,
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_tied_weights_share_a_ratio_and_others_do_not(name):
+    params, g = tree(0), tree(1)
+    _, state = first_step(lars.lars(1.0, layer=LAYERS[name]), g, params)
+    ratios = lars.trust_ratios(state)
+
+    def ratio(*places):
+        w, d = ([tree[a][b] for a, b in places] for tree in (params, g))
+        return 1e-3 * joint(*w) / joint(*d)
+
+    kernels, biases = [
+        [("first", part), ("third", part)] for part in ("kernel", "bias")
+    ]
+    expected = dict.fromkeys(kernels, ratio(*kernels))
+    for place in biases:
+        expected[place] = ratio(place) if name == "a selection" else ratio(*biases)
+    expected["second", "kernel"] = ratio(("second", "kernel"))
+    for (module, part), value in expected.items():
+        np.testing.assert_allclose(ratios[module][part], value, rtol=1e-6)
+
+
+def test_the_first_rule_of_layers_that_selects_holds():
+    rows = lars.describe(
+        shapes(), layer=[lars.select(path="third"), lars.select(path="bias")]
     )
-    with pytest.raises(ValueError, match="'bias' and 'kernel' share a ratio, but are"):
+    by_name = {row.parameter: row.shares for row in rows}
+    assert by_name["third/bias"] == "third/kernel"
+    assert by_name["first/bias"] == "none"
+
+
+def test_an_excluded_parameter_shares_no_ratio():
+    params, g = tree(0)["first"], tree(1)["first"]
+    mask = lars.select(path="kernel")
+    optimizer = lars.lars(1.0, layer="module", trust_ratio_mask=mask)
+    _, state = first_step(optimizer, g, params)
+    ratios = lars.trust_ratios(state)
+    assert ratios["bias"] == 1
+    expected = 1e-3 * joint(params["kernel"]) / joint(g["kernel"])
+    np.testing.assert_allclose(ratios["kernel"], expected, rtol=1e-6)
+
+
+def test_the_ratio_does_not_see_the_arrangement_of_the_elements():
+    order = np.random.default_rng(0).permutation(24)
+    w, g = (
+        [
+            x,
+            x.ravel()[order].reshape(4, 6),
+            x.reshape(2, 12),
+            x.reshape(2, 2, 6),
+            x.T,
+        ]
+        for x in (normal(1, 4, 6), normal(2, 4, 6))
+    )
+    updates, state = first_step(lars.lars(3.0, 0.1), g, w)
+    ratios = lars.trust_ratios(state)
+    np.testing.assert_allclose(ratios, [ratios[0]] * 5, rtol=1e-6)
+    expected = np.asarray(updates[0])
+    np.testing.assert_allclose(
+        updates[1], expected.ravel()[order].reshape(4, 6), rtol=1e-5
+    )
+    np.testing.assert_allclose(updates[4], expected.T, rtol=1e-5)
+
+
+def test_sharing_needs_the_same_layer_axes():
+    params = {"dense": {"kernel": normal(0, 3, 4, 5), "bias": normal(1, 3, 5)}}
+    optimizer = lars.lars(1.0, layer="module", stacked=((KERNELS, 0),))
+    message = "'dense/bias' and 'dense/kernel' share a ratio, but are"
+    with pytest.raises(ValueError, match=message):
         optimizer.init(params)
 
 
@@ -124,48 +211,23 @@ def test_modules_need_a_tree_that_is_nested_by_module():
         {"trust_ratio_mask": ~lars.select(path="last")},  # has no ratio to share
     ],
 )
-def test_kernels_at_the_top_are_fine_where_they_are_not_one_by_accident(options):
+def test_kernels_at_the_top_are_fine_where_they_share_on_purpose(options):
     lars.lars(1.0, **{"layer": "module", **options}).init(kernels_at_the_top())
 
 
 @pytest.mark.parametrize("stacked", [(), [(lars.select(path=""), 0)]])
-def test_one_module_may_be_the_whole_tree(stacked):
+def test_the_whole_tree_can_be_one_module(stacked):
     # A stack of three biases has two axes, and is no kernel for that.
-    shapes = {"kernel": (3, 4, 5), "bias": (3, 5) if stacked else (5,), "scale": (3,)}
-    params = {name: normal(0, *shape) for name, shape in shapes.items()}
+    lengths = {"kernel": (3, 4, 5), "bias": (3, 5) if stacked else (5,), "scale": (3,)}
+    params = {
+        name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in lengths.items()
+    }
     rows = lars.describe(params, layer="module", stacked=stacked)
     assert {row.shares for row in rows} == {
         "bias, kernel",
         "bias, scale",
         "kernel, scale",
     }
-
-
-@given(seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=10)
-def test_the_ratio_does_not_see_the_arrangement_of_the_elements(seed):
-    rng = np.random.default_rng(seed)
-    w, g = normal(seed, 4, 6), normal(seed + 100, 4, 6)
-    order = rng.permutation(24)
-    arrangements = [
-        lambda x: x.ravel()[order].reshape(4, 6),
-        lambda x: x.reshape(2, 12),
-        lambda x: x.reshape(2, 2, 6),
-        lambda x: x.T,
-    ]
-    optimizer = lars.lars(3.0, 0.1)
-    expected, state = optimizer.update(g, optimizer.init(w), w)
-    for arrange in arrangements:
-        updates, arranged = optimizer.update(
-            arrange(g), optimizer.init(arrange(w)), arrange(w)
-        )
-        np.testing.assert_allclose(updates, arrange(np.asarray(expected)), rtol=1e-5)
-        np.testing.assert_allclose(
-            lars.trust_ratios(arranged), lars.trust_ratios(state), rtol=1e-6
-        )
-
-
-# --------------------------------------------------------------------- rules
 
 
 def test_selections_by_path_rank_and_test_compose():
@@ -220,13 +282,6 @@ def test_selections_compose_with_selections_only(operand):
             compose(operand, lars.select(rank=1))
 
 
-def test_a_rate_behind_an_earlier_one_is_no_error():
-    bias = lars.select(path="bias")
-    rates = [(bias, 0.5), (bias & lars.select(path="first"), 0.25)]
-    rows = lars.describe(tree(0), learning_rates=rates)
-    assert {row.rate for row in rows} == {"common", repr(bias)}
-
-
 @pytest.mark.parametrize(
     ("conditions", "error", "message"),
     [
@@ -243,71 +298,6 @@ def test_conditions_that_make_no_sense_are_refused(conditions, error, message):
         lars.select(**conditions)
 
 
-def test_tied_weights_share_a_ratio_and_others_do_not():
-    params, g = tree(0), tree(1)
-    tied = lars.select(path="first/kernel|third/kernel")
-    optimizer = lars.lars(1.0, layer=[tied])
-    _, state = optimizer.update(g, optimizer.init(params), params)
-    ratios = lars.trust_ratios(state)
-    expected = (
-        1e-3
-        * joint(params["first"]["kernel"], params["third"]["kernel"])
-        / joint(g["first"]["kernel"], g["third"]["kernel"])
-    )
-    np.testing.assert_allclose(ratios["first"]["kernel"], expected, rtol=1e-6)
-    np.testing.assert_allclose(ratios["third"]["kernel"], expected, rtol=1e-6)
-    own = 1e-3 * joint(params["first"]["bias"]) / joint(g["first"]["bias"])
-    np.testing.assert_allclose(ratios["first"]["bias"], own, rtol=1e-6)
-
-
-def test_own_learning_rates_and_the_first_rule_that_selects():
-    params, gradients = tree(0), [tree(i + 1) for i in range(5)]
-    bias, third = lars.select(path="bias"), lars.select(path="third")
-    optimizer = lars.lars(
-        2.0,
-        1e-2,
-        trust_ratio_mask=~bias,
-        learning_rates=[(bias, schedule), (third, 0.25)],
-    )
-    actual, _ = run(optimizer, params, gradients)
-    by_rate = {
-        rate: run(lars.lars(rate, 1e-2, trust_ratio_mask=~bias), params, gradients)[0]
-        for rate in (2.0, schedule, 0.25)
-    }
-    for i in range(5):
-        expected = {
-            "first": {
-                "kernel": by_rate[2.0][i]["first"]["kernel"],
-                "bias": by_rate[schedule][i]["first"]["bias"],
-            },
-            "second": by_rate[2.0][i]["second"],
-            "third": {
-                "kernel": by_rate[0.25][i]["third"]["kernel"],
-                "bias": by_rate[schedule][i]["third"]["bias"],
-            },
-        }
-        assert_trees_close(actual[i], expected, rtol=1e-6)
-
-
-def test_excluded_parameters_can_have_a_momentum_of_their_own_kind():
-    params, gradients = tree(0), [tree(i + 1) for i in range(5)]
-    bias = lars.select(path="bias")
-    optimizer = lars.lars(
-        schedule, trust_ratio_mask=~bias, excluded_momentum_of="gradient"
-    )
-    actual, _ = run(optimizer, params, gradients)
-    # Heavy ball with the rate outside the buffer, by hand.
-    w, v = params["first"]["bias"].astype(np.float64), 0
-    for i, rate in enumerate(RATES):
-        v = 0.9 * v + gradients[i]["first"]["bias"]
-        w = w - rate * v
-        np.testing.assert_allclose(actual[i]["first"]["bias"], w, rtol=1e-5)
-    adapted, _ = run(lars.lars(schedule), params, gradients)
-    assert_trees_close(
-        actual[-1]["first"]["kernel"], adapted[-1]["first"]["kernel"], rtol=1e-6
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -319,9 +309,9 @@ def test_excluded_parameters_can_have_a_momentum_of_their_own_kind():
             "'first/kernel'.*\\(5, 4\\)",
         ),
         ({"stacked": [(lars.select(rank=2), (0, -2))]}, ValueError, "twice"),
-        ({"learning_rates": {"bias": 1.0}}, TypeError, "learning_rates must be"),
-        ({"learning_rates": [(lars.select(rank=1), -1.0)]}, ValueError, "got -1.0"),
-        ({"layer": ["kernel"]}, ValueError, "layer must be"),
+        ({"stacked": [(lars.select(rank=2), ())]}, TypeError, "number of an axis"),
+        ({"output_axes": [3]}, TypeError, "output_axes must be a sequence of pairs"),
+        ({"output_axes": [(lars.select(rank=2), -3)]}, ValueError, "'first/kernel'"),
         (
             {"trust_ratio_mask": {"first": True}},
             ValueError,
@@ -335,19 +325,14 @@ def test_rules_that_do_not_fit_are_named(arguments, error, message):
         lars.lars(1.0, **arguments).init(tree(0))
 
 
-# ------------------------------------------------------------------ describe
-
-
 def test_the_description_says_of_every_parameter_what_is_done():
     params = tree(0)
     params["stack"] = normal(5, 3, 2)
-    bias = lars.select(path="bias")
     rows = lars.describe(
         params,
         layer="module",
         trust_ratio_mask=~lars.select(path="third/bias"),
-        weight_decay_mask=~bias,
-        learning_rates=[(bias, 0.5)],
+        weight_decay_mask=~lars.select(path="bias"),
         stacked=[(lars.select(path="stack"), 0)],
     )
     by_name = {row.parameter: row for row in rows}
@@ -357,8 +342,7 @@ def test_the_description_says_of_every_parameter_what_is_done():
     assert by_name["third/kernel"].adapted
     assert not by_name["first/bias"].decayed
     assert by_name["first/kernel"].decayed
-    assert by_name["first/bias"].rate == "lars.select(path='bias')"
-    assert by_name["first/kernel"].rate == "common"
+    assert by_name["first/kernel"].dtype == "float32"
     assert by_name["stack"].ratios == 3
     np.testing.assert_allclose(
         by_name["second/kernel"].norm, joint(params["second"]["kernel"]), rtol=1e-6
@@ -369,7 +353,6 @@ def test_the_description_says_of_every_parameter_what_is_done():
 
 
 def test_shapes_are_enough_for_a_description():
-    shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree(0)))
-    assert all(row.norm is None for row in lars.describe(shapes))
+    assert all(row.norm is None for row in lars.describe(shapes()))
     with pytest.raises(ValueError, match="selects none"):
-        lars.describe(shapes, weight_decay_mask=lars.select(path="nothing"))
+        lars.describe(shapes(), weight_decay_mask=lars.select(path="nothing"))

@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 import lars
 from lars import presets
 from tests import reference
+from tests.steps import first_step, scan
 
 RATES = [3.0, 10.0, 7.0, 0.5, 4.0, 2.0]
 """Learning rates above and below 1, where LARC's clipping differs."""
@@ -108,7 +109,7 @@ def assert_steps_as(layer_class, actual, **arguments):
     ("name", "nesterov"),
     [(name, False) for name in REFERENCES] + [(name, True) for name in WITH_NESTEROV],
 )
-def test_steps_as_its_source(name, nesterov):
+def test_a_preset_steps_as_its_source(name, nesterov):
     arguments = {"momentum": 0.8, "nesterov": nesterov}
 
     def preset(beta):
@@ -122,7 +123,7 @@ def test_steps_as_its_source(name, nesterov):
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_has_the_defaults_of_its_source(name):
+def test_a_preset_has_the_defaults_of_its_source(name):
     source = REFERENCES[name]
     signature = inspect.signature(getattr(presets, name))
     assert {key: p.default for key, p in signature.parameters.items()} == {
@@ -140,6 +141,70 @@ def test_timm_is_sgd_without_decay(name):
     assert_steps_as(REFERENCES[name], actual)
 
 
+@pytest.mark.parametrize("name", sorted(REFERENCES.keys() - {"colossalai"}))
+def test_complex_parameters_step_as_pairs_of_real_ones(name):
+    # The norm of |x| is that of all real and imaginary parts: one ratio for both.
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((2, 3, 2))
+    gradients = rng.standard_normal((3, 2, 3, 2))
+    optimizer = getattr(presets, name)(schedule, 0.3, momentum=0.8)
+    with jax.enable_x64(True):
+        weights, state = jax.jit(functools.partial(scan, optimizer))(
+            w.view(complex)[..., 0], gradients.view(complex)[..., 0]
+        )
+        actual = np.asarray(weights)
+    layer = REFERENCES[name](w, beta=0.3, momentum=0.8)
+    for t, (g, gamma) in enumerate(zip(gradients, RATES, strict=False)):
+        expected = layer.step(g, gamma).view(complex)[..., 0]
+        np.testing.assert_allclose(actual[t], expected, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(lars.trust_ratios(state), layer.ratio, rtol=1e-6)
+
+
+def test_complex_parameters_step_by_the_equations_of_the_paper():
+    rng = np.random.default_rng(1)
+    w, *gradients = rng.standard_normal((4, 5, 2)) + 1j * rng.standard_normal((4, 5, 2))
+    optimizer = lars.lars(schedule, 0.3, trust_coefficient=0.02, momentum=0.8)
+    with jax.enable_x64(True):
+        weights, state = jax.jit(functools.partial(scan, optimizer))(
+            w, np.stack(gradients)
+        )
+        actual = np.asarray(weights)
+    assert state.trace.dtype == np.complex128
+    v = 0
+    for w_next, g, gamma in zip(actual, gradients, RATES, strict=False):
+        w_norm, g_norm = (np.sqrt(np.sum(np.abs(x) ** 2)) for x in (w, g))
+        ratio = 0.02 * w_norm / (g_norm + 0.3 * w_norm)
+        v = 0.8 * v + gamma * ratio * (g + 0.3 * w)
+        w = w - v
+        np.testing.assert_allclose(w_next, w, rtol=1e-11)
+    np.testing.assert_allclose(lars.trust_ratios(state), ratio, rtol=1e-6)
+
+
+def test_complex_and_real_parameters_can_share_a_ratio():
+    params = {"real": np.float32([3.0]), "complex": np.complex64([4j, 12])}
+    _, state = first_step(lars.lars(1.0, layer="module"), params, params)
+    for ratio in lars.trust_ratios(state).values():
+        np.testing.assert_allclose(ratio, 1e-3, rtol=1e-6)
+    g = {"real": np.float32([0.0]), "complex": np.complex64([26j, 0])}
+    _, state = first_step(lars.lars(1.0, layer="module"), g, params)
+    for ratio in lars.trust_ratios(state).values():
+        np.testing.assert_allclose(ratio, 1e-3 * 13 / 26, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [presets.colossalai, functools.partial(lars.lars, geometry="spectral")],
+)
+def test_complex_parameters_are_refused_where_there_is_no_rule_for_them(
+    make_optimizer,
+):
+    params = {"table": np.ones((3, 2), np.complex64)}
+    with pytest.raises(
+        TypeError, match="need real parameters, got complex64 at 'table'"
+    ):
+        make_optimizer(1.0).init(params)
+
+
 @pytest.fixture
 def arguments_of(monkeypatch):
     """A function that returns what a preset hands to `lars.lars`."""
@@ -155,7 +220,9 @@ def arguments_of(monkeypatch):
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCES.keys() - set(WITH_NESTEROV)))
-def test_nesterov_is_the_textbooks_where_the_source_has_none(name, arguments_of):
+def test_a_preset_has_the_nesterov_of_the_textbook_where_its_source_has_none(
+    name, arguments_of
+):
     assert arguments_of(name, nesterov=True)["nesterov"] is True
 
 
@@ -187,7 +254,7 @@ def parameters():
 
 @pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.parametrize("mask", ["weight_decay_mask", "trust_ratio_mask"])
-def test_excludes_what_its_source_excludes(name, mask, arguments_of):
+def test_a_preset_excludes_what_its_source_excludes(name, mask, arguments_of):
     rule = arguments_of(name, weight_decay=0.1)[mask]
     excluded = EXCLUDED.get(name, set())
     if not excluded:
@@ -198,19 +265,14 @@ def test_excludes_what_its_source_excludes(name, mask, arguments_of):
     assert rule({"kernel": np.ones((2, 2))}) == {"kernel": True}
 
 
-def test_what_is_excluded_steps_by_the_plain_gradient():
+def test_excluded_parameters_step_by_the_plain_gradient():
     params = parameters()
     gradients = {path: w / 2 for path, w in params.items()}
     optimizer = presets.simclr(2.0, 0.1, momentum=0.0)
-    updates, state = jax.jit(optimizer.update)(
-        gradients, optimizer.init(params), params
-    )
+    updates, state = first_step(optimizer, gradients, params)
     for path, ratio in lars.trust_ratios(state).items():
         is_plain = np.array_equal(updates[path], -2.0 * gradients[path])
         assert is_plain == (ratio == 1) == (path in EXCLUDED["simclr"]), path
-
-
-# ------------------------------------------------------------------- optax.lars
 
 
 @functools.cache
@@ -236,12 +298,10 @@ def pair(beta, nesterov, is_scheduled):
 @given(
     seed=st.integers(0, 999),
     scales=st.lists(st.sampled_from([0.0, 1e-3, 1.0, 1e4]), min_size=6, max_size=6),
-    setting=st.sampled_from(
-        [(0.0, False, False), (0.1, True, True), (0.1, False, True)]
-    ),
+    setting=st.sampled_from([(0.0, False, False), (0.1, True, True)]),
 )
-@settings(deadline=None, max_examples=60)
-def test_the_preset_of_optax_is_optax(seed, scales, setting):
+@settings(deadline=None, max_examples=40)
+def test_the_preset_of_optax_equals_optax(seed, scales, setting):
     rng = np.random.default_rng(seed)
     trees = []
     for i in range(3):  # the parameters, and two gradients
@@ -258,10 +318,7 @@ def test_the_preset_of_optax_is_optax(seed, scales, setting):
         np.testing.assert_allclose(ours[name], expected, rtol=3e-6, atol=1e-7 * largest)
 
 
-# -------------------------------------------------------------------- the table
-
-
-def test_the_table_is_of_all_presets():
+def test_the_table_has_all_presets():
     assert set(presets.VARIANTS) == set(REFERENCES)
     for name, variant in presets.VARIANTS.items():
         assert variant.function is getattr(presets, name)

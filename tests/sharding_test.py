@@ -1,4 +1,4 @@
-"""Sharded over eight devices, the optimizer does what it does on one."""
+"""Sharded over devices, the optimizer does what it does on one."""
 
 import functools
 
@@ -9,12 +9,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import lars
+from tests.steps import scan, stacked
 
 SHAPES = {
-    "embedding": (16, 8),
-    "blocks": {"kernel": (8, 8, 16), "bias": (8, 16)},  # eight layers, stacked
-    "experts": (4, 2, 8, 4),  # four by two of them
-    "head": {"kernel": (8, 24), "bias": (24,)},
+    "embedding": (8, 4),
+    "blocks": {"kernel": (4, 4, 8), "bias": (4, 8)},  # four layers, stacked
+    "experts": (2, 2, 4, 6),  # two by two of them
+    "head": {"kernel": (4, 8), "bias": (8,)},
 }
 LAYOUTS = {
     "replicated": jax.tree.map(
@@ -42,7 +43,6 @@ LAYOUTS = {
 OPTIONS = {
     "paper": {},
     "shared": {"layer": lambda path: str(path[0].key)},
-    "decayed norm": {"denominator": "decayed", "eps": 0.1},
     "update norm": {"denominator": "update", "momentum_of": "gradient"},
     "spectral": {"geometry": "spectral"},
     "excluding": {
@@ -54,58 +54,72 @@ OPTIONS = {
 STACKED = ((lars.select(path="blocks"), 0), (lars.select(path="experts"), (0, 1)))
 
 
-def tree(seed, scale=1.0):
+def tree(seed):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda shape: (scale * rng.standard_normal(shape)).astype(np.float32),
+        lambda shape: rng.standard_normal(shape).astype(np.float32),
         SHAPES,
         is_leaf=lambda x: type(x) is tuple,
     )
 
 
 def data():
+    """Parameters, and the gradients of three steps."""
     params, grads = tree(0), [tree(i + 1) for i in range(3)]
     params["head"]["bias"] *= 0
     # Norms that need the second pass, of different parts in different steps.
     grads[1]["blocks"]["kernel"][3] *= 1e30
     grads[1]["head"]["kernel"] *= 1e-30
-    grads[2]["experts"][2, 1] *= 1e25
-    grads[2]["embedding"][5, 5] = np.nan
-    return params, grads
+    grads[2]["experts"][1, 1] *= 1e25
+    grads[2]["embedding"][5, 3] = np.nan
+    return params, stacked(grads)
 
 
 def optimizer(name, **more):
     return lars.lars(4.0, 1e-2, stacked=STACKED, **OPTIONS[name], **more)
 
 
-def steps(update, params, state, grads):
-    every = []
-    for g in grads:
-        updates, state = update(g, state, params)
-        every.append(updates)
-        params = jax.tree.map(jnp.add, params, updates)
-    return every, params, state
-
-
 @functools.cache
 def on_one_device(name):
-    params, grads = data()
-    opt = optimizer(name)
-    return steps(jax.jit(opt.update), params, opt.init(params), grads)
+    return jax.jit(functools.partial(scan, optimizer(name)))(*data())
 
 
-def assert_same(actual, expected):
+def assert_same(actual, expected, name):
+    """Arrays by their norms: an element may be small by cancelling.
+
+    Sums over devices are rounded in another order. Orthogonalizing makes more of that,
+    by the ratio of the largest singular value to the smallest.
+    """
+    tolerance = 1e-3 if name == "spectral" else 1e-5
+
     def compare(a, e):
-        a, e = np.asarray(a), np.asarray(e)
-        np.testing.assert_allclose(
-            a, e, rtol=1e-6, atol=1e-6 * np.abs(e).max(initial=0)
-        )
+        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+        np.testing.assert_array_equal(np.isfinite(a), True)
+        assert np.linalg.norm(a - e) <= tolerance * np.linalg.norm(e)
 
-    jax.tree.map(compare, actual, expected)
+    (weights, state), (expected_weights, expected_state) = actual, expected
+    jax.tree.map(compare, weights, expected_weights)
+    jax.tree.map(compare, state.trace, expected_state.trace)
+    np.testing.assert_allclose(
+        state.trust_ratio, expected_state.trust_ratio, rtol=tolerance
+    )
+    np.testing.assert_array_equal(state.skipped_steps, expected_state.skipped_steps)
+    assert state.count == 3
 
 
-def mesh(kind):
-    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+def mesh(kind=AxisType.Auto):
+    return jax.make_mesh(
+        (2, 2), ("data", "model"), axis_types=(kind, kind), devices=jax.devices()[:4]
+    )
+
+
+def is_spec(x):
+    return isinstance(x, P)
+
+
+def later(specs):
+    """Of gradients, whose first axis counts steps."""
+    return jax.tree.map(lambda spec: P(None, *spec), specs, is_leaf=is_spec)
 
 
 def state_specs(opt, params, specs):
@@ -114,92 +128,131 @@ def state_specs(opt, params, specs):
     return jax.tree.map(lambda _: P(), state)._replace(trace=specs)
 
 
-COMBINATIONS = [(layout, "paper") for layout in LAYOUTS] + [
-    ("layers and experts apart", name) for name in OPTIONS if name != "paper"
-]
-
-
-@pytest.mark.parametrize(("layout", "name"), COMBINATIONS)
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_global_arrays_under_jit(kind, layout, name):
-    params, grads = data()
-    opt = optimizer(name)
-    devices = mesh(kind)
-    place = functools.partial(
-        jax.tree.map,
-        lambda spec, x: jax.device_put(x, NamedSharding(devices, spec)),
-        LAYOUTS[layout],
-        is_leaf=lambda x: isinstance(x, P),
-    )
-    with jax.set_mesh(devices):
-        params, grads = place(params), [place(g) for g in grads]
-        actual = steps(jax.jit(opt.update), params, opt.init(params), grads)
-    assert_same(actual, on_one_device(name))
-
-
 @pytest.mark.parametrize(
-    ("layout", "kind"),
+    ("kind", "layout", "name"),
     [
-        ("fully sharded", AxisType.Auto),
-        ("tensor parallel", AxisType.Auto),
-        # Here XLA would be free to divide what is not divided yet.
-        ("layers and experts apart", AxisType.Explicit),
+        (AxisType.Auto, "fully sharded", "paper"),
+        (AxisType.Auto, "layers and experts apart", "paper"),
+        (AxisType.Auto, "layers and experts apart", "spectral"),
+        (AxisType.Explicit, "fully sharded", "paper"),
+        (AxisType.Explicit, "tensor parallel", "paper"),
+        (AxisType.Explicit, "layers and experts apart", "shared"),
+        (AxisType.Explicit, "layers and experts apart", "spectral"),
     ],
 )
-def test_the_state_lies_as_the_parameters_do(layout, kind):
+def test_global_arrays_under_jit_need_no_specs(kind, layout, name):
+    opt, specs, devices = optimizer(name), LAYOUTS[layout], mesh(kind)
+
+    def place(tree, specs):
+        return jax.tree.map(
+            lambda spec, x: jax.device_put(x, NamedSharding(devices, spec)),
+            specs,
+            tree,
+            is_leaf=is_spec,
+        )
+
     params, grads = data()
+    with jax.set_mesh(devices):
+        params, grads = place(params, specs), place(grads, later(specs))
+        assert len(params["embedding"].sharding.device_set) == 4
+        actual = jax.jit(functools.partial(scan, opt))(params, grads)
+    assert_same(actual, on_one_device(name), name)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_the_momentum_and_the_updates_lie_as_the_parameters_do(kind):
+    params, _ = data()
     opt = optimizer("paper")
     devices = mesh(kind)
     shardings = jax.tree.map(
         lambda spec: NamedSharding(devices, spec),
-        LAYOUTS[layout],
-        is_leaf=lambda x: isinstance(x, P),
+        LAYOUTS["layers and experts apart"],
+        is_leaf=is_spec,
     )
     with jax.set_mesh(devices):
         params = jax.tree.map(jax.device_put, params, shardings)
-        gradient = jax.tree.map(jax.device_put, grads[0], shardings)
         state = opt.init(params)
-        updates, state = jax.jit(opt.update)(gradient, state, params)
+        updates, state = jax.jit(opt.update)(params, state, params)
 
     def assert_alike(x, sharding):
         assert x.sharding.is_equivalent_to(sharding, x.ndim)
 
     jax.tree.map(assert_alike, updates, shardings)
     jax.tree.map(assert_alike, state.trace, shardings)
-    assert state.telemetry.trust_ratio.is_fully_replicated
+    assert state.trust_ratio.is_fully_replicated
 
 
-@pytest.mark.parametrize(("layout", "name"), COMBINATIONS)
-def test_local_parts_under_shard_map(layout, name):
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [(layout, "paper") for layout in LAYOUTS]
+    + [
+        ("layers and experts apart", "shared"),
+        ("layers and experts apart", "update norm"),
+        ("layers and experts apart", "spectral"),
+        ("layers and experts apart", "excluding"),
+    ],
+)
+def test_local_parts_under_shard_map_need_their_specs(layout, name):
     params, grads = data()
     specs = LAYOUTS[layout]
     opt = optimizer(name, partition_specs=specs)
-    state = opt.init(params)
-    states = state_specs(opt, params, specs)
-    update = jax.shard_map(
-        opt.update,
-        mesh=mesh(AxisType.Auto),
-        in_specs=(specs, states, specs),
-        out_specs=(specs, states),
+    steps = jax.shard_map(
+        functools.partial(scan, opt),
+        mesh=mesh(),
+        in_specs=(specs, later(specs)),
+        out_specs=(later(specs), state_specs(opt, params, specs)),
     )
-    assert_same(steps(jax.jit(update), params, state, grads), on_one_device(name))
+    assert_same(jax.jit(steps)(params, grads), on_one_device(name), name)
 
 
-def test_without_the_specs_local_norms_are_an_error_or_wrong():
-    # What the specs are for: without them every device has a ratio of its own.
-    params, grads = data()
-    specs = LAYOUTS["fully sharded"]
-    opt = optimizer("paper")
-    run = jax.shard_map(
+def first_updates(specs, *, of, check_vma):
+    """A first step inside of `jax.shard_map` on four devices, on ones."""
+    opt = lars.lars(1.0, partition_specs=specs)
+    return jax.shard_map(
         lambda p, g: opt.update(g, opt.init(p), p)[0],
-        mesh=mesh(AxisType.Auto),
-        in_specs=(specs, specs),
-        out_specs=specs,
-        check_vma=False,
+        mesh=jax.make_mesh((4,), ("d",), devices=jax.devices()[:4]),
+        in_specs=(of, of),
+        out_specs=of,
+        check_vma=check_vma,
     )
-    kernel = jax.jit(run)(params, grads[0])["head"]["kernel"]
-    right = on_one_device("paper")[0][0]["head"]["kernel"]
-    assert np.abs(kernel / right - 1).max() > 0.1
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_local_parts_without_their_specs_are_refused(check_vma):
+    # Every device would take the norm of its own part.
+    update = first_updates(None, of=P("d"), check_vma=check_vma)
+    params = {"a": jnp.ones((8, 2)), "b": jnp.ones(4)}
+    with pytest.raises(
+        ValueError, match=r"'a' may be the local part.* partition_specs"
+    ):
+        jax.eval_shape(update, params, params)
+
+
+@pytest.mark.parametrize(
+    ("specs", "check_vma"), [(None, True), (P(), True), (P(), False)]
+)
+def test_replicated_parameters_need_specs_only_where_nothing_is_checked(
+    specs, check_vma
+):
+    update = first_updates(specs, of=P(), check_vma=check_vma)
+    updates = jax.jit(update)(jnp.ones((8, 2)), jnp.ones((8, 2)))
+    np.testing.assert_allclose(updates, -1e-3, rtol=1e-6)
+
+
+def test_replicated_parameters_without_a_check_need_specs():
+    update = first_updates(None, of=P(), check_vma=False)
+    with pytest.raises(ValueError, match="give partition_specs"):
+        jax.eval_shape(update, jnp.ones((8, 2)), jnp.ones((8, 2)))
+
+
+def test_one_spec_can_be_that_of_all_parameters():
+    update = first_updates(P("d"), of=P("d"), check_vma=False)
+    params = {"a": jnp.arange(8.0), "b": jnp.ones((4, 2))}
+    g = {"a": jnp.ones(8), "b": jnp.ones((4, 2))}
+    updates = jax.jit(update)(params, g)
+    ratio = 1e-3 * np.linalg.norm(np.arange(8)) / 8**0.5
+    np.testing.assert_allclose(updates["a"], -ratio, rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], -1e-3, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

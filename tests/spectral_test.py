@@ -15,13 +15,14 @@ from lars.spectral import (
     scaled_spectral_norm,
     spectral_norm,
 )
+from tests.steps import first_step, run
 
 polar = jax.jit(orthogonalize, static_argnames=("steps", "dtype"))
 norm = jax.jit(spectral_norm, static_argnames="squarings")
 scaled_norm = jax.jit(scaled_spectral_norm)
 
 SHAPES = [(40, 8), (8, 40), (12, 12), (2, 2), (9, 1), (1, 9), (1, 1), (3, 5, 4)]
-EXPONENTS = [-126, -70, -10, 0, 10, 70, 127]
+EXPONENTS = [-126, -70, 10, 127]
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -62,14 +63,14 @@ def test_the_polar_factor_is_that_of_the_decomposition(shape):
     np.testing.assert_allclose(polar(x), exact_polar(x), atol=3e-6)
 
 
-def test_eight_steps_do_for_singular_values_from_a_thousandth_of_the_norm_on():
+def test_eight_steps_suffice_for_singular_values_of_a_thousandth_of_the_norm():
     x = with_singular_values(20, [1.0, 0.3, 0.03, 0.0011]).astype(np.float32)
     np.testing.assert_allclose(singular_values(polar(x)), 1, rtol=1e-5)
     # The singular vectors: the smallest ones are known to 1e-7 / 0.0011.
     np.testing.assert_allclose(polar(x), exact_polar(x), atol=2e-4)
 
 
-def test_it_converges_to_the_polar_factor():
+def test_more_steps_come_closer_to_the_polar_factor():
     with jax.enable_x64(True):
         x = with_singular_values(20, np.logspace(0, -4, 10))
         errors = [
@@ -81,7 +82,7 @@ def test_it_converges_to_the_polar_factor():
     assert errors[-1] < 1e-10
 
 
-def test_seven_steps_are_the_best_quintics():
+def test_the_first_seven_steps_are_the_published_quintics():
     # Published: 0.001 is mapped to 0.0083, 0.034, 0.13 and 0.44 by the first four, and
     # all in between close to 1 by seven; less here by the margin for rounding.
     x = with_singular_values(6, [1.0, 0.001]).astype(np.float32)
@@ -120,7 +121,7 @@ def test_subnormal_elements_count():
 
 @given(st.lists(FLOATS, min_size=6, max_size=6))
 @settings(deadline=None, max_examples=100)
-def test_any_mixture_of_floats(values):
+def test_any_mixture_of_floats_is_orthogonalized(values):
     x = np.reshape(np.float32(values), (3, 2))
     largest = singular_values(x)[0]
     np.testing.assert_allclose(number(scaled_norm(x)), largest, rtol=1e-6)
@@ -146,7 +147,7 @@ def test_each_matrix_of_a_batch_has_its_own_scale():
     np.testing.assert_allclose(number(jax.vmap(scaled_norm)(batch)), expected, 1e-6)
 
 
-def test_what_is_not_a_number_stays_in_its_matrix():
+def test_nan_stays_in_its_matrix():
     for shape in ((3, 6, 4), (3, 6, 1)):
         x = elements(*shape)
         broken = x.copy()
@@ -160,16 +161,16 @@ def test_what_is_not_a_number_stays_in_its_matrix():
 
 
 @pytest.mark.parametrize("shape", [(6, 1), (0, 4), (2, 3, 3)])
-def test_zero(shape):
+def test_zero_stays_zero_and_has_a_derivative(shape):
     x = np.zeros(shape, np.float32)
     np.testing.assert_array_equal(polar(x), x)
     np.testing.assert_array_equal(number(scaled_norm(x)), np.zeros(shape[:-2]))
-    assert np.isfinite(jax.grad(lambda x: jnp.sum(polar(x)))(x)).all()
-    slope = jax.grad(lambda x: jnp.sum(norm(x)))(x)
+    assert np.isfinite(jax.jit(jax.grad(lambda x: jnp.sum(polar(x))))(x)).all()
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(norm(x))))(x)
     np.testing.assert_array_equal(slope, x)
 
 
-def test_directions_without_a_singular_value_stay_so():
+def test_directions_of_singular_value_zero_stay_so():
     x = np.outer(elements(30), elements(7))
     unit = x / np.linalg.norm(x)
     np.testing.assert_allclose(polar(x), unit, atol=1e-3)
@@ -177,7 +178,7 @@ def test_directions_without_a_singular_value_stay_so():
 
 
 @pytest.mark.parametrize("shape", [(40, 8), (8, 40)])
-def test_equivariance(shape):
+def test_rotations_and_transposes_commute_with_the_polar_factor(shape):
     x = elements(*shape)
     rows, columns = (rotation(size).astype(np.float32) for size in shape)
     np.testing.assert_allclose(polar(x.T), polar(x).T, atol=2e-6)
@@ -200,11 +201,11 @@ def test_the_gram_matrix_is_the_smaller_one(shape, function):
     assert largest_product(function, np.zeros(shape, np.float32)) <= 8 * 40
 
 
-@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (2, 2), (3, 3)])
+@pytest.mark.parametrize("shape", [(24, 8), (3, 3)])
 def test_bfloat16_leaves_singular_values_near_one(shape):
     rng = np.random.default_rng(1)
-    orthogonal = exact_polar(rng.normal(size=(500, *shape))).astype(np.float32)
-    columns = rng.normal(size=(500, shape[0], 1)).astype(np.float32)
+    orthogonal = exact_polar(rng.normal(size=(200, *shape))).astype(np.float32)
+    columns = rng.normal(size=(200, shape[0], 1)).astype(np.float32)
     rank_one = columns * rng.normal(size=shape[-1:]).astype(np.float32)
     for x, rank in ((orthogonal, min(shape)), (rank_one, 1)):
         result = polar(x, dtype=jnp.bfloat16)
@@ -212,7 +213,7 @@ def test_bfloat16_leaves_singular_values_near_one(shape):
         np.testing.assert_allclose(singular_values(result)[:, :rank], 1, atol=0.02)
 
 
-def test_bfloat16_is_the_dtype_of_the_factors_and_float32_of_the_sums():
+def test_with_bfloat16_the_factors_are_bfloat16_and_the_sums_float32():
     x = np.zeros((6, 4), np.float32)
     hlo = jax.jit(lambda x: orthogonalize(x, dtype=jnp.bfloat16)).lower(x).as_text()
     lines = [line for line in hlo.split("\n") if "dot_general" in line]
@@ -224,7 +225,7 @@ def test_bfloat16_is_the_dtype_of_the_factors_and_float32_of_the_sums():
 
 
 @pytest.mark.parametrize("function", [orthogonalize, spectral_norm])
-def test_float32_products_are_not_left_to_the_hardware(function):
+def test_float32_products_ask_for_full_precision(function):
     hlo = jax.jit(function).lower(np.zeros((6, 4), np.float32)).as_text()
     lines = [line for line in hlo.split("\n") if "dot_general" in line]
     assert lines
@@ -232,11 +233,15 @@ def test_float32_products_are_not_left_to_the_hardware(function):
         assert "precision = [HIGHEST, HIGHEST]" in line
 
 
-def test_the_derivative_of_the_polar_factor():
+def test_the_derivative_of_the_polar_factor_is_exact():
     with jax.enable_x64(True):
         x, dx = (elements(6, 4).astype(np.float64) * [1, k, 1, -k] for k in (2, 3))
-        _, tangent = jax.jvp(lambda x: polar(x, 12, jnp.float64), (x,), (dx,))
-        gradient = jax.grad(lambda x: jnp.sum(polar(x, 12, jnp.float64) * dx))(x)
+        _, tangent = jax.jit(
+            lambda x, dx: jax.jvp(lambda x: polar(x, 12, jnp.float64), (x,), (dx,))
+        )(x, dx)
+        gradient = jax.jit(
+            jax.grad(lambda x, dx: jnp.sum(polar(x, 12, jnp.float64) * dx))
+        )(x, dx)
     u, s, vt = np.linalg.svd(x, full_matrices=False)
     inner = u.T @ dx @ vt.T
     rotating = u @ ((inner - inner.T) / (s[:, None] + s)) @ vt
@@ -261,14 +266,14 @@ def test_a_power_of_two_changes_no_bit_of_the_norm(exponent):
     np.testing.assert_array_equal(number(scaled_norm(np.ldexp(x, exponent))), expected)
 
 
-@pytest.mark.parametrize("gap", [0, 1e-6, 1e-5, 1e-4, 5e-4, 1e-3, 1e-2])
-def test_the_norm_where_all_singular_values_are_close(gap):
+@pytest.mark.parametrize("gap", [0, 1e-5, 5e-4, 1e-2])
+def test_the_norm_is_right_where_all_singular_values_are_close(gap):
     for values in (np.linspace(1, 1 - gap, 30), [1, *29 * [1 - gap]]):
         x = with_singular_values(50, values)
         np.testing.assert_allclose(norm(x.astype(np.float32)), 1, rtol=5e-6)
 
 
-def test_the_norm_where_another_column_is_longer_at_first():
+def test_the_norm_is_right_where_another_column_is_longer_at_first():
     # The largest singular vector has a little of every column, the next is a column.
     gap, size = 2e-3, 65
     spread = np.append(np.full(size - 1, (size - 1) ** -0.5), 0)
@@ -282,14 +287,14 @@ def test_the_norm_where_another_column_is_longer_at_first():
     assert 1 - few < np.log(size) / 2**6
 
 
-def test_the_derivative_of_the_norm():
+def test_the_derivative_of_the_norm_is_exact():
     x = elements(6, 4)
     u, _, vt = np.linalg.svd(x)
     gradient = jax.jit(jax.grad(norm))(x)
     np.testing.assert_allclose(gradient, np.outer(u[:, 0], vt[0]), atol=1e-6)
 
 
-def test_float64_keeps_its_precision():
+def test_the_norm_keeps_the_precision_of_float64():
     with jax.enable_x64(True):
         x = elements(12, 5).astype(np.float64) + 1e-9 * elements(12, 5)[::-1]
         result = scaled_norm(x * 1e300)
@@ -316,14 +321,16 @@ def test_kernels_become_matrices_of_inputs_and_outputs():
 
 @given(st.data())
 @settings(deadline=None, max_examples=100)
-def test_the_way_back_from_matrices(data):
+def test_matrices_become_kernels_again(data):
     shape = data.draw(st.lists(st.integers(0, 4), max_size=5))
     axes = data.draw(st.permutations(range(len(shape))))
-    axes = axes[: data.draw(st.integers(0, len(shape)))]
+    first = data.draw(st.integers(0, len(shape)))
+    second = data.draw(st.integers(first, len(shape)))
+    axes, outputs = axes[:first], data.draw(st.sampled_from([None, axes[first:second]]))
     x = np.arange(np.prod(shape, dtype=int)).reshape(shape)
-    matrices = as_matrices(x, axes)
+    matrices = as_matrices(x, axes, outputs)
     assert matrices.ndim == len(axes) + 2
-    np.testing.assert_array_equal(from_matrices(matrices, shape, axes), x)
+    np.testing.assert_array_equal(from_matrices(matrices, shape, axes, outputs), x)
 
 
 def test_a_stack_of_kernels_goes_through_jit():
@@ -343,13 +350,114 @@ def test_where_only_the_decay_moves_a_layer_its_step_is_bounded(eps):
     # d = βw = 10β I, whose orthogonal factor is I: λ = η‖w‖/(1 + ε) with ‖w‖ = 10.
     w = 10 * jnp.eye(2)
     optimizer = lars.lars(1.0, 0.1, eps=eps, momentum=0.0, geometry="spectral")
-    updates, _ = optimizer.update(jnp.zeros((2, 2)), optimizer.init(w), w)
+    updates, _ = first_step(optimizer, jnp.zeros((2, 2)), w)
     np.testing.assert_allclose(updates, -0.01 * np.eye(2), rtol=1e-4, atol=1e-8)
 
 
 def test_the_step_is_the_polar_factor_in_the_size_of_the_spectral_norm():
     w, g = elements(6, 4), 100 * elements(6, 4)[::-1]
     optimizer = lars.lars(0.5, momentum=0.0, geometry="spectral")
-    updates, _ = optimizer.update(g, optimizer.init(w), w)
+    updates, _ = first_step(optimizer, g, w)
     size = 0.5 * 1e-3 * np.linalg.norm(np.asarray(w, np.float64), 2)
     np.testing.assert_allclose(updates, -size * exact_polar(g), rtol=0.01, atol=1e-6)
+
+
+def test_a_ratio_that_arrays_share_is_divided_by_the_root_of_their_number():
+    w = {"kernel": elements(6, 4), "bias": elements(4)}
+    g = {"kernel": elements(6, 4)[::-1], "bias": elements(4)[::-1]}
+    optimizer = lars.lars(1.0, momentum=0.0, geometry="spectral", layer="module")
+    _, state = first_step(optimizer, g, w)
+    norms = [np.linalg.norm(w["kernel"], 2), np.linalg.norm(w["bias"])]
+    expected = 1e-3 * np.linalg.norm(norms) / 2**0.5
+    for ratio in lars.trust_ratios(state).values():
+        np.testing.assert_allclose(ratio, expected, rtol=1e-6)
+
+
+def test_with_momentum_of_gradients_it_is_the_momentum_that_is_orthogonalized():
+    w, gradients = elements(6, 4), [elements(6, 4)[::-1], -0.3 * elements(6, 4)]
+    optimizer = lars.lars(
+        0.5, momentum=0.9, momentum_of="gradient", geometry="spectral"
+    )
+    weights, _ = run(optimizer, w, gradients)
+    v = 0.9 * np.float64(gradients[0]) + gradients[1]
+    size = 0.5 * 1e-3 * np.linalg.norm(np.float64(weights[0]), 2)
+    np.testing.assert_allclose(
+        weights[1] - weights[0], -size * exact_polar(v), rtol=0.01, atol=1e-6
+    )
+
+
+def test_steps_and_dtype_of_the_orthogonalization_can_be_chosen():
+    w, g = elements(6, 4), elements(6, 4)[::-1]
+    size = 1e-3 * np.linalg.norm(np.float64(w), 2)
+    for spectral in (Spectral(steps=2), Spectral(dtype=jnp.bfloat16)):
+        optimizer = lars.lars(1.0, momentum=0.0, geometry=spectral)
+        updates, _ = first_step(optimizer, g, w)
+        expected = -size * np.asarray(polar(g, *spectral))
+        np.testing.assert_allclose(updates, expected, rtol=1e-3, atol=1e-3 * size)
+        assert np.abs(expected / size + exact_polar(g)).max() > 1e-4
+
+
+def test_axes_that_count_outputs_can_be_named():
+    # As an attention kernel [embed, heads, head_dim] is a matrix of heads * head_dim
+    # columns; also as one of three experts. A depthwise kernel is vectors.
+    def trees(seed):
+        rng = np.random.default_rng(seed)
+        attention, experts, depthwise = (
+            rng.standard_normal(shape).astype(np.float32)
+            for shape in ((8, 2, 3), (3, 5, 2, 2), (3, 2, 4))
+        )
+        named = {"attention": attention, "experts": experts, "depthwise": depthwise}
+        plain = {
+            "attention": attention.reshape(8, 6),
+            "experts": experts.reshape(3, 5, 4),
+            "depthwise": depthwise.reshape(6, 4),
+        }
+        return named, plain
+
+    (w, plain_w), (g, plain_g) = trees(0), trees(1)
+    stacked = [(lars.select(path="experts"), 0), (lars.select(path="depthwise"), -1)]
+    options = {"momentum": 0.0, "geometry": "spectral", "stacked": stacked}
+    output_axes = [
+        (lars.select(path="attention"), (1, 2)),
+        (lars.select(path="experts"), (-2, -1)),
+        (lars.select(path="depthwise"), ()),
+    ]
+    updates, state = first_step(
+        lars.lars(1.0, **options, output_axes=output_axes), g, w
+    )
+    expected, plain_state = first_step(lars.lars(1.0, **options), plain_g, plain_w)
+    for name, of_name in expected.items():
+        np.testing.assert_allclose(
+            np.reshape(updates[name], of_name.shape), of_name, rtol=1e-4, atol=1e-6
+        )
+        np.testing.assert_allclose(
+            lars.trust_ratios(state)[name],
+            lars.trust_ratios(plain_state)[name],
+            rtol=1e-6,
+        )
+    norms, lengths = (np.linalg.norm(x["depthwise"], axis=(0, 1)) for x in (w, g))
+    np.testing.assert_allclose(
+        updates["depthwise"], -1e-3 * norms * g["depthwise"] / lengths, rtol=1e-5
+    )
+
+
+def test_the_axes_of_a_matrix_have_an_order():
+    # The last axis counts outputs by default; its transpose has the same polar factor.
+    kernel = elements(3, 5, 4)
+    np.testing.assert_array_equal(
+        as_matrices(kernel, (), (1, 2)), kernel.reshape(3, 20)
+    )
+    np.testing.assert_array_equal(
+        as_matrices(kernel, (), (0,)), kernel.reshape(3, 20).T
+    )
+    np.testing.assert_array_equal(as_matrices(kernel, (), ()), kernel.reshape(60, 1))
+    np.testing.assert_array_equal(
+        as_matrices(kernel, (-1,), (1,)), kernel.transpose(2, 0, 1)
+    )
+
+
+def test_an_axis_counts_either_layers_or_outputs():
+    options = {"stacked": [(lars.select(path="w"), 0)], "geometry": "spectral"}
+    optimizer = lars.lars(1.0, **options, output_axes=[(lars.select(path="w"), (0, 1))])
+    with pytest.raises(ValueError, match=r"output_axes gives 'w' the axes \(0, 1\)"):
+        optimizer.init({"w": jnp.ones((2, 3, 4))})

@@ -1,0 +1,201 @@
+"""The state is arrays alone, can be read, and is refused by another optimizer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lars
+from lars.state import LarsState, is_marker, marker, shape_of
+from tests.steps import first_step, stacked, tree
+
+PARAMS = {
+    "a": {"kernel": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)},
+    "b": {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)},
+}
+ONES = jax.tree.map(np.ones_like, PARAMS)
+
+
+def test_the_state_is_arrays_of_known_shapes():
+    state = lars.lars(1.0, stacked=[(lars.select(path="a/kernel"), (1, 0))]).init(
+        PARAMS
+    )
+    assert jax.tree.structure(state.trace) == jax.tree.structure(PARAMS)
+    assert state.trust_ratio.shape == state.skipped_steps.shape == (1 + 12 + 1 + 1,)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+    assert len(jax.tree.leaves(state)) == 4 + 3
+    assert shape_of(state.parameters["a"]["kernel"]) == (3, 4)
+    assert shape_of(state.parameters["a"]["bias"]) == ()
+
+
+def test_without_momentum_there_is_no_buffer():
+    state = lars.lars(1.0, momentum=0.0).init(PARAMS)
+    assert state.trace == ()
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4), (10, 2, 11), (0,)])
+def test_a_marker_says_how_many_ratios_a_parameter_has(shape):
+    assert is_marker(marker(shape))
+    assert shape_of(marker(shape)) == shape
+    assert not jax.tree.leaves(marker(shape))
+
+
+def test_empty_places_of_parameters_are_no_markers():
+    params = {"a": ((),), "b": np.ones(2, np.float32), "c": ({"w": ()},), "d": ()}
+    _, state = first_step(lars.lars(1.0), params, params)
+    ratios = lars.trust_ratios(state)
+    assert (ratios["a"], ratios["c"], ratios["d"]) == (((),), ({"w": ()},), ())
+    np.testing.assert_allclose(ratios["b"], 1e-3, rtol=1e-6)
+
+
+def test_parameters_in_tuples_of_one_have_a_ratio_each():
+    params = ({"w": (np.ones(2, np.float32),)}, (np.zeros(3, np.float32),))
+    _, state = first_step(lars.lars(1.0), params, params)
+    ratios = lars.trust_ratios(state)
+    assert jax.tree.structure(ratios) == jax.tree.structure(params)
+    np.testing.assert_allclose(jax.tree.leaves(ratios), 1e-3, rtol=1e-6)
+
+
+def test_trust_ratios_before_the_first_step_are_zero_and_float32():
+    ratios = lars.trust_ratios(lars.lars(1.0).init(tree(0, dtype=np.float16)))
+    assert jax.tree.structure(ratios) == jax.tree.structure(tree(0))
+    for ratio in jax.tree.leaves(ratios):
+        assert ratio == 0
+        assert ratio.dtype == jnp.float32
+
+
+def test_a_state_after_map_params_acts_as_before():
+    optimizer = lars.lars(1.0)
+    state = optimizer.init(PARAMS)
+    mapped = optax.tree.map_params(optimizer, lambda x: x, state)
+    assert isinstance(mapped, LarsState)
+    update = jax.jit(optimizer.update)
+    updates, after = update(ONES, mapped, PARAMS)
+    expected, expected_after = update(ONES, state, PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+    ratios = lars.trust_ratios(after)
+    assert ratios == lars.trust_ratios(expected_after)
+    # Ones and gradients of ones have the ratio η, and so have zeros.
+    np.testing.assert_allclose(jax.tree.leaves(ratios), 1e-3, rtol=1e-6)
+    assert lars.trust_ratios(mapped) == jax.tree.map(lambda _: 0, PARAMS)
+
+
+def test_map_params_finds_the_momentum():
+    optimizer = lars.lars(1.0)
+    marked = optax.tree.map_params(
+        optimizer,
+        lambda x: "like a parameter",
+        optimizer.init(PARAMS),
+        transform_non_params=lambda x: "not",
+    )
+    assert marked.trace == jax.tree.map(lambda _: "like a parameter", PARAMS)
+    assert (marked.count, marked.trust_ratio, marked.skipped_steps) == ("not",) * 3
+
+
+def test_an_optimizer_that_owns_nothing_leaves_the_ratios_to_the_others():
+    optimizer = optax.multi_transform(
+        {"all": lars.lars(1.0), "nothing": lars.lars(1.0)}, lambda _: "all"
+    )
+    broken = {**ONES, "b": {**ONES["b"], "bias": np.full(2, np.nan, np.float32)}}
+    _, state = first_step(optimizer, broken, PARAMS)
+    ratios = lars.trust_ratios(state)
+    expected = {
+        "a": {"kernel": 1e-3, "bias": 1e-3},
+        "b": {"kernel": 1e-3, "bias": 0},
+    }
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6), ratios, expected
+    )
+    assert lars.skipped_steps(state) == {
+        "a": {"kernel": 0, "bias": 0},
+        "b": {"kernel": 0, "bias": 1},
+    }
+
+
+def test_partitions_may_have_empty_places():
+    params = {"a": {"w": jnp.ones(2), "b": None, "c": {}}, "b": {"w": jnp.ones(3)}}
+    optimizer = optax.partition(
+        {1: lars.lars(1.0), 2: lars.lars(2.0)}, {"a": 1, "b": {"w": 2}}
+    )
+    _, state = first_step(optimizer, params, params)
+    ratios = lars.trust_ratios(state)
+    assert ratios["a"]["b"] is None
+    assert ratios["a"]["c"] == {}
+    np.testing.assert_allclose([ratios["a"]["w"], ratios["b"]["w"]], 1e-3, rtol=1e-6)
+
+
+def test_a_state_without_lars_has_no_ratios():
+    for read in (lars.trust_ratios, lars.skipped_steps):
+        message = rf"{read.__name__} needs the state of lars\.lars"
+        with pytest.raises(ValueError, match=message):
+            read(optax.sgd(0.1).init(PARAMS))
+
+
+def test_two_optimizers_of_one_parameter_have_no_ratios():
+    twice = optax.chain(lars.lars(1.0), lars.lars(1.0))
+    with pytest.raises(ValueError, match="Two LARS transformations own the same"):
+        lars.trust_ratios(twice.init(PARAMS))
+
+
+def test_a_state_of_parameters_with_other_names_is_refused():
+    # The shapes fit: by order, the momentum of one would move the other.
+    optimizer = lars.lars(1.0)
+    q = {"l1": jnp.ones((2, 2)), "l2": 3 * jnp.ones((2, 2))}
+    g = {"l1": jnp.ones((2, 2)), "l2": -jnp.ones((2, 2))}
+    _, state = first_step(optimizer, g, q)
+    renamed = {"a_new": q["l2"], "l1": q["l1"]}
+    zeros = jax.tree.map(jnp.zeros_like, renamed)
+    with pytest.raises(ValueError, match=r"'(l2|a_new)'.* new one with init\(params\)"):
+        optimizer.update(zeros, state, renamed)
+
+
+def refused(optimizer, state, params=PARAMS):
+    with pytest.raises(ValueError, match="the state is of other") as error:
+        jax.eval_shape(optimizer.update, ONES, state, params)
+    return str(error.value)
+
+
+def test_a_state_of_other_momentum_is_refused():
+    with_buffer, without = lars.lars(1.0), lars.lars(1.0, momentum=0.0)
+    message = refused(with_buffer, without.init(PARAMS))
+    assert "its trace lacks 'a/bias'" in message
+    message = refused(without, with_buffer.init(PARAMS))
+    assert "its trace has in addition 'a/bias'" in message
+
+
+def test_a_state_of_other_shapes_is_refused():
+    optimizer = lars.lars(1.0)
+    other = {**PARAMS, "a": {**PARAMS["a"], "kernel": np.ones((4, 2))}}
+    message = refused(optimizer, optimizer.init(other))
+    assert "the shape (4, 2) of 'a/kernel', where (4, 3) is needed" in message
+
+
+def test_a_state_of_other_stacking_is_refused():
+    plain = lars.lars(1.0, momentum=0.0)
+    stack = lars.lars(1.0, momentum=0.0, stacked=[(lars.select(path="a/kernel"), 0)])
+    message = refused(plain, stack.init(PARAMS))
+    assert "its parameters has the shape (4,) of 'a/kernel', where ()" in message
+
+
+def test_a_state_of_another_container_is_refused():
+    optimizer = lars.lars(1.0)
+    state = optimizer.init([np.ones(2, np.float32)])
+    with pytest.raises(ValueError, match="its parameters is PyTreeDef"):
+        optimizer.update((jnp.ones(2),), state, (jnp.ones(2),))
+
+
+@pytest.mark.parametrize("other", [optax.lars(1.0), optax.chain(lars.lars(1.0))])
+@pytest.mark.parametrize("optimizer", [lars.lars(1.0), lars.presets.optax(1.0)])
+def test_the_state_of_another_optimizer_is_refused(optimizer, other):
+    with pytest.raises(TypeError, match=r"got tuple, need LarsState.* init\(params\)"):
+        optimizer.update(ONES, other.init(PARAMS), PARAMS)
+
+
+def test_states_of_copies_under_vmap_have_the_ratios_of_each():
+    optimizer = lars.lars(1.0, stacked=[(lars.select(path="kernel"), 0)])
+    copies = stacked([tree(i)["first"] for i in range(2)])
+    states = jax.vmap(optimizer.init)(copies)
+    ratios = lars.trust_ratios(states)
+    assert ratios["kernel"].shape == (2, 5)
+    assert ratios["bias"].shape == (2,)

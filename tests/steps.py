@@ -1,0 +1,97 @@
+"""Parameters, learning rates and runs that the tests of the optimizer share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+RATES = [3.0, 10.0, 7.0, 0.5, 4.0]
+"""A learning rate that changes: what is in the buffer and what is not differs."""
+
+
+def schedule(count):
+    """The rate of each step."""
+    return jnp.asarray(RATES)[count]
+
+
+def normal(seed, *shape):
+    """An array of normal numbers, float32."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def tree(seed, scale=1.0, dtype=np.float32):
+    """Parameters of three layers and two biases; no two trees are parallel."""
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "first": {"kernel": (5, 4), "bias": (4,)},
+        "second": {"kernel": (3, 4, 2)},
+        "third": {"kernel": (2, 3), "bias": (3,)},
+    }
+    return jax.tree.map(
+        lambda shape: (scale * rng.standard_normal(shape)).astype(dtype),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def stacked(trees):
+    """One tree of trees that are alike, along a new first axis."""
+    return jax.tree.map(lambda *xs: np.stack(xs), *trees)
+
+
+def joint(*arrays):
+    """The norm of all elements of all arrays."""
+    return np.sqrt(sum(np.sum(np.asarray(a, np.float64) ** 2) for a in arrays))
+
+
+def scan(optimizer, params, gradients):
+    """The parameters after each step, stacked, and the last state; to be compiled."""
+
+    def step(carry, g):
+        updates, state = optimizer.update(g, carry[1], carry[0])
+        params = optax.apply_updates(carry[0], updates)
+        return (params, state), params
+
+    (_, state), trajectory = jax.lax.scan(
+        step, (params, optimizer.init(params)), gradients
+    )
+    return trajectory, state
+
+
+@functools.cache
+def compiled_scan(optimizer):
+    """Compiled once for all runs of an optimizer."""
+    return jax.jit(functools.partial(scan, optimizer))
+
+
+def run(optimizer, params, gradients):
+    """The parameters after each step, in a list, and the last state."""
+    trajectory, state = compiled_scan(optimizer)(params, stacked(gradients))
+    trajectory = jax.tree.map(np.asarray, trajectory)
+    return [
+        jax.tree.map(lambda x, i=i: x[i], trajectory) for i in range(len(gradients))
+    ], state
+
+
+@functools.cache
+def compiled_first_step(optimizer):
+    """Compiled once for all first steps of an optimizer."""
+    return jax.jit(lambda g, w: optimizer.update(g, optimizer.init(w), w))
+
+
+def first_step(optimizer, gradients, params):
+    """The updates and the state of the first step."""
+    return compiled_first_step(optimizer)(gradients, params)
+
+
+def assert_trees_close(actual, expected, **tolerance):
+    """All numbers of two trees, compared in float64."""
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(
+            np.asarray(a, np.float64), np.asarray(e, np.float64), **tolerance
+        ),
+        actual,
+        expected,
+    )
