@@ -47,9 +47,10 @@ def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
             float32 first, float32 and float64 keep their precision.
 
     Returns:
-        Scalar of dtype float32 (float64 for float64). Elements from 1e-38 to 1e38 give
-        a relative error below 1e-6. A norm that float32 cannot hold is inf; a NaN
-        element gives NaN; an empty array gives 0.
+        Scalar of dtype float32 (float64 for float64). Elements from
+        1e-38 to 1e38 give a relative error below 1e-6. A norm that float32 cannot hold
+        is inf; a NaN element gives NaN; an empty array gives 0. As long as no element
+        is subnormal, ``l2_norm(x * 2**k)`` is ``l2_norm(x) * 2**k`` to the last bit.
 
     Raises:
         TypeError: if ``x`` is not one array of real floating point.
@@ -135,20 +136,24 @@ def _scaled_l2_norms(axes: tuple[ArrayAxes, ...], arrays: tuple[jax.Array, ...])
     local_sums = list(map(_sum_of_squares, stacks, groups))
     sums = over_devices(jax.lax.psum, local_sums, groups)
     are_safe = list(map(_are_safe, sums, groups))
+    roots = [jnp.sqrt(s) for s in sums]
+    zeros = [jnp.zeros_like(s, jnp.int32) for s in sums]
 
-    def norms(sums, exponents):
-        return Scaled(
-            in_order([jnp.sqrt(s) for s in sums], groups), in_order(exponents, groups)
-        )
+    def norms(roots, exponents):
+        return Scaled(in_order(roots, groups), in_order(exponents, groups))
 
     def rescue(carry):
         done, _ = carry
-        rescued = _rescued(stacks, groups, local_sums, sums, are_safe, done)
-        return jnp.bool(True), norms(*rescued)
+        squares, exponents = _rescued(stacks, groups, local_sums, are_safe, done)
+        rescued = [jnp.sqrt(s) for s in squares]
+        return jnp.bool(True), norms(
+            list(map(jnp.where, are_safe, roots, rescued)),
+            list(map(jnp.where, are_safe, zeros, exponents)),
+        )
 
     all_safe = functools.reduce(jnp.logical_and, map(jnp.all, are_safe))
-    plain = norms(sums, [jnp.zeros_like(s, jnp.int32) for s in sums])
-    return jax.lax.while_loop(lambda carry: ~carry[0], rescue, (all_safe, plain))[1]
+    start = (all_safe, norms(roots, zeros))
+    return jax.lax.while_loop(lambda carry: ~carry[0], rescue, start)[1]
 
 
 @_scaled_l2_norms.defjvp
@@ -184,9 +189,9 @@ def _sum_of_squares(x: jax.Array, group: Group) -> jax.Array:
 
 def _are_safe(sums_of_squares: jax.Array, group: Group) -> jax.Array:
     info = jnp.finfo(sums_of_squares.dtype)
-    # Squares below `tiny` are flushed, at most `size * tiny` of them: an eighth of the
-    # last bit of a sum that passes.
-    margin = float(info.tiny) * 2.0 ** (info.nmant + 3)
+    # Squares below `tiny` are flushed. Each is so far below the last bit of a sum that
+    # passes, that it would change how this is rounded in one case of 2**30.
+    margin = float(info.tiny) * 2.0 ** (info.nmant + 31)
     return (sums_of_squares >= group.layer_size() * margin) & (
         sums_of_squares <= float(info.max)
     )
@@ -196,18 +201,16 @@ def _rescued(
     stacks: Sequence[jax.Array],
     groups: Sequence[Group],
     local_sums: Sequence[jax.Array],
-    sums: Sequence[jax.Array],
     are_safe: Sequence[jax.Array],
     done: jax.Array,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The second pass: sums of squares, and exponents that they are scaled by.
+    """The second pass: sums of squares, and exponents of the scales in them.
 
     Args:
         stacks: the arrays of each group.
         groups: of arrays.
-        local_sums: of the squares of the local parts.
-        sums: of squares, and what are kept where they are safe.
-        are_safe: which of them.
+        local_sums: of the squares of the local parts, from the first pass.
+        are_safe: which of the sums over all devices need no second pass.
         done: false.
     """
 
@@ -221,11 +224,7 @@ def _rescued(
 
     exponents = over_devices(jax.lax.pmax, computed(_exponents), groups)
     local = [group.local(e) for group, e in zip(groups, exponents, strict=True)]
-    squares = over_devices(jax.lax.psum, computed(_rescaled_sum, local), groups)
-    return list(map(jnp.where, are_safe, sums, squares)), [
-        jnp.where(safe, 0, exponent)
-        for safe, exponent in zip(are_safe, exponents, strict=True)
-    ]
+    return over_devices(jax.lax.psum, computed(_rescaled_sum, local), groups), exponents
 
 
 def _unless_all(
@@ -246,23 +245,34 @@ def _unless_all(
     Like the result, the zeros differ between devices where the local sums of squares
     do: for `jax.shard_map` that is part of their type.
     """
-    dtype = jax.eval_shape(lambda x: operation(x, group, *exponent), x).dtype
+    dtype = jax.eval_shape(lambda x: operation(x, group, done, *exponent), x).dtype
 
     def zeros(_: jax.Array) -> jax.Array:
         like = functools.reduce(jnp.logical_or, [y != y for y in (local, *exponent)])
         return jnp.where(like, jnp.zeros((), dtype), jnp.zeros((), dtype))
 
     def result(x: jax.Array) -> jax.Array:
-        return operation(jnp.where(done, 0, x), group, *exponent)
+        return operation(x, group, done, *exponent)
 
     return jax.lax.cond(jnp.all(are_safe), zeros, result, x)
 
 
-def _exponents(x: jax.Array, group: Group) -> jax.Array:
+def _exponents(x: jax.Array, group: Group, done: jax.Array) -> jax.Array:
     # An empty array has no maximum: the initial value stands in for it.
-    largest = group.reduce(functools.partial(jnp.max, initial=0), magnitude(x))
-    return scale_exponent(largest, x.dtype)
+    sizes = magnitude(jnp.where(done, 0, x))
+    return scale_exponent(
+        group.reduce(functools.partial(jnp.max, initial=0), sizes), x.dtype
+    )
 
 
-def _rescaled_sum(x: jax.Array, group: Group, exponent: jax.Array) -> jax.Array:
-    return _sum_of_squares(rescaled(x, group.expanded(exponent)), group)
+def _rescaled_sum(
+    x: jax.Array, group: Group, done: jax.Array, exponent: jax.Array
+) -> jax.Array:
+    # The result of a loop, which runs once, lies in memory, as x does at first. Without
+    # it XLA rescales inside the sum, and takes that in another order.
+    _, x = jax.lax.while_loop(
+        lambda carry: ~carry[0],
+        lambda carry: (jnp.bool(True), rescaled(carry[1], group.expanded(exponent))),
+        (done, x),
+    )
+    return _sum_of_squares(x, group)

@@ -489,13 +489,17 @@ TABLE = {
             "lambda carry: ~carry[0], rescue",
             "lambda carry: False & carry[0], rescue",
         ),
-        ("margin too small", "2.0 ** (info.nmant + 3)", "1.0"),
+        ("margin too small", "2.0 ** (info.nmant + 31)", "1.0"),
         (
             "gradient NaN at zero",
             "x / jnp.where(norm == 0, 1, norm)",
             "x / norm",
         ),
-        ("safe norms rescaled", "jnp.where(safe, 0, exponent)", "exponent"),
+        (
+            "safe norms rescaled",
+            "list(map(jnp.where, are_safe, zeros, exponents))",
+            "exponents",
+        ),
         (
             "L1 norms",
             "return group.reduce(jnp.sum, x * x)",
@@ -531,6 +535,11 @@ TABLE = {
             "0 * units * power_of_two",
         ),
         ("subnormal norms flushed", "jnp.where(underflows, subnormal, norm)", "norm"),
+        (
+            "exponent not kept in range",
+            "return jnp.clip(exponent, -_bound(dtype), _bound(dtype))",
+            "return exponent",
+        ),
         ("powers of two in one factor", "half = exponent >> 1", "half = 0 * exponent"),
     ),
     "lars/scaled.py": (
@@ -592,14 +601,9 @@ TABLE = {
         ),
         (
             "a scale for the batch",
-            "_magnitude(x), axis=(-2, -1), keepdims=True, initial=0)",
-            "_magnitude(x), keepdims=True, initial=0)"
-            " + jnp.zeros_like(_magnitude(x)[..., :1, :1])",
-        ),
-        (
-            "exponent not kept in range",
-            "    exponent = jnp.clip(exponent, -_bound(x.dtype), _bound(x.dtype))\n",
-            "",
+            "magnitude(x), axis=(-2, -1), keepdims=True, initial=0)",
+            "magnitude(x), keepdims=True, initial=0)"
+            " + jnp.zeros_like(magnitude(x)[..., :1, :1])",
         ),
         ("vectors take the steps too", "if min(x.shape[-2:]) <= 1:", "if x.size == 0:"),
         (
@@ -899,7 +903,7 @@ TABLE = {
         ("no part of the depth", "** -depth_exponent", "** 0"),
         (
             "no derivative of no norm",
-            "return _root(_inner(x, x))",
+            "return root(_inner(x, x))",
             "return jnp.sqrt(_inner(x, x))",
         ),
         ("no average", "momentum * v[i] + (1 - momentum) * direction", "direction"),
@@ -913,7 +917,7 @@ TABLE = {
             "step = turns[i] * sizes[i] * _across",
             "step = turns[i] * _across",
         ),
-        ("directions do not wait", "rate * _root(1 - yielding * sigma**2)", "rate"),
+        ("directions do not wait", "rate * root(1 - yielding * sigma**2)", "rate"),
         (
             "biases do not wait",
             "length = turns[kernel] * sizes",
@@ -940,7 +944,7 @@ TABLE = {
         ),
         (
             "infinite derivatives",
-            "rate * _root(1 - yielding",
+            "rate * root(1 - yielding",
             "rate * jnp.sqrt(1 - yielding",
         ),
         ("no radial step", "radial_rate * s + beta", "beta"),
