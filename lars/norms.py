@@ -43,17 +43,17 @@ def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
     the subgradient 0.
 
     Args:
-        x: floating-point array of any shape. float16 and bfloat16 are widened to
-            float32 first, float32 and float64 keep their precision.
+        x: floating-point or complex array of any shape. float16 and bfloat16 are
+            widened to float32 first, the others keep their precision.
 
     Returns:
-        Scalar of dtype float32 (float64 for float64). Elements from
+        Scalar of dtype float32 (float64 for float64 and complex128). Elements from
         1e-38 to 1e38 give a relative error below 1e-6. A norm that float32 cannot hold
         is inf; a NaN element gives NaN; an empty array gives 0. As long as no element
         is subnormal, ``l2_norm(x * 2**k)`` is ``l2_norm(x) * 2**k`` to the last bit.
 
     Raises:
-        TypeError: if ``x`` is not one array of real floating point.
+        TypeError: if ``x`` is not one array of floating-point or complex numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,14 +74,20 @@ def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
             "arrays of a tree, jax.tree.map(lars.l2_norm, tree); for the norm of a "
             "whole tree, optax.tree.norm."
         ) from error
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"l2_norm needs a real floating-point array, got {x.dtype}.")
-    return _l2_norm(x.astype(accumulation_dtype(x.dtype)))
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(f"l2_norm needs a floating-point array, got {x.dtype}.")
+    return _l2_norm(_real(x.astype(accumulation_dtype(x.dtype))))
 
 
 def accumulation_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The dtype that norms, ratios and steps are computed in: float32 or wider."""
-    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    """The dtype that steps are computed in: float32 or wider, complex for complex."""
+    wide = (jnp.float64, jnp.complex64, jnp.complex128)
+    return jnp.dtype(dtype if dtype in wide else jnp.float32)
+
+
+def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """The dtype that norms and ratios are computed in: float32 or float64."""
+    return jnp.finfo(accumulation_dtype(dtype)).dtype
 
 
 def scaled_l2_norms(arrays: Sequence[jax.Array], axes: Sequence[ArrayAxes]) -> Scaled:
@@ -93,28 +99,37 @@ def scaled_l2_norms(arrays: Sequence[jax.Array], axes: Sequence[ArrayAxes]) -> S
     is vectorised by `jax.vmap` and no instance needs it.
 
     Args:
-        arrays: float32 or float64 arrays of any shapes.
+        arrays: of any shapes, float32 or float64 or complex numbers of these.
         axes: what is a layer in each of them.
 
     Returns:
         A vector with an element for each layer, in the order of the arrays, in the
-        widest dtype of these. Exponents are 0 in the ordinary case.
+        widest real dtype of these. Exponents are 0 in the ordinary case.
     """
     if not arrays:
         return Scaled(jnp.zeros(0, jnp.float32), jnp.zeros(0, jnp.int32))
-    return _scaled_l2_norms(tuple(axes), tuple(arrays))
+    return _scaled_l2_norms(tuple(axes), tuple(map(_real, arrays)))
 
 
 def unit(x: jax.Array) -> tuple[jax.Array, Scaled]:
     """``x / ‖x‖``, and zero at zero; and the norm, with its exponent apart.
 
     Args:
-        x: float32 or float64 array of any shape. Subnormal elements count.
+        x: array of any shape, of float32 or float64 or complex numbers of these.
+            Subnormal elements count.
     """
+    if jnp.iscomplexobj(x):
+        parts, norm = unit(_real(x))
+        return jax.lax.complex(parts[..., 0], parts[..., 1]), norm
     exponent = scale_exponent(jnp.max(magnitude(x), initial=0), x.dtype)
     x = rescaled(x, exponent)
     norm = jnp.sqrt(jnp.sum(x * x))
     return x / jnp.where(norm == 0, 1, norm), Scaled(norm, exponent)
+
+
+def _real(x: jax.Array) -> jax.Array:
+    """Complex numbers as pairs of real ones, along a new last axis: |z|² = a² + b²."""
+    return jnp.stack([x.real, x.imag], axis=-1) if jnp.iscomplexobj(x) else x
 
 
 @jax.custom_jvp
