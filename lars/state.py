@@ -154,7 +154,8 @@ def pieces(vector: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Arr
 
 def _parameters(layers: LayerMap, params: optax.Params) -> Any:
     leaves, treedef = jax.tree.flatten(params)
-    if not leaves and treedef.num_nodes == 1:
+    is_nothing = params is None or isinstance(params, optax.MaskedNode)
+    if not leaves and treedef.num_nodes == 1 and not is_nothing:
         # What stands for parameters in `optax.tree.map_params`. An array is no tree of
         # theirs, so that nothing is made of the markers, which have no arrays either.
         return np.zeros(0, np.float32)

@@ -42,10 +42,10 @@ def test_a_marker_says_how_many_ratios_a_parameter_has(shape):
 
 
 def test_empty_places_of_parameters_are_no_markers():
-    params = {"a": ((),), "b": np.ones(2, np.float32), "c": ({"w": ()},), "d": ()}
+    params = {"a": [()], "b": np.ones(2, np.float32), "c": {"w": ()}, "d": ()}
     _, state = first_step(lars.lars(1.0), params, params)
     ratios = lars.trust_ratios(state)
-    assert (ratios["a"], ratios["c"], ratios["d"]) == (((),), ({"w": ()},), ())
+    assert (ratios["a"], ratios["c"], ratios["d"]) == ([()], {"w": ()}, ())
     np.testing.assert_allclose(ratios["b"], 1e-3, rtol=1e-6)
 
 
@@ -113,7 +113,16 @@ def test_an_optimizer_that_owns_nothing_leaves_the_ratios_to_the_others():
     }
 
 
-def test_partitions_may_have_empty_places():
+@pytest.mark.parametrize("nothing", [None, optax.MaskedNode(), {"a": None}])
+def test_the_ratios_of_nothing_are_nothing(nothing):
+    optimizer = lars.lars(1.0)
+    updates, state = optimizer.update(nothing, optimizer.init(nothing), nothing)
+    assert updates == nothing
+    assert lars.trust_ratios(state) == nothing
+    assert lars.skipped_steps(state) == nothing
+
+
+def test_partitions_can_have_empty_places():
     params = {"a": {"w": jnp.ones(2), "b": None, "c": {}}, "b": {"w": jnp.ones(3)}}
     optimizer = optax.partition(
         {1: lars.lars(1.0), 2: lars.lars(2.0)}, {"a": 1, "b": {"w": 2}}
