@@ -16,30 +16,47 @@ kernel is zero, nothing depends on the sizes of gradients, losses or kernels, on
 their ratios.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lars.kernels import (
-    biases_of,
-    by_constant_input,
+    AxesRules,
+    Kernel,
     can_tell_constant_input,
-    kernels_of,
+    check_axes,
+    outputs_of,
     preserving_norm,
+    roles_of,
+    split_by_input,
 )
-from lars.layers import widen
-from lars.norms import l2_norm, unit
-from lars.optimizer import _at, check_below_one, check_number
-from lars.scaled import Scaled, ratio, value
-from lars.spectral import _root, as_matrices, from_matrices, orthogonalize
+from lars.layers import Rules, widen
+from lars.norms import (
+    Split as ArrayAxes,
+    accumulation_dtype,
+    l2_norm,
+    of_all_layers,
+    spread,
+    unit,
+)
+from lars.optimizer import check_below_one, check_number
+from lars.rules import flatten_with_path, path_string
+from lars.scaled import Scaled, power_of_two, ratio, value
+from lars.spectral import as_matrices, from_matrices, orthogonalize, root
 
 _ROUNDING = 64
 """How many units in the last place what differs between images must be more than."""
+
+STEPS = 3
+"""Newton-Schulz steps, where nothing else is said."""
 
 
 class PolarState(NamedTuple):
@@ -48,9 +65,9 @@ class PolarState(NamedTuple):
     # shape=(), dtype=int32: updates made so far
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     trace: optax.Params  # v, like the parameters; of biases, their last steps
-    # like the parameters, each of shape=(2,): the weighted sums of signs, and of ones;
-    # s is their ratio. Zero for all but kernels.
-    signs: optax.Params
+    # shape=(kernels, 2), in the order of the tree and of the layers: the weighted sums
+    # of signs, and of ones; s is their ratio
+    signs: jax.Array
 
 
 def polar(
@@ -64,7 +81,10 @@ def polar(
     bias_bound: jax.typing.ArrayLike = 0.1,
     bias_share: jax.typing.ArrayLike = 0.3,
     yielding: jax.typing.ArrayLike = 1.0,
-    steps: int = 3,
+    steps: int | None = None,
+    stacked: AxesRules = (),
+    output_axes: AxesRules = (),
+    partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""LARS with one rate for the direction of a kernel and one for its size.
 
@@ -212,34 +232,53 @@ def polar(
         Salimans and Kingma, `Weight Normalization
         <https://arxiv.org/abs/1602.07868>`_, 2016 (size and direction apart)
     """
-    check_number("learning_rate", learning_rate, schedule=True)
-    check_number("weight_decay", weight_decay, schedule=True)
-    numbers = {
-        "momentum": momentum,
-        "radial_rate": radial_rate,
-        "radial_momentum": radial_momentum,
-        "depth_exponent": depth_exponent,
-        "bias_bound": bias_bound,
-        "bias_share": bias_share,
-        "yielding": yielding,
-        "steps": steps,
-    }
-    for name, number in numbers.items():
-        check_number(name, number)
-    if not isinstance(steps, int):
-        raise TypeError(
-            f"steps must be an integer, got {steps!r}. To optax.inject_hyperparams it "
-            'is a static argument: static_args=("steps",).'
-        )
-    check_below_one("momentum", momentum)
-    check_below_one("radial_momentum", radial_momentum)
-    _check_at_most_one("yielding", yielding)
+    _check_hyperparameters(
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        radial_rate=radial_rate,
+        radial_momentum=radial_momentum,
+        depth_exponent=depth_exponent,
+        bias_bound=bias_bound,
+        bias_share=bias_share,
+        yielding=yielding,
+        steps=STEPS if steps is None else steps,
+    )
+    stacked, output_axes = (
+        tuple(rules) if isinstance(rules, list) else rules
+        for rules in (stacked, output_axes)
+    )
+    rules = Rules(
+        layer="parameter",
+        trust_ratio_mask=True,
+        weight_decay_mask=True,
+        learning_rates=(),
+        stacked=stacked,
+        partition_specs=partition_specs,
+    )
+    rules.check()
+    check_axes("output_axes", output_axes)
+    o = _Options(
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        radial_rate=radial_rate,
+        radial_momentum=radial_momentum,
+        depth_exponent=depth_exponent,
+        bias_bound=bias_bound,
+        bias_share=bias_share,
+        yielding=yielding,
+        steps=STEPS if steps is None else int(steps),
+        rules=rules,
+        output_axes=output_axes,
+    )
 
     def init_fn(params: optax.Params) -> PolarState:
+        plan = _plan(o, params)
         return PolarState(
             count=jnp.zeros((), jnp.int32),
             trace=optax.tree.zeros_like(params),
-            signs=jax.tree.map(lambda x: jnp.zeros(2, widen(x).dtype), params),
+            signs=jnp.zeros((plan.starts[-1], 2), plan.widest),
         )
 
     def update_fn(
@@ -251,135 +290,316 @@ def polar(
         del extra_args
         if params is None:
             raise ValueError(
-                "polar needs the parameters: call update(gradients, state, params)."
+                "LARS needs the parameters: call update(gradients, state, params)."
             )
-        _check_state(state, params)
-        kernels = kernels_of(params)
-        share = max(1, len(kernels)) ** -depth_exponent
-        gamma = jnp.asarray(_at(learning_rate, state.count))
-        decay = gamma * jnp.asarray(_at(weight_decay, state.count))
-        w = [widen(x) for x in jax.tree.leaves(params)]
-        g, v = (
-            [widen(x).astype(y.dtype) for x, y in zip(leaves, w, strict=True)]
-            for leaves in map(jax.tree.leaves, (updates, state.trace))
-        )
-        new_v, moves = list[Any](v), list[Any](w)
-        signs = jax.tree.leaves(state.signs)
-        biases = biases_of(params)
-        owners = {bias: kernel for kernel, bias in biases.items()}
-        growths, turns, sizes = {}, {}, {}
-        for i in kernels:
-            x, bias = g[i], biases.get(i)
-            rate, beta = (share * gamma).astype(x.dtype), decay.astype(x.dtype)
-            u, norm = unit(w[i])
-            sign = jnp.sign(_inner(unit(x)[0], u))
-            signs[i] = radial_momentum * signs[i] + jnp.stack(
-                [sign, jnp.ones_like(sign)]
-            )
-            s = signs[i][0] / signs[i][1]
-            growths[i] = jnp.expm1(-rate * (radial_rate * s + beta))
-            sizes[i] = _size(norm, w[i])
-            is_too_large = (s > 0) & (sizes[i] > preserving_norm(w[i]))
-            sigma = jnp.where(is_too_large, s, 0)
-            turns[i] = rate * _root(1 - yielding * sigma**2)
-            direction = _direction(x, None if bias is None else g[bias])
-            new_v[i] = momentum * v[i] + (1 - momentum) * direction
-            step = turns[i] * sizes[i] * _across(new_v[i], u, steps)
-            moves[i] = growths[i] * w[i] - step
-        for i, x in enumerate(g):
-            if i in growths:
-                continue
-            kernel = owners.get(i)
-            if kernel is None:
-                length = jnp.maximum(l2_norm(w[i]), bias_bound * math.sqrt(x.size))
-                length *= (share * gamma).astype(x.dtype)
-                growth = 0.0
-            else:
-                part = _bias_part(x, g[kernel], bias_bound, bias_share)
-                length = turns[kernel] * sizes[kernel] * part
-                growth = growths[kernel]
-            new_v[i] = momentum * v[i] + (1 - momentum) * length * unit(x)[0]
-            moves[i] = growth * w[i] - new_v[i]
+        plan = _plan(o, params)
+        _check_gradients(updates, params, plan)
+        _check_state(state, params, plan)
+        if not plan.paths:
+            return updates, state
 
-        treedef = jax.tree.structure(params)
-        return (
-            treedef.unflatten(_like(moves, jax.tree.leaves(params))),
-            PolarState(
-                count=optax.safe_increment(state.count),
-                trace=treedef.unflatten(_like(new_v, jax.tree.leaves(state.trace))),
-                signs=treedef.unflatten(_like(signs, jax.tree.leaves(state.signs))),
-            ),
-        )
+        def update(updates, state, params):
+            return _update(o, plan, updates, state, params)
+
+        return _sharded_as(params, state, update)(updates, state, params)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _check_at_most_one(name: str, number: Any) -> None:
-    if not isinstance(number, Tracer) and number > 1:
-        raise ValueError(f"{name} must be at most 1, got {number!r}.")
+class _Options(NamedTuple):
+    """The arguments of `polar`, checked."""
 
+    learning_rate: optax.ScalarOrSchedule
+    weight_decay: optax.ScalarOrSchedule
+    momentum: Any
+    radial_rate: Any
+    radial_momentum: Any
+    depth_exponent: Any
+    bias_bound: Any
+    bias_share: Any
+    yielding: Any
+    steps: int
+    rules: Rules
+    output_axes: AxesRules
 
-def _check_state(state: Any, params: optax.Params) -> None:
-    """Refuses a state of another optimizer, or of other parameters: a checkpoint's."""
-    if not isinstance(state, PolarState):
-        raise TypeError(
-            f"the state is of another optimizer: got {type(state).__name__}, need "
-            "PolarState. Make a new one with init(params)."
+    def of_dtype(self, dtype: Any) -> "_Options":
+        """With what `optax.inject_hyperparams` makes arrays in a parameter's dtype."""
+        return self._replace(
+            **{
+                name: x.astype(dtype)
+                for name, x in self._asdict().items()
+                if isinstance(x, (jax.Array, np.ndarray, np.generic))
+            }
         )
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
-    traces, signs = (
-        [jnp.shape(x) for x in jax.tree.leaves(tree)]
-        for tree in (state.trace, state.signs)
+
+
+class _Plan(NamedTuple):
+    """What the rules say about every parameter, in the order of the leaves."""
+
+    treedef: Any
+    paths: list[str]
+    kernels: list[Kernel]
+    biases: dict[int, int]
+    axes: list[ArrayAxes]
+    wholes: list[jax.ShapeDtypeStruct]  # the parameters, on all devices
+    starts: list[int]  # where each kernel begins among the signs, and the end
+    widest: Any  # the dtype of the signs
+
+
+def _plan(o: _Options, params: optax.Params) -> _Plan:
+    """Applies the rules to parameters: arrays, or anything with shape and dtype."""
+    plan = o.rules.plan(params)
+    leaves, treedef = jax.tree.flatten(params)
+    for path, x in zip(plan.paths, leaves, strict=True):
+        _check_real(
+            jnp.result_type(x),
+            f"at {path!r}: leave it to another optimizer with optax.masked or "
+            "optax.partition",
+        )
+    if leaves:
+        _check_is_whole(o.rules.partition_specs)
+    roles = roles_of(params, o.rules.stacked, o.output_axes)
+    axes = [
+        ArrayAxes(layer_axes=of_layers, spec=x.spec)
+        for of_layers, x in zip(roles.layer_axes, plan.splits, strict=True)
+    ]
+    wholes = [
+        jax.ShapeDtypeStruct(
+            _chosen(of_x, range(np.ndim(x))).layer_shape(np.shape(x)),
+            accumulation_dtype(jnp.result_type(x)),
+        )
+        for of_x, x in zip(axes, leaves, strict=True)
+    ]
+    layers = [
+        math.prod(wholes[k.leaf].shape[axis] for axis in k.layer_axes)
+        for k in roles.kernels
+    ]
+    return _Plan(
+        treedef=treedef,
+        paths=plan.paths,
+        kernels=roles.kernels,
+        biases=roles.biases,
+        axes=axes,
+        wholes=wholes,
+        starts=[0, *np.cumsum(layers).tolist()],
+        widest=max(
+            (wholes[k.leaf].dtype for k in roles.kernels),
+            key=lambda dtype: dtype.itemsize,
+            default=jnp.dtype(jnp.float32),
+        ),
     )
-    if traces != shapes or signs != [(2,)] * len(shapes):
-        raise ValueError(
-            "the state is of other parameters, or of an earlier version: it has "
-            f"averages of the shapes {traces} and sums of signs of {signs}, here they "
-            f"are {shapes} and (2,) for each. Make a new one with init(params)."
+
+
+def _update(
+    o: _Options,
+    plan: _Plan,
+    updates: optax.Updates,
+    state: PolarState,
+    params: optax.Params,
+) -> tuple[optax.Updates, PolarState]:
+    """One step: of the kernels, then of their biases and of what is by itself."""
+    w = [widen(x) for x in jax.tree.leaves(params)]
+    g, v = (
+        [widen(x).astype(y.dtype) for x, y in zip(leaves, w, strict=True)]
+        for leaves in map(jax.tree.leaves, (updates, state.trace))
+    )
+    gamma, beta = (
+        jnp.asarray(rate(state.count) if callable(rate) else rate)
+        for rate in (o.learning_rate, o.weight_decay)
+    )
+    decay = gamma * beta
+    rate = float(max(1, plan.starts[-1])) ** -o.depth_exponent * gamma  # γ' = γ / Lᵖ
+
+    numbers = [o.of_dtype(x.dtype) for x in w]
+    kernels = {kernel.leaf: kernel for kernel in plan.kernels}
+    vectors = {i: _vector(x, plan.axes[i]) for i, x in enumerate(g) if i not in kernels}
+    moves, new_v, signs, bodies = list[Any](w), list[Any](v), [], {}
+    for i, start, end in zip(kernels, plan.starts, plan.starts[1:], strict=False):
+        layers = _Layers(kernels[i], plan.axes[i], plan.wholes[i])
+        b = vectors.get(plan.biases.get(i, -1))
+        moves[i], new_v[i], sums, bodies[i] = _kernel_step(
+            numbers[i], layers, rate, decay, w[i], g[i], v[i], b, state.signs[start:end]
         )
+        signs.append(sums.astype(state.signs.dtype))
+    owners = {bias: kernel for kernel, bias in plan.biases.items()}
+    for i, vector in vectors.items():
+        body = bodies.get(owners.get(i, -1))
+        moves[i], new_v[i] = _vector_step(numbers[i], vector, rate, w[i], v[i], body)
+
+    return (
+        plan.treedef.unflatten(_like(moves, jax.tree.leaves(params))),
+        PolarState(
+            count=optax.safe_increment(state.count),
+            trace=jax.tree.structure(state.trace).unflatten(
+                _like(new_v, jax.tree.leaves(state.trace))
+            ),
+            signs=jnp.concatenate(signs) if signs else state.signs,
+        ),
+    )
 
 
-def _direction(g: jax.Array, bias_g: jax.Array | None) -> jax.Array:
-    """The gradient that is averaged, of norm one."""
-    direction = unit(g)[0]
-    if bias_g is None:
-        return direction
-    balanced = from_matrices(_balanced(*by_constant_input(g, bias_g)), g.shape)
-    return jnp.where(can_tell_constant_input(bias_g), balanced, direction)
+class _Body(NamedTuple):
+    """What a kernel's bias goes by. Each is of all layers of the kernel."""
+
+    growth: jax.Array  # what is added of an array for its size to change
+    length: jax.Array  # of a step that changes nothing but the direction
+    gradient_norm: Scaled
+    rows: int
 
 
-def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
-    """Their sum, with what a constant input makes reduced to the size of the rest.
+def _kernel_step(
+    o: _Options,
+    layers: "_Layers",
+    rate: jax.Array,
+    decay: jax.Array,
+    w: jax.Array,
+    g: jax.Array,
+    v: jax.Array,
+    b: "_Vector | None",
+    sums: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, _Body]:
+    """A kernel's update, its average and sums of signs, and what its bias goes by."""
+    (u, direction), seen = layers.each(_polar, (w, g))
+    norm, gradient_norm, sign = layers.of_all(seen)
+
+    # s, and what is left of the rate for the direction
+    rate, decay = rate.astype(w.dtype), decay.astype(w.dtype)
+    sums = sums.astype(w.dtype).reshape(*sign.shape, 2)
+    sums = o.radial_momentum * sums + jnp.stack([sign, jnp.ones_like(sign)], -1)
+    s = sums[..., 0] / sums[..., 1]
+    growth = jnp.expm1(-rate * (o.radial_rate * s + decay))
+    outputs = layers.kernel.output_axes
+    size = _size(norm, outputs_of(layers.whole, outputs))
+    is_too_large = (s > 0) & (size > preserving_norm(layers.whole, outputs))
+    sigma = jnp.where(is_too_large, s, 0)
+    length = rate * root(1 - o.yielding * sigma**2) * size
+
+    if b is not None:
+        local = layers.local(b.of_layers(), w)
+        (direction,), _ = layers.each(_balanced, (direction,), (local,))
+    new_v = o.momentum * v + (1 - o.momentum) * direction
+    (o_t,), _ = layers.each(functools.partial(_across, steps=o.steps), (new_v, u))
+    growths, lengths = (spread(x, layers.axes, w.shape) for x in (growth, length))
+    move = growths * w - lengths * o_t
+    body = _Body(growth, length, gradient_norm, layers.rows)
+    return move, new_v, sums.reshape(-1, 2), body
+
+
+def _vector_step(
+    o: _Options,
+    vector: "_Vector",
+    rate: jax.Array,
+    w: jax.Array,
+    v: jax.Array,
+    body: _Body | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The update and the average of a bias, or of a vector that has no kernel."""
+    if body is None:
+        length, growth = rate.astype(w.dtype) * vector.size(w, o.bias_bound), 0.0
+    else:
+        length = body.length * _bias_part(vector.norm, body, o.bias_bound, o.bias_share)
+        growth = spread(body.growth, vector.axes, w.shape)
+    lengths = spread((1 - o.momentum) * length, vector.axes, w.shape)
+    step = lengths * _chosen(vector.axes, range(w.ndim)).local(vector.unit, w.shape)
+    new_v = o.momentum * v + step
+    return growth * w - new_v, new_v
+
+
+def _polar(w: jax.Array, g: jax.Array, at: "_Part") -> Any:
+    """Of a layer and its gradient: the directions; the norms and sign⟨g, u⟩."""
+    (u, norm), (direction, gradient_norm) = _unit(w, at), _unit(g, at)
+    sign = jnp.sign(at.sum(_inner(direction, u)))
+    return (u, direction), (norm, gradient_norm, sign)
+
+
+def _balanced(direction: jax.Array, b: jax.Array, at: "_Part") -> Any:
+    """With what a constant input makes reduced to the size of the rest.
 
     Args:
-        constant: the part that a constant input makes,
-        rest: and what is orthogonal to it, of an array of norm one or of zeros.
+        direction: the gradient of a layer, divided by its norm.
+        b: that of its bias, of all outputs.
+        at: the part of the layer that these are of.
     """
-    size_of_rest = _norm(rest)
-    size = _root(1 - size_of_rest**2)
+    unit_b = unit(b)[0]
+    constant, rest = split_by_input(
+        at.matrix(direction), at.columns(unit_b, direction), at.sum_over_outputs
+    )
+    size_of_rest = root(at.sum(_inner(rest, rest)))
+    size = root(1 - size_of_rest**2)
     # Where there is nothing but a constant input, it is all there is to go by: else
     # rounding would become a direction.
     is_something = size_of_rest > _ROUNDING * jnp.finfo(rest.dtype).eps
     reduced = size_of_rest / jnp.where(size > 0, size, 1)
     part = jnp.where(is_something, jnp.minimum(1, reduced), 1)
-    return (rest + part * constant) / jnp.hypot(size_of_rest, part * size)
+    balanced = (rest + part * constant) / jnp.hypot(size_of_rest, part * size)
+    balanced = from_matrices(balanced, direction.shape, (), at.output_axes)
+    return (jnp.where(can_tell_constant_input(b), balanced, direction),), ()
 
 
-def _size(norm: Scaled, w: jax.Array) -> jax.Array:
-    """What a kernel's steps are parts of: its norm, if it has one."""
-    size = value(norm)
-    return jnp.where(size > 0, size, math.sqrt(w.shape[-1]))
-
-
-def _across(v: jax.Array, u: jax.Array, steps: int) -> jax.Array:
+def _across(v: jax.Array, u: jax.Array, at: "_Part", steps: int) -> Any:
     """The orthogonal step of the length of v, without what changes the size along u."""
-    matrix, u = as_matrices(v), as_matrices(u)
+    whole = at.axes.whole(v)
+    matrix = at.matrix(whole)
     # An average of arrays of norm one: no norm here leaves the range of float32.
     o = orthogonalize(matrix, steps, matrix.dtype)
-    norm = _norm(o)
-    o = _norm(matrix) / jnp.where(norm > 0, norm, 1) * o
+    norm, length = root(_inner(o, o)), root(_inner(matrix, matrix))
+    o = length / jnp.where(norm > 0, norm, 1) * o
+    o = at.axes.part(from_matrices(o, whole.shape, (), at.output_axes), v)
     # Not made longer again: of a gradient along the kernel only rounding is left.
-    return from_matrices(o - _inner(o, u) * u, v.shape)
+    return (o - at.sum(_inner(o, u)) * u,), ()
+
+
+def _size(norm: Scaled, outputs: int) -> jax.Array:
+    """What a kernel's steps are parts of: its norm, if it has one."""
+    size = value(norm)
+    return jnp.where(size > 0, size, math.sqrt(outputs))
+
+
+def _bias_part(norm: Scaled, body: _Body, bound: Any, share: Any) -> jax.Array:
+    """How far a bias goes, beside a step of its kernel by the kernel's whole norm."""
+    norm = norm._replace(fraction=jnp.where(norm.fraction > 0, norm.fraction, 1))
+    of_loss = share * value(ratio(body.gradient_norm, norm))
+    return jnp.minimum(bound / math.sqrt(body.rows), of_loss)
+
+
+class _Part(NamedTuple):
+    """One layer of a kernel, as it lies on the devices."""
+
+    axes: ArrayAxes
+    output_axes: tuple[int, ...]
+
+    def sum(self, x: jax.Array) -> jax.Array:
+        """Over the devices that have other parts of the layer."""
+        names = self.axes.all_mesh_axes()
+        return jax.lax.psum(x, names) if names else x
+
+    def sum_over_outputs(self, x: jax.Array) -> jax.Array:
+        """Over those that have other outputs."""
+        names = _chosen(self.axes, self.output_axes).all_mesh_axes()
+        return jax.lax.psum(x, names) if names else x
+
+    def matrix(self, x: jax.Array) -> jax.Array:
+        return as_matrices(x, (), self.output_axes)
+
+    def columns(self, b: jax.Array, like: jax.Array) -> jax.Array:
+        """Of an element for each output, those of this part."""
+        lengths = [like.shape[axis] for axis in self.output_axes]
+        return _chosen(self.axes, self.output_axes).local(b, lengths).ravel()
+
+
+def _unit(x: jax.Array, at: _Part) -> tuple[jax.Array, Scaled]:
+    """``x / ‖x‖``, and zero at zero; and the norm, both of all parts together."""
+    u, norm = unit(x)
+    names = at.axes.all_mesh_axes()
+    if not names:
+        return u, norm
+    lowest = jnp.int32(-(2**20))
+    exponent = jnp.where(norm.fraction == 0, lowest, norm.exponent)
+    largest = jax.lax.pmax(exponent, names)
+    of_part = norm.fraction * power_of_two(exponent - largest, x.dtype)
+    fraction = root(at.sum(of_part**2))
+    u = of_part / jnp.where(fraction == 0, 1, fraction) * u
+    return u, Scaled(fraction, jnp.where(largest == lowest, 0, largest))
 
 
 def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -387,18 +607,208 @@ def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    return _root(_inner(x, x))
+class _Layers(NamedTuple):
+    """The layers of a kernel, one or many, as they lie on the devices."""
+
+    kernel: Kernel
+    axes: ArrayAxes
+    whole: jax.ShapeDtypeStruct
+
+    @property
+    def rows(self) -> int:
+        """The number of inputs."""
+        shape, (_, layer_axes, output_axes) = self.whole.shape, self.kernel
+        return math.prod(
+            n for i, n in enumerate(shape) if i not in layer_axes + output_axes
+        )
+
+    def each(
+        self, function: Any, arrays: tuple[Any, ...], values: tuple[Any, ...] = ()
+    ) -> tuple[Any, Any]:
+        """`_each_layer` of a function that is told, as ``at``, what part it is of."""
+        _, layer_axes, output_axes = self.kernel
+        others = [i for i in range(len(self.whole.shape)) if i not in layer_axes]
+        at = _Part(
+            ArrayAxes(spec=_chosen(self.axes, others).spec),
+            tuple(others.index(axis) for axis in output_axes),
+        )
+        function = functools.partial(function, at=at)
+        return _each_layer(function, layer_axes, arrays, values)
+
+    def of_all(self, values: Any) -> Any:
+        """From values of the local layers, those of all layers."""
+        axes = _chosen(self.axes, self.kernel.layer_axes)
+        return jax.tree.map(
+            lambda x: of_all_layers(x, axes, x.shape, jax.lax.psum), values
+        )
+
+    def local(self, x: jax.Array, like: jax.Array) -> jax.Array:
+        """Of values of all layers, those of the local ones."""
+        lengths = [like.shape[axis] for axis in self.kernel.layer_axes]
+        return _chosen(self.axes, self.kernel.layer_axes).local(x, lengths)
 
 
-def _bias_part(g: jax.Array, kernel_g: jax.Array, bound: Any, share: Any) -> jax.Array:
-    """How far a bias goes, beside a step of its kernel by the kernel's whole norm."""
-    norm = unit(g)[1]
-    norm = norm._replace(fraction=jnp.where(norm.fraction > 0, norm.fraction, 1))
-    of_loss = share * value(ratio(unit(kernel_g)[1], norm))
-    rows = kernel_g.size // kernel_g.shape[-1]
-    return jnp.minimum(bound / math.sqrt(rows), of_loss)
+class _Vector(NamedTuple):
+    """The gradient of what is no kernel, as a whole on every device."""
+
+    axes: ArrayAxes
+    gradient: jax.Array
+    unit: jax.Array
+    norm: Scaled  # of each layer
+
+    def of_layers(self) -> jax.Array:
+        """The gradient, with the axes that index layers in front."""
+        layer_axes = self.axes.layer_axes
+        return jnp.moveaxis(self.gradient, layer_axes, range(len(layer_axes)))
+
+    def size(self, w: jax.Array, bound: Any) -> jax.Array:
+        """What its steps are parts of: its norm, or as many ones' times the bound."""
+
+        def one(x: jax.Array) -> tuple[tuple[()], jax.Array]:
+            return (), jnp.maximum(l2_norm(x), bound * math.sqrt(x.size))
+
+        whole = _everywhere(w, self.axes)
+        return _each_layer(one, self.axes.layer_axes, (whole,))[1]
+
+
+def _vector(g: jax.Array, axes: ArrayAxes) -> _Vector:
+    g = _everywhere(g, axes)
+    return _Vector(axes, g, *_each_layer(unit, axes.layer_axes, (g,)))
+
+
+def _each_layer(
+    function: Any,
+    layer_axes: Sequence[int],
+    arrays: tuple[Any, ...],
+    values: tuple[Any, ...] = (),
+) -> tuple[Any, Any]:
+    """A function of the layers that arrays are made of.
+
+    Args:
+        function: of the parts of arrays that are one layer, and its values. Returns
+            some of either kind.
+        layer_axes: of the arrays, ascending.
+        arrays: all with the same axes.
+        values: with an axis for each that indexes layers, in front.
+    """
+    for position, axis in enumerate(layer_axes):
+        ins = (axis,) * len(arrays) + (position,) * len(values)
+        function = jax.vmap(function, ins, (axis, position))
+    return function(*arrays, *values)
+
+
+def _chosen(axes: ArrayAxes, chosen: Sequence[int]) -> ArrayAxes:
+    """Some of the axes of an array, as if each indexed layers."""
+    spec = PartitionSpec(*(axes.mesh_axes(axis) or None for axis in chosen))
+    return ArrayAxes(layer_axes=tuple(range(len(chosen))), spec=spec)
+
+
+def _everywhere(x: jax.Array, axes: ArrayAxes) -> jax.Array:
+    """From the local part of an array the whole, on every device."""
+    return of_all_layers(x, _chosen(axes, range(x.ndim)), x.shape, jax.lax.psum)
 
 
 def _like(x: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:
     return [a.astype(jnp.result_type(b)) for a, b in zip(x, other, strict=True)]
+
+
+def _sharded_as(params: optax.Params, state: PolarState, update: Any) -> Any:
+    """The update, which is left to XLA to divide where shardings are part of types."""
+    shardings = [jax.typeof(x).sharding for x in jax.tree.leaves((params, state))]
+    explicit = [x for x in shardings if any(axis is not None for axis in x.spec)]
+    if not explicit:
+        return update
+    of_results = jax.tree.map(
+        lambda x: NamedSharding(explicit[0].mesh, jax.typeof(x).sharding.spec),
+        (params, state),
+    )
+    return jax.sharding.auto_axes(update, out_sharding=of_results)
+
+
+def _check_hyperparameters(**numbers: Any) -> None:
+    """Refuses what cannot be a hyperparameter, as far as it is known: traced or not."""
+    for name, number in numbers.items():
+        is_rate = name in ("learning_rate", "weight_decay")
+        check_number(name, number, schedule=is_rate)
+    # An array that is known would be traced by a comparison under `jax.jit`.
+    known = {
+        name: np.asarray(number).item()
+        for name, number in numbers.items()
+        if not (callable(number) or isinstance(number, Tracer))
+    }
+    for name in ("momentum", "radial_momentum"):
+        if name in known:
+            check_below_one(name, known[name])
+    if known.get("yielding", 0) > 1:
+        raise ValueError(f"yielding must be at most 1, got {numbers['yielding']!r}.")
+    if not isinstance(steps := numbers["steps"], (int, np.integer)):
+        raise TypeError(
+            f"steps must be an integer, got {steps!r}. To optax.inject_hyperparams it "
+            'is a static argument: static_args=("steps",).'
+        )
+
+
+def _check_is_whole(partition_specs: Any) -> None:
+    """Refuses local parts of which nobody says how they lie."""
+    names = jax.sharding.get_abstract_mesh().manual_axes
+    if partition_specs is None and names:
+        raise ValueError(
+            "inside jax.shard_map arrays are local parts, whose norms are not those of "
+            "the parameters: give partition_specs, the specs of the parameters in "
+            "shard_map, or jax.sharding.PartitionSpec() if every device has all of "
+            f"them. The mesh axes here are {', '.join(map(repr, names))}."
+        )
+
+
+def _check_real(dtype: Any, where: str) -> None:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            "LARS needs real floating-point gradients and parameters, got "
+            f"{dtype} {where}."
+        )
+
+
+def _check_gradients(updates: optax.Updates, params: optax.Params, plan: _Plan) -> None:
+    """Refuses gradients that are not those of the parameters."""
+    if jax.tree.structure(updates) != plan.treedef:
+        raise ValueError(
+            "the gradients are not a tree like the parameters: "
+            f"{jax.tree.structure(updates)} and {plan.treedef}."
+        )
+    for path, gradient, param in zip(
+        plan.paths, jax.tree.leaves(updates), jax.tree.leaves(params), strict=True
+    ):
+        if np.shape(gradient) != np.shape(param):
+            raise ValueError(
+                f"the gradient of {path!r} has shape {np.shape(gradient)}, the "
+                f"parameter {np.shape(param)}."
+            )
+        _check_real(jnp.result_type(gradient), f"for the gradient of {path!r}")
+
+
+def _check_state(state: Any, params: optax.Params, plan: _Plan) -> None:
+    """Refuses a state of another optimizer, or of other parameters: a checkpoint's."""
+    if not isinstance(state, PolarState):
+        raise TypeError(
+            "the state is of another optimizer, such as optax.lars, or of a chain "
+            f"around this one: got {type(state).__name__}, need PolarState. Make a new "
+            "one with init(params)."
+        )
+    # By paths: what else a tree knows of itself may have changed in a checkpoint.
+    averages, needed = (
+        {path_string(path): np.shape(x) for path, x in flatten_with_path(tree)[0]}
+        for tree in (state.trace, params)
+    )
+    signs = [np.shape(x) for x in jax.tree.leaves(state.signs)]
+    if averages != needed or signs != [(plan.starts[-1], 2)]:
+        differ = {*averages.items()} ^ {*needed.items()}
+        has, needs = (
+            {path: shape for path, shape in x.items() if (path, shape) in differ}
+            for x in (averages, needed)
+        )
+        raise ValueError(
+            "the state is of other parameters or stacking, or of an earlier version: "
+            f"it has averages of the shapes {has} where {needs} are needed, and sums "
+            f"of signs of {signs}, here of {[(plan.starts[-1], 2)]}. Make a new one "
+            "with init(params)."
+        )

@@ -56,28 +56,38 @@ class Spectral(NamedTuple):
     accelerators, and leaves singular values within about 0.01 of one."""
 
 
-def as_matrices(x: jax.Array, batch_axes: Sequence[int] = ()) -> jax.Array:
+def as_matrices(
+    x: jax.Array,
+    batch_axes: Sequence[int] = (),
+    output_axes: Sequence[int] | None = None,
+) -> jax.Array:
     """The matrix, or the matrices, that an array of parameters stands for.
 
-    The last axis counts the outputs and becomes the columns, all others become the
-    rows: a convolution kernel HWIO becomes a matrix (H·W·I, O). A vector becomes one
-    column, a scalar a matrix (1, 1).
+    The axes that count outputs become the columns, all others become the rows. Where
+    nothing is said it is the last axis: a convolution kernel HWIO becomes a matrix
+    (H·W·I, O). A vector then becomes one column, a scalar a matrix (1, 1).
 
     Args:
         x: array of any shape.
         batch_axes: axes that count layers; the others are each layer's parameters.
+        output_axes: which of the others count outputs. None is the last of two or more;
+            an empty sequence is for one column.
 
     Returns:
-        Array [*batch, rows, columns], with the batch axes in the given order.
+        Array [*batch, rows, columns], with the batch axes in the given order, and so
+        the outputs.
     """
-    order = _batch_first(x.ndim, batch_axes)
-    batch, layer = _split([x.shape[axis] for axis in order], len(batch_axes))
-    rows, columns = _split(layer, max(1, len(layer) - 1))
-    return x.transpose(order).reshape(*batch, math.prod(rows), math.prod(columns))
+    batch, rows, columns = _axes(x.ndim, batch_axes, output_axes)
+    lengths = [[x.shape[axis] for axis in axes] for axes in (batch, rows, columns)]
+    x = x.transpose(batch + rows + columns)
+    return x.reshape(*lengths[0], *map(math.prod, lengths[1:]))
 
 
 def from_matrices(
-    matrices: jax.Array, shape: Sequence[int], batch_axes: Sequence[int] = ()
+    matrices: jax.Array,
+    shape: Sequence[int],
+    batch_axes: Sequence[int] = (),
+    output_axes: Sequence[int] | None = None,
 ) -> jax.Array:
     """The inverse of `as_matrices`.
 
@@ -85,11 +95,13 @@ def from_matrices(
         matrices: array [*batch, rows, columns].
         shape: of the array that became the matrices.
         batch_axes: as they were given to `as_matrices`.
+        output_axes: likewise.
 
     Returns:
         Array of the given shape.
     """
-    order = _batch_first(len(shape), batch_axes)
+    batch, rows, columns = _axes(len(shape), batch_axes, output_axes)
+    order = batch + rows + columns
     x = matrices.reshape([shape[axis] for axis in order])
     return x.transpose(np.argsort(order))
 
@@ -226,10 +238,10 @@ def _unit(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
 
 def _length(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     """The Euclidean norm over axes, which are kept; at zero with a zero derivative."""
-    return _root(jnp.sum(x * x, axis, keepdims=True))
+    return root(jnp.sum(x * x, axis, keepdims=True))
 
 
-def _root(x: Any) -> jax.Array:
+def root(x: Any) -> jax.Array:
     """The square root, whose derivative at zero is zero: infinity times zero is NaN."""
     is_zero = x <= 0  # or below, by rounding; what is not a number stays so
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
@@ -244,11 +256,13 @@ def _rescale_each(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _rescale(x, exponent), exponent[..., 0, 0]
 
 
-def _batch_first(ndim: int, batch_axes: Sequence[int]) -> list[int]:
-    """All axes, those of the batch in front."""
+def _axes(
+    ndim: int, batch_axes: Sequence[int], output_axes: Sequence[int] | None
+) -> tuple[list[int], list[int], list[int]]:
+    """The axes of the batch, of the rows and of the columns."""
     batch = [axis % ndim for axis in batch_axes]
-    return batch + [axis for axis in range(ndim) if axis not in batch]
-
-
-def _split(sequence: Sequence[int], at: int) -> tuple[Sequence[int], Sequence[int]]:
-    return sequence[:at], sequence[at:]
+    others = [axis for axis in range(ndim) if axis not in batch]
+    if output_axes is None:
+        output_axes = others[1:][-1:]
+    columns = [axis % ndim for axis in output_axes]
+    return batch, [axis for axis in others if axis not in columns], columns

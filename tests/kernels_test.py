@@ -21,7 +21,7 @@ def test_which_bias_belongs_to_which_kernel():
         "c": {"first": np.ones(4), "kernel": np.ones((3, 3, 2, 4)), "more": np.ones(4)},
     }
     # In the order of the tree: a/bias, a/kernel, a/other, b/scale, c/first, ...
-    assert kernels_of(params) == [1, 5, 7]
+    assert [kernel.leaf for kernel in kernels_of(params)] == [1, 5, 7]
     assert biases_of(params) == {1: 0, 5: 4}
 
 
