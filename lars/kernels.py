@@ -85,7 +85,7 @@ def roles_of(
         large = [i for i in members if len(arrays[i].others) >= 2]
         if not large:
             continue
-        top = max(large, key=lambda i: (len(arrays[i].others), len(shapes[i])))
+        top = max(large, key=lambda i: len(shapes[i]))
         choice, of_top = _with_bias(arrays, top, members)
         if all(i == top or i in of_top for i in large):
             kernels.append(Kernel(top, layers[top], choice))

@@ -104,8 +104,8 @@ def polar(
           \end{cases}
         \end{align*}
 
-    for every array of two axes or more, a kernel, taken as a matrix
-    (:func:`lars.spectral.as_matrices`); :math:`\bar\rho = \sqrt{2 \cdot
+    for every array of two axes or more, a kernel, taken as a matrix of inputs and
+    outputs (:func:`lars.kernels.roles_of`); :math:`\bar\rho = \sqrt{2 \cdot
     \text{outputs}}` is the norm of one that keeps the mean square of what rectifiers
     hand on (:func:`lars.kernels.preserving_norm`). As in LARS, a step is a given part
     of the layer's own norm. Seven things differ, each for a way in which LARS fails
@@ -141,9 +141,10 @@ def polar(
       :math:`\sqrt{1 - s^2}`. Smaller kernels wait for nothing: a network that tells no
       images apart is better off with smaller outputs, and would else shrink for ever.
       The usual initializations of rectifiers lie about :math:`\bar\rho`, on both sides;
-      there little is to shrink, and signs soon disagree. An array whose last axis is
-      not all outputs of one layer, that of attention heads, of layers that are
-      stacked, or an embedding, may be taken for too large: ``yielding=0`` is for these.
+      there little is to shrink, and signs soon disagree. An array whose outputs are
+      not those of one layer, such as an embedding, may be taken for too large:
+      ``stacked`` and ``output_axes`` say what is meant, and ``yielding=0`` is for the
+      rest.
     * A bias moves by the least of two lengths: ``bias_bound`` times the step of a row
       of its kernel, and the length at which it lowers the loss, to first order, by
       ``bias_share`` times what a step of the kernel along its gradient would. Where a
@@ -156,7 +157,7 @@ def polar(
 
     The network learns as layers in series do: the relative change of what it computes
     is about the sum of those of its layers, hence the part :math:`L^{-p}` of the rate
-    for each of L kernels.
+    for each of L kernels, of which a stack has as many as layers.
 
     Vectors that have no kernel beside them, as those of normalizations, step by
     :math:`\gamma'` times their norm, or times ``bias_bound`` times that of a vector of
@@ -176,7 +177,20 @@ def polar(
         yielding: how far directions yield to sizes: c in
             :math:`\sqrt{1 - c\,\sigma^2}`, from 0 (not at all) to 1.
         steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`. They are
-            compiled in: for :func:`optax.inject_hyperparams` a static argument.
+            compiled in: for :func:`optax.inject_hyperparams` a static argument. None is
+            3.
+        stacked: pairs of a selection (:func:`lars.select`) and the axis, or axes, that
+            index layers, as `flax.linen.scan`, stacks of experts and depthwise
+            convolutions have them. Each slice is a kernel of its own. Of several pairs
+            the first that selects a parameter holds.
+        output_axes: likewise, which of the other axes of a kernel count its outputs;
+            ``()`` is for a single output, as each channel of a depthwise kernel has.
+            Else it is the last, or where a bias says so the last few: those of Flax'
+            attention kernels [inputs, heads, features] are told by their biases.
+        partition_specs: inside :func:`jax.shard_map`, where arrays are local parts: a
+            :class:`jax.sharding.PartitionSpec` for all parameters, or a tree of them
+            like the parameters. Norms, signs and directions are then those of the
+            whole. Under :func:`jax.jit` global arrays need nothing.
 
     Returns:
         An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` needs
@@ -184,10 +198,15 @@ def polar(
         :func:`lars.wake_silent_layers` sees to these.
 
     Raises:
-        ValueError: for a number that cannot be a hyperparameter, and in ``update`` for
-            a state of other parameters or of an earlier version.
-        TypeError: for something else than a number, and in ``update`` for the state of
-            another optimizer.
+        ValueError: for a number that cannot be a hyperparameter; in ``init`` and
+            ``update``, for an empty tree, a rule that selects nothing, axes or specs
+            that do not fit the parameters, and inside :func:`jax.shard_map` if there
+            are no specs; in ``update``, for gradients that are not like the parameters,
+            a state of other parameters, of other stacking or of an earlier version, and
+            if ``params`` is missing.
+        TypeError: for something else than a number, or than rules; in ``init`` and
+            ``update``, for gradients or parameters that are not real floating point; in
+            ``update``, for the state of another optimizer.
 
     Example:
         A network that starts a thousand times too small, layer by layer:
@@ -232,18 +251,6 @@ def polar(
         Salimans and Kingma, `Weight Normalization
         <https://arxiv.org/abs/1602.07868>`_, 2016 (size and direction apart)
     """
-    _check_hyperparameters(
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        radial_rate=radial_rate,
-        radial_momentum=radial_momentum,
-        depth_exponent=depth_exponent,
-        bias_bound=bias_bound,
-        bias_share=bias_share,
-        yielding=yielding,
-        steps=STEPS if steps is None else steps,
-    )
     stacked, output_axes = (
         tuple(rules) if isinstance(rules, list) else rules
         for rules in (stacked, output_axes)
@@ -256,8 +263,6 @@ def polar(
         stacked=stacked,
         partition_specs=partition_specs,
     )
-    rules.check()
-    check_axes("output_axes", output_axes)
     o = _Options(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -268,10 +273,11 @@ def polar(
         bias_bound=bias_bound,
         bias_share=bias_share,
         yielding=yielding,
-        steps=STEPS if steps is None else int(steps),
+        steps=STEPS if steps is None else steps,
         rules=rules,
         output_axes=output_axes,
     )
+    o.check()
 
     def init_fn(params: optax.Params) -> PolarState:
         plan = _plan(o, params)
@@ -298,10 +304,11 @@ def polar(
         if not plan.paths:
             return updates, state
 
-        def update(updates, state, params):
-            return _update(o, plan, updates, state, params)
-
-        return _sharded_as(params, state, update)(updates, state, params)
+        update: Any = functools.partial(_update, o, plan)
+        shardings = _explicit_shardings(updates, state, params)
+        if shardings is not None:  # then XLA is to divide the work as it likes
+            update = jax.sharding.auto_axes(update, out_sharding=shardings)
+        return update(updates, state, params)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -322,13 +329,38 @@ class _Options(NamedTuple):
     rules: Rules
     output_axes: AxesRules
 
+    def check(self) -> None:
+        """Refuses what no parameters could make right, as far as it is known."""
+        numbers = self._asdict()
+        numbers.pop("rules").check()
+        check_axes("output_axes", numbers.pop("output_axes"))
+        for name, number in numbers.items():
+            is_rate = name in ("learning_rate", "weight_decay")
+            check_number(name, number, schedule=is_rate)
+        # An array that is known would be traced by a comparison under `jax.jit`.
+        known = {
+            name: np.asarray(number).item()
+            for name, number in numbers.items()
+            if not (callable(number) or isinstance(number, Tracer))
+        }
+        for name in {"momentum", "radial_momentum"} & {*known}:
+            check_below_one(name, known[name])
+        if known.get("yielding", 0) > 1:
+            raise ValueError(f"yielding must be at most 1, got {self.yielding!r}.")
+        if not isinstance(self.steps, (int, np.integer)):
+            raise TypeError(
+                f"steps must be an integer, got {self.steps!r}. To "
+                "optax.inject_hyperparams it is a static argument: "
+                'static_args=("steps",).'
+            )
+
     def of_dtype(self, dtype: Any) -> "_Options":
         """With what `optax.inject_hyperparams` makes arrays in a parameter's dtype."""
         return self._replace(
             **{
                 name: x.astype(dtype)
                 for name, x in self._asdict().items()
-                if isinstance(x, (jax.Array, np.ndarray, np.generic))
+                if isinstance(x, (jax.Array, np.ndarray))
             }
         )
 
@@ -358,17 +390,18 @@ def _plan(o: _Options, params: optax.Params) -> _Plan:
         )
     if leaves:
         _check_is_whole(o.rules.partition_specs)
-    roles = roles_of(params, o.rules.stacked, o.output_axes)
-    axes = [
-        ArrayAxes(layer_axes=of_layers, spec=x.spec)
-        for of_layers, x in zip(roles.layer_axes, plan.splits, strict=True)
-    ]
+    # On all devices: of local parts, a bias may not have its kernel's outputs.
     wholes = [
         jax.ShapeDtypeStruct(
-            _chosen(of_x, range(np.ndim(x))).layer_shape(np.shape(x)),
+            _chosen(split, range(np.ndim(x))).layer_shape(np.shape(x)),
             accumulation_dtype(jnp.result_type(x)),
         )
-        for of_x, x in zip(axes, leaves, strict=True)
+        for split, x in zip(plan.splits, leaves, strict=True)
+    ]
+    roles = roles_of(treedef.unflatten(wholes), o.rules.stacked, o.output_axes)
+    axes = [
+        ArrayAxes(layer_axes=of_layers, spec=split.spec)
+        for of_layers, split in zip(roles.layer_axes, plan.splits, strict=True)
     ]
     layers = [
         math.prod(wholes[k.leaf].shape[axis] for axis in k.layer_axes)
@@ -462,18 +495,21 @@ def _kernel_step(
     (u, direction), seen = layers.each(_polar, (w, g))
     norm, gradient_norm, sign = layers.of_all(seen)
 
-    # s, and what is left of the rate for the direction
+    # s = Σ nᵗ⁻ᵏ sign⟨g, u⟩ / Σ nᵗ⁻ᵏ, and exp(-γ' (κ s + γ β)) - 1
     rate, decay = rate.astype(w.dtype), decay.astype(w.dtype)
     sums = sums.astype(w.dtype).reshape(*sign.shape, 2)
     sums = o.radial_momentum * sums + jnp.stack([sign, jnp.ones_like(sign)], -1)
     s = sums[..., 0] / sums[..., 1]
     growth = jnp.expm1(-rate * (o.radial_rate * s + decay))
+
+    # γ' √(1 - c σ²) ‖w‖
     outputs = layers.kernel.output_axes
     size = _size(norm, outputs_of(layers.whole, outputs))
     is_too_large = (s > 0) & (size > preserving_norm(layers.whole, outputs))
     sigma = jnp.where(is_too_large, s, 0)
     length = rate * root(1 - o.yielding * sigma**2) * size
 
+    # v ← m v + (1 - m) ĝ, and ‖v‖ o
     if b is not None:
         local = layers.local(b.of_layers(), w)
         (direction,), _ = layers.each(_balanced, (direction,), (local,))
@@ -559,7 +595,7 @@ def _bias_part(norm: Scaled, body: _Body, bound: Any, share: Any) -> jax.Array:
     """How far a bias goes, beside a step of its kernel by the kernel's whole norm."""
     norm = norm._replace(fraction=jnp.where(norm.fraction > 0, norm.fraction, 1))
     of_loss = share * value(ratio(body.gradient_norm, norm))
-    return jnp.minimum(bound / math.sqrt(body.rows), of_loss)
+    return jnp.minimum(bound / math.sqrt(max(1, body.rows)), of_loss)
 
 
 class _Part(NamedTuple):
@@ -618,9 +654,8 @@ class _Layers(NamedTuple):
     def rows(self) -> int:
         """The number of inputs."""
         shape, (_, layer_axes, output_axes) = self.whole.shape, self.kernel
-        return math.prod(
-            n for i, n in enumerate(shape) if i not in layer_axes + output_axes
-        )
+        inputs = {*range(len(shape))} - {*layer_axes, *output_axes}
+        return math.prod(shape[axis] for axis in inputs)
 
     def each(
         self, function: Any, arrays: tuple[Any, ...], values: tuple[Any, ...] = ()
@@ -712,40 +747,22 @@ def _like(x: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]
     return [a.astype(jnp.result_type(b)) for a, b in zip(x, other, strict=True)]
 
 
-def _sharded_as(params: optax.Params, state: PolarState, update: Any) -> Any:
-    """The update, which is left to XLA to divide where shardings are part of types."""
-    shardings = [jax.typeof(x).sharding for x in jax.tree.leaves((params, state))]
-    explicit = [x for x in shardings if any(axis is not None for axis in x.spec)]
-    if not explicit:
-        return update
-    of_results = jax.tree.map(
-        lambda x: NamedSharding(explicit[0].mesh, jax.typeof(x).sharding.spec),
+def _explicit_shardings(
+    updates: optax.Updates, state: PolarState, params: optax.Params
+) -> Any:
+    """Those of the results, where shardings are part of types; None where not."""
+    meshes = [
+        sharding.mesh
+        for x in jax.tree.leaves((updates, state, params))
+        for sharding in [jax.typeof(x).sharding]
+        if any(axis is not None for axis in sharding.spec)
+    ]
+    if not meshes:
+        return None
+    return jax.tree.map(
+        lambda x: NamedSharding(meshes[0], jax.typeof(x).sharding.spec),
         (params, state),
     )
-    return jax.sharding.auto_axes(update, out_sharding=of_results)
-
-
-def _check_hyperparameters(**numbers: Any) -> None:
-    """Refuses what cannot be a hyperparameter, as far as it is known: traced or not."""
-    for name, number in numbers.items():
-        is_rate = name in ("learning_rate", "weight_decay")
-        check_number(name, number, schedule=is_rate)
-    # An array that is known would be traced by a comparison under `jax.jit`.
-    known = {
-        name: np.asarray(number).item()
-        for name, number in numbers.items()
-        if not (callable(number) or isinstance(number, Tracer))
-    }
-    for name in ("momentum", "radial_momentum"):
-        if name in known:
-            check_below_one(name, known[name])
-    if known.get("yielding", 0) > 1:
-        raise ValueError(f"yielding must be at most 1, got {numbers['yielding']!r}.")
-    if not isinstance(steps := numbers["steps"], (int, np.integer)):
-        raise TypeError(
-            f"steps must be an integer, got {steps!r}. To optax.inject_hyperparams it "
-            'is a static argument: static_args=("steps",).'
-        )
 
 
 def _check_is_whole(partition_specs: Any) -> None:
@@ -799,16 +816,20 @@ def _check_state(state: Any, params: optax.Params, plan: _Plan) -> None:
         {path_string(path): np.shape(x) for path, x in flatten_with_path(tree)[0]}
         for tree in (state.trace, params)
     )
-    signs = [np.shape(x) for x in jax.tree.leaves(state.signs)]
-    if averages != needed or signs != [(plan.starts[-1], 2)]:
-        differ = {*averages.items()} ^ {*needed.items()}
+    if averages != needed:
+        other = {path for path, _ in {*averages.items()} ^ {*needed.items()}}
         has, needs = (
-            {path: shape for path, shape in x.items() if (path, shape) in differ}
-            for x in (averages, needed)
+            {k: x[k] for k in sorted(other & {*x})} for x in (averages, needed)
         )
         raise ValueError(
-            "the state is of other parameters or stacking, or of an earlier version: "
-            f"it has averages of the shapes {has} where {needs} are needed, and sums "
-            f"of signs of {signs}, here of {[(plan.starts[-1], 2)]}. Make a new one "
-            "with init(params)."
+            f"the state is of other parameters: it has averages of the shapes {has}, "
+            f"here they are {needs}. Make a new one with init(params)."
+        )
+    signs = [np.shape(x) for x in jax.tree.leaves(state.signs)]
+    if signs != [(plan.starts[-1], 2)]:
+        raise ValueError(
+            "the state is of other stacking or output axes, or of an earlier version: "
+            f"it has sums of signs of the shapes {signs}, here it is "
+            f"{(plan.starts[-1], 2)}, with a row for each kernel and each layer of a "
+            "stack. Make a new one with init(params)."
         )

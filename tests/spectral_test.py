@@ -312,6 +312,9 @@ def test_kernels_become_matrices_of_inputs_and_outputs():
     vectors = as_matrices(kernel, (-1, 1, 0))
     np.testing.assert_array_equal(vectors[3, 1, 2, :, 0], kernel[2, 1, :, 3])
     assert as_matrices(kernel[0, 0], (0, 1)).shape == (5, 4, 1, 1)
+    heads = as_matrices(kernel, (0,), (-2, 3))
+    np.testing.assert_array_equal(heads, kernel.reshape(3, 2, 20))
+    assert as_matrices(kernel, (3,), ()).shape == (4, 30, 1)
 
 
 @given(st.data())
@@ -319,11 +322,12 @@ def test_kernels_become_matrices_of_inputs_and_outputs():
 def test_the_way_back_from_matrices(data):
     shape = data.draw(st.lists(st.integers(0, 4), max_size=5))
     axes = data.draw(st.permutations(range(len(shape))))
-    axes = axes[: data.draw(st.integers(0, len(shape)))]
+    count, end = sorted(data.draw(st.tuples(*[st.integers(0, len(shape))] * 2)))
+    axes, outputs = axes[:count], data.draw(st.sampled_from([None, axes[count:end]]))
     x = np.arange(np.prod(shape, dtype=int)).reshape(shape)
-    matrices = as_matrices(x, axes)
+    matrices = as_matrices(x, axes, outputs)
     assert matrices.ndim == len(axes) + 2
-    np.testing.assert_array_equal(from_matrices(matrices, shape, axes), x)
+    np.testing.assert_array_equal(from_matrices(matrices, shape, axes, outputs), x)
 
 
 def test_a_stack_of_kernels_goes_through_jit():
