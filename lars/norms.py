@@ -237,7 +237,10 @@ def _rescued(
             )
         ]
 
-    exponents = over_devices(jax.lax.pmax, computed(_exponents), groups)
+    # Above zero, which stands for the layers of other devices.
+    offset = 2**20
+    shifted = [exponent + offset for exponent in computed(_exponents)]
+    exponents = [e - offset for e in over_devices(jax.lax.pmax, shifted, groups)]
     local = [group.local(e) for group, e in zip(groups, exponents, strict=True)]
     return over_devices(jax.lax.psum, computed(_rescaled_sum, local), groups), exponents
 
