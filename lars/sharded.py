@@ -108,7 +108,7 @@ def is_global(x: jax.Array) -> bool:
 
 def as_varying_as(x: jax.Array, like: jax.Array) -> jax.Array:
     """An array that is alike on all devices, where its type does not say so."""
-    axes = sorted(_varying(x) - _varying(like))
+    axes = tuple(sorted(_varying(x) - _varying(like)))
     return jax.lax.pmax(x, axes) if axes else x
 
 

@@ -125,7 +125,7 @@ def test_the_attention_of_flax_is_understood():
         ({"stacked": [(W, (1, -2))]}, "stacked: .* names an axis of 'a/w' twice in"),
         (
             {"stacked": [(W, 0)], "output_axes": [(W, (0, 2))]},
-            "'a/w' also index layers",
+            "output_axes gives 'a/w' the axes .* index layers",
         ),
         ({"output_axes": [(lars.select(path="c"), 3)]}, "selects none of the 1 param"),
     ],

@@ -347,7 +347,7 @@ def test_normalizations_step_by_their_own_norm():
     [
         ({"steps": 2.5}, TypeError, r"steps must be an integer, got 2\.5"),
         ({"momentum": 1.0}, ValueError, r"momentum must be below 1, got 1\.0"),
-        ({"radial_momentum": jnp.float32(1)}, ValueError, "must be below 1, got 1"),
+        ({"radial_momentum": jnp.float32(1)}, ValueError, "must be below 1, got .*1"),
         ({"radial_rate": -1.0}, ValueError, r"radial_rate must be .*-1\.0"),
         ({"weight_decay": np.nan}, ValueError, "weight_decay must be .*nan"),
         ({"depth_exponent": "p"}, TypeError, "depth_exponent must be a number, got"),
@@ -375,7 +375,7 @@ COMPLEX = ONES.astype(np.complex64)
             {"k": ONES},
             {"k": COMPLEX},
             TypeError,
-            "got complex64 for the gradient of 'k'",
+            "the gradient of 'k' is complex, complex64",
         ),
         (
             {"k": ONES},
@@ -403,24 +403,24 @@ def test_wrong_trees_are_refused(params, grads, error, message):
         (
             lambda state: state._replace(trace={"a": ONES, "l": ONES}),
             ValueError,
-            r"other parameters: .* \{'a': \(2, 2\)\}, here they are \{'k': \(2, 2\)\}",
+            "other parameters.*: its trace has in addition 'a'",
         ),
         (
             lambda state: state._replace(trace={"k": ONES[0], "l": ONES}),
             ValueError,
-            r"\{'k': \(2,\)\}, here they are \{'k': \(2, 2\)\}",
+            r"trace has the shape \(2,\) of 'k', where \(2, 2\) is needed",
         ),
         (
             lambda state: state._replace(signs={"k": ONES[0], "l": ONES[0]}),
             ValueError,
-            r"an earlier version: .* \[\(2,\), \(2,\)\], here it is \(2, 2\)",
+            "its signs has in addition 'k'",
         ),
         (
             lambda _: lars.polar(RATE, stacked=[(lars.select(path="."), 0)]).init(
                 {"k": ONES, "l": ONES}
             ),
             ValueError,
-            r"other stacking or output axes, .* \[\(0, 2\)\], here it is \(2, 2\)",
+            r"signs has the shape \(0, 2\) .*, where \(2, 2\) is needed",
         ),
     ],
 )
@@ -737,8 +737,10 @@ def test_local_parts_without_specs_are_refused(check_vma):
         return jax.eval_shape(update, params)
 
     for spec in (P("d"), P()):
-        with pytest.raises(
-            ValueError, match=r"give partition_specs, .*Spec\(\) if ever"
-        ):
+        # Only where JAX keeps account it is known which arrays are alike everywhere.
+        if spec == P() and check_vma:
             updates(None, spec)
+        else:
+            with pytest.raises(ValueError, match="give partition_specs, .*every dev"):
+                updates(None, spec)
         updates(spec, spec)
