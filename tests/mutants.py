@@ -668,20 +668,17 @@ TABLE = {
         ),
         (
             "rows and columns exchanged",
-            "math.prod(rows), math.prod(columns))",
-            "math.prod(columns), math.prod(rows))",
+            "return batch, [axis for axis in others if axis not in columns], columns",
+            "return batch, columns, [axis for axis in others if axis not in columns]",
         ),
+        ("vectors as rows", "others[1:][-1:]", "others[-1:]"),
+        ("inputs as rows alone", "others[1:][-1:]", "others[1:]"),
+        ("outputs not heard of", "if output_axes is None:", "if True:"),
         (
-            "vectors as rows",
-            "_split(layer, max(1, len(layer) - 1))",
-            "_split(layer, len(layer) - 1 if layer else 0)",
+            "batch axes not moved",
+            "x = x.transpose(batch + rows + columns)\n",
+            "",
         ),
-        (
-            "inputs as rows alone",
-            "_split(layer, max(1, len(layer) - 1))",
-            "_split(layer, 1)",
-        ),
-        ("batch axes not moved", "x.transpose(order).reshape(", "x.reshape("),
         (
             "batch axes not moved back",
             "x.transpose(np.argsort(order))",
@@ -694,13 +691,13 @@ TABLE = {
         ),
         (
             "batch axes sorted",
-            "axis % ndim for axis in batch_axes]",
-            "axis % ndim for axis in sorted(batch_axes)]",
+            "batch = [axis % ndim for axis in batch_axes]",
+            "batch = [axis % ndim for axis in sorted(batch_axes)]",
         ),
         (
             "negative batch axes",
-            "[axis % ndim for axis in batch_axes]",
-            "list(batch_axes)",
+            "batch = [axis % ndim for axis in batch_axes]",
+            "batch = list(batch_axes)",
         ),
         ("fewer steps by default", 'steps: int = 8\n    "', 'steps: int = 4\n    "'),
         (

@@ -179,7 +179,7 @@ def test_directions_wait_while_all_signs_agree_that_a_kernel_is_too_large():
     close(moved, jax.tree.map(lambda w: size * w, params), 1e-5)
 
 
-@pytest.mark.parametrize(("scale", "turn"), [(1e-2, 1), (1, -1), (1e-2, -1)])
+@pytest.mark.parametrize(("scale", "turn"), [(1e-2, 1), (1, -1)])
 def test_they_wait_for_nothing_else(scale, turn):
     """Neither where a kernel is small, nor where it should grow."""
     params, grads = too_large()
@@ -428,6 +428,16 @@ def test_states_of_something_else_are_refused(change, error, message):
         optimizer.update(params, change(optimizer.init(params)), params)
 
 
+@functools.cache
+def second_step():
+    """What makes it, what goes into it and what comes out."""
+    params, grads = jax.tree.map(jnp.asarray, network(np.float32))
+    optimizer = lars.polar(RATE)
+    update = jax.jit(optimizer.update)
+    _, state = update(grads, optimizer.init(params), params)
+    return optimizer, update, (grads, state, params), update(grads, state, params)
+
+
 def through_flax(state):
     saved = serialization.to_bytes(state)
     return serialization.from_bytes(jax.tree.map(jnp.zeros_like, state), saved)
@@ -445,11 +455,7 @@ def through_orbax(state, path):
     "way", ["mapped", "cast", "pickled", "flax", "orbax", "sharded", "donated"]
 )
 def test_a_state_that_has_been_elsewhere_is_the_same(way, tmp_path):
-    params, grads = network(np.float32)
-    params, grads = jax.tree.map(jnp.asarray, (params, grads))
-    optimizer = lars.polar(RATE)
-    _, state = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
-    right = jax.jit(optimizer.update)(grads, state, params)
+    optimizer, update, (grads, state, params), right = second_step()
     mesh = jax.make_mesh((5,), ("d",), axis_types=(AxisType.Auto,))
     specs = jax.tree.map(lambda x: P("d") if x.shape[0] == 5 else P(), params)
     other = {
@@ -469,8 +475,8 @@ def test_a_state_that_has_been_elsewhere_is_the_same(way, tmp_path):
         ),
         "donated": lambda: jax.tree.map(jnp.copy, state),
     }[way]()
-    donated = (1,) if way == "donated" else ()
-    update = jax.jit(optimizer.update, donate_argnums=donated)
+    if way == "donated":
+        update = jax.jit(optimizer.update, donate_argnums=1)
     near(update(grads, other, params), right, 1e-2 if way == "cast" else 1e-6)
 
 
@@ -527,6 +533,8 @@ def test_axes_that_are_told_make_kernels_of_their_own(name):
 
     def draw():
         a = {k: 2 * rng.normal(size=shape) for k, shape in shapes.items()}
+        if a["kernel"].shape[1:] == a["bias"].shape:  # as of almost constant inputs
+            a["kernel"] += 3 * a["bias"]
         return jax.tree.map(np.float32, {"a": a})
 
     def apart(tree):
@@ -620,6 +628,8 @@ def sharded_data():
         )
         for _ in range(3)
     )
+    for g in grads:  # as of inputs that are almost constant
+        g["blocks"]["kernel"] += 3 * g["blocks"]["bias"][:, None]
     # Parts whose norms are far apart, and on some devices nothing.
     grads[1]["blocks"]["kernel"][1:3] *= 2.0**70
     grads[1]["blocks"]["kernel"][3, :4] *= 2.0**-70
