@@ -362,6 +362,16 @@ def test_the_step_is_the_polar_factor_in_the_size_of_the_spectral_norm():
     np.testing.assert_allclose(updates, -size * exact_polar(g), rtol=0.01, atol=1e-6)
 
 
+def test_a_direction_of_zero_has_the_ratio_of_zero_norms():
+    # Its orthogonal factor is zero, and so is the denominator.
+    w = jnp.asarray(elements(6, 4))
+    for rule, ratio in {"one": 1.0, "zero": 0.0}.items():
+        optimizer = lars.lars(1.0, geometry="spectral", zero_norm=rule)
+        updates, state = first_step(optimizer, jnp.zeros_like(w), w)
+        np.testing.assert_array_equal(updates, 0)
+        assert lars.trust_ratios(state) == ratio
+
+
 def test_a_ratio_that_arrays_share_is_divided_by_the_root_of_their_number():
     w = {"kernel": elements(6, 4), "bias": elements(4)}
     g = {"kernel": elements(6, 4)[::-1], "bias": elements(4)[::-1]}
