@@ -175,7 +175,7 @@ def test_without_momentum_decay_is_the_same_inside_and_outside():
     assert_same(outside, first_of(momentum=0.0))
 
 
-def test_without_decay_its_kind_does_not_matter():
+def test_without_decay_both_kinds_of_decay_are_equal():
     outside = first_of(weight_decay_kind="outside", weight_decay=0.0)
     assert_same(outside, first_of(weight_decay=0.0))
 
@@ -379,7 +379,7 @@ def test_a_zero_gradient_without_decay_has_a_zero_denominator(zero_norm):
     np.testing.assert_allclose(ratio, ZERO[zero_norm], rtol=1e-6)
 
 
-def test_the_zero_gradient_of_a_ratio_of_updates_is_a_zero_update():
+def test_with_denominator_update_zero_gradient_means_a_zero_update():
     options = {"denominator": "update", "momentum_of": "gradient"}
     g = np.stack([GRADIENTS[0], 0 * W])
     _, ratios = trajectory(
@@ -392,7 +392,7 @@ def test_the_zero_gradient_of_a_ratio_of_updates_is_a_zero_update():
     assert ratio == 0
 
 
-def test_where_both_norms_are_zero_the_rule_of_weights_holds():
+def test_zero_weights_with_a_zero_gradient_follow_zero_norm():
     zeros = np.zeros((1, *W.shape))
     options = {"zero_norm": "one", "zero_gradient": "zero"}
     steps, ratio = one_step(zeros, zeros, 3.0, **DEFAULTS, **options)
@@ -412,7 +412,7 @@ def test_a_plain_ratio_is_neither_bounded_nor_clipped(name):
     assert ratios == {"one": 2.0 / 4.0, "plain": 1.0}
 
 
-def test_a_plain_zero_norm_is_for_zero_weights_alone():
+def test_zero_norm_and_zero_gradient_each_follow_their_own_rule():
     # The zero gradient beside it follows its own rule, and that is bounded.
     options = {"zero_norm": "plain", "zero_gradient": "one"}
     _, ratio = one_step(
@@ -511,7 +511,7 @@ def test_each_option_works_where_there_is_nothing_for_it(name):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_each_option_works_where_all_parameters_are_anothers(name):
+def test_each_option_works_where_lars_owns_no_parameter(name):
     optimizer = optax.masked(lars.lars(0.5, 0.1, **OPTIONS[name]), False)
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
     updates, state = optimizer.update(params, optimizer.init(params), params)

@@ -92,7 +92,7 @@ def test_a_stacked_kernel_and_its_bias_share_the_ratio_slice_by_slice():
         np.testing.assert_allclose(ratios, expected, rtol=1e-6)
 
 
-def test_the_first_rule_of_a_stack_that_selects_holds():
+def test_the_first_matching_rule_of_stacked_holds():
     rules = [(lars.select(path="first/kernel"), 1), (KERNELS, 0)]
     rows = lars.describe(shapes(), stacked=[*rules, (lars.select(path="bias"), 0)])
     by_name = {row.parameter: row.ratios for row in rows}
@@ -135,7 +135,7 @@ def test_tied_weights_share_a_ratio_and_others_do_not(name):
         np.testing.assert_allclose(ratios[module][part], value, rtol=1e-6)
 
 
-def test_the_first_rule_of_layers_that_selects_holds():
+def test_the_first_matching_rule_of_layer_holds():
     rows = lars.describe(
         shapes(), layer=[lars.select(path="third"), lars.select(path="bias")]
     )
@@ -155,7 +155,7 @@ def test_an_excluded_parameter_shares_no_ratio():
     np.testing.assert_allclose(ratios["kernel"], expected, rtol=1e-6)
 
 
-def test_the_ratio_does_not_see_the_arrangement_of_the_elements():
+def test_the_ratio_ignores_the_arrangement_of_the_elements():
     order = np.random.default_rng(0).permutation(24)
     w, g = (
         [

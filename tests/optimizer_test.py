@@ -610,12 +610,12 @@ def test_missing_params_are_named():
 
 
 @pytest.mark.parametrize("argument", ["weight_decay_mask", "trust_ratio_mask"])
-def test_a_mask_that_is_no_booleans_is_refused(argument):
+def test_a_mask_without_booleans_is_refused(argument):
     optimizer = lars.lars(1.0, 0.1, **{argument: "kernel"})
     with pytest.raises(TypeError, match="True and False only, got 'kernel'"):
         optimizer.init(tree(0))
 
 
-def test_labels_that_cannot_be_compared_are_refused():
+def test_labels_that_cannot_be_hashed_are_refused():
     with pytest.raises(TypeError, match=r"label of 'first/bias' must be hashable"):
         lars.lars(1.0, layer=list).init(tree(0))

@@ -222,9 +222,7 @@ def test_local_parts_without_their_specs_are_refused(check_vma):
 @pytest.mark.parametrize(
     ("specs", "check_vma"), [(None, True), (P(), True), (P(), False)]
 )
-def test_replicated_parameters_need_specs_only_where_nothing_is_checked(
-    specs, check_vma
-):
+def test_replicated_parameters_step_as_on_one_device(specs, check_vma):
     update = first_updates(specs, of=P(), check_vma=check_vma)
     updates = jax.jit(update)(jnp.ones((8, 2)), jnp.ones((8, 2)))
     np.testing.assert_allclose(updates, -1e-3, rtol=1e-6)

@@ -57,7 +57,7 @@ def number(x):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_polar_factor_is_that_of_the_decomposition(shape):
+def test_orthogonalize_gives_the_polar_factor_of_the_decomposition(shape):
     x = elements(*shape)
     assert polar(x).dtype == jnp.float32
     np.testing.assert_allclose(polar(x), exact_polar(x), atol=3e-6)
@@ -451,7 +451,7 @@ def test_axes_that_count_outputs_can_be_named():
     )
 
 
-def test_the_axes_of_a_matrix_have_an_order():
+def test_named_output_axes_become_the_columns():
     # The last axis counts outputs by default; its transpose has the same polar factor.
     kernel = elements(3, 5, 4)
     np.testing.assert_array_equal(
