@@ -245,7 +245,14 @@ def _rescued(
             )
         ]
 
-    exponents = over_devices(jax.lax.pmax, computed(_exponents), groups)
+    # Above zero, which stands for the layers of other devices.
+    offset = 2**20
+    exponents = [
+        exponent - offset
+        for exponent in over_devices(
+            jax.lax.pmax, [e + offset for e in computed(_exponents)], groups
+        )
+    ]
     local = [group.local(e) for group, e in zip(groups, exponents, strict=True)]
     return over_devices(jax.lax.psum, computed(_rescaled_sum, local), groups), exponents
 
