@@ -249,7 +249,7 @@ def test_one_spec_can_be_that_of_all_parameters():
     [
         ({"w": P("data")}, "partition_specs must be one PartitionSpec, or a tree"),
         ({"bias": 3}, "partition_specs must be one PartitionSpec, or a tree"),
-        (P("data", None, None, None, None), "has more axes than 'blocks/bias'"),
+        (P("data", None, None, None, None), "has more axes than 'bias'"),
     ],
 )
 def test_specs_that_do_not_fit_are_refused(specs, message):
