@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+SAMPLE ?= 12
 
 .PHONY: rescue figures runs benchmark test lint types pytest mutants clean
 
@@ -47,9 +48,9 @@ types: .venv/development
 pytest: .venv/development
 	$(BIN)/pytest --numprocesses=auto
 
-## Which test notices each of the ways to break the optimizer
-mutants: .venv/development
-	$(BIN)/python -m tests.mutants
+## Which ways to break the optimizer the tests notice: a sample of SAMPLE in each module
+mutants: .venv/mutants
+	$(BIN)/python -m tests.mutants --sample=$(SAMPLE)
 
 clean:
 	rm -rf .venv results runs
@@ -68,4 +69,9 @@ clean:
 .venv/development: .venv/runtime requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -r requirements-dev.txt
+	touch $@
+
+.venv/mutants: .venv/development requirements-mutants.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-mutants.txt
 	touch $@

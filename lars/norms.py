@@ -18,17 +18,12 @@ import numpy as np
 from lars.bits import (
     magnitude,
     multiply_by_power_of_two,
-    power_of_two,
     rescaled,
     scale_exponent,
     unscaled,
 )
 from lars.scaled import Scaled
 from lars.sharded import ArrayAxes, Group, groups_of, in_order, over_devices, spread
-
-_PLAIN = 30
-"""The binary exponent of the scale of the first pass. With it, norms from about 1e-16
-to 1e10 need no second one in float32: those of parameters and gradients."""
 
 
 def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
@@ -48,16 +43,17 @@ def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
     the subgradient 0.
 
     Args:
-        x: floating-point array of any shape. float16 and bfloat16 are widened to
-            float32 first, float32 and float64 keep their precision.
+        x: floating-point or complex array of any shape. float16 and bfloat16 are
+            widened to float32 first, the others keep their precision.
 
     Returns:
-        Scalar of dtype float32 (float64 for float64). Elements from 1e-38 to 1e38 give
-        a relative error below 1e-6. A norm that float32 cannot hold is inf; a NaN
-        element gives NaN; an empty array gives 0.
+        Scalar of dtype float32 (float64 for float64 and complex128). Elements from
+        1e-38 to 1e38 give a relative error below 1e-6. A norm that float32 cannot hold
+        is inf; a NaN element gives NaN; an empty array gives 0. As long as no element
+        is subnormal, ``l2_norm(x * 2**k)`` is ``l2_norm(x) * 2**k`` to the last bit.
 
     Raises:
-        TypeError: if ``x`` is not one array of real floating point.
+        TypeError: if ``x`` is not one array of floating-point or complex numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,16 +74,20 @@ def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
             "arrays of a tree, jax.tree.map(lars.l2_norm, tree); for the norm of a "
             "whole tree, optax.tree.norm."
         ) from error
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"l2_norm needs a real floating-point array, got {x.dtype}.")
-    return _l2_norm(x.astype(accumulation_dtype(x.dtype)))
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(f"l2_norm needs a floating-point array, got {x.dtype}.")
+    return _l2_norm(_real(x.astype(accumulation_dtype(x.dtype))))
 
 
 def accumulation_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The dtype that norms, ratios and steps are computed in: float32 or wider."""
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        return jnp.dtype(dtype)
-    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    """The dtype that steps are computed in: float32 or wider, complex for complex."""
+    wide = (jnp.float64, jnp.complex64, jnp.complex128)
+    return jnp.dtype(dtype if dtype in wide else jnp.float32)
+
+
+def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """The dtype that norms and ratios are computed in: float32 or float64."""
+    return jnp.finfo(accumulation_dtype(dtype)).dtype
 
 
 def widen(x: jax.typing.ArrayLike) -> jax.Array:
@@ -105,28 +105,37 @@ def scaled_l2_norms(arrays: Sequence[jax.Array], axes: Sequence[ArrayAxes]) -> S
     is vectorised by `jax.vmap` and no instance needs it.
 
     Args:
-        arrays: float32 or float64 arrays of any shapes.
+        arrays: of any shapes, float32 or float64 or complex numbers of these.
         axes: what is a layer in each of them.
 
     Returns:
         A vector with an element for each layer, in the order of the arrays, in the
-        widest dtype of these. Exponents are 0 in the ordinary case.
+        widest real dtype of these. Exponents are 0 in the ordinary case.
     """
     if not arrays:
         return Scaled(jnp.zeros(0, jnp.float32), jnp.zeros(0, jnp.int32))
-    return _scaled_l2_norms(tuple(axes), tuple(arrays))
+    return _scaled_l2_norms(tuple(axes), tuple(map(_real, arrays)))
 
 
 def unit(x: jax.Array) -> tuple[jax.Array, Scaled]:
     """``x / ‖x‖``, and zero at zero; and the norm, with its exponent apart.
 
     Args:
-        x: float32 or float64 array of any shape. Subnormal elements count.
+        x: array of any shape, of float32 or float64 or complex numbers of these.
+            Subnormal elements count.
     """
+    if jnp.iscomplexobj(x):
+        parts, norm = unit(_real(x))
+        return jax.lax.complex(parts[..., 0], parts[..., 1]), norm
     exponent = scale_exponent(jnp.max(magnitude(x), initial=0), x.dtype)
     x = rescaled(x, exponent)
     norm = jnp.sqrt(jnp.sum(x * x))
     return x / jnp.where(norm == 0, 1, norm), Scaled(norm, exponent)
+
+
+def _real(x: jax.Array) -> jax.Array:
+    """Complex numbers as pairs of real ones, along a new last axis: |z|² = a² + b²."""
+    return jnp.stack([x.real, x.imag], axis=-1) if jnp.iscomplexobj(x) else x
 
 
 @jax.custom_jvp
@@ -145,10 +154,11 @@ def _l2_norm_jvp(primals, tangents):
 def _scaled_l2_norms(axes: tuple[ArrayAxes, ...], arrays: tuple[jax.Array, ...]):
     groups = groups_of(arrays, axes)
     stacks = [jnp.stack([arrays[i] for i in group.members]) for group in groups]
-    local_sums = list(map(_plain_sum, stacks, groups))
+    local_sums = list(map(_sum_of_squares, stacks, groups))
     sums = over_devices(jax.lax.psum, local_sums, groups)
     are_safe = list(map(_are_safe, sums, groups))
-    roots = [jnp.sqrt(s) * 2.0**-_PLAIN for s in sums]
+    roots = [jnp.sqrt(s) for s in sums]
+    zeros = [jnp.zeros_like(s, jnp.int32) for s in sums]
 
     def norms(roots, exponents):
         return Scaled(in_order(roots, groups), in_order(exponents, groups))
@@ -159,15 +169,12 @@ def _scaled_l2_norms(axes: tuple[ArrayAxes, ...], arrays: tuple[jax.Array, ...])
         rescued = [jnp.sqrt(s) for s in squares]
         return jnp.bool(True), norms(
             list(map(jnp.where, are_safe, roots, rescued)),
-            [
-                jnp.where(safe, 0, e)
-                for safe, e in zip(are_safe, exponents, strict=True)
-            ],
+            list(map(jnp.where, are_safe, zeros, exponents)),
         )
 
     all_safe = functools.reduce(jnp.logical_and, map(jnp.all, are_safe))
-    plain = norms(roots, [jnp.zeros_like(s, jnp.int32) for s in sums])
-    return jax.lax.while_loop(lambda carry: ~carry[0], rescue, (all_safe, plain))[1]
+    start = (all_safe, norms(roots, zeros))
+    return jax.lax.while_loop(lambda carry: ~carry[0], rescue, start)[1]
 
 
 @_scaled_l2_norms.defjvp
@@ -197,24 +204,15 @@ def _scaled_l2_norms_jvp(axes, primals, tangents):
     return norms, Scaled(tangent, no_tangent)  # pyright: ignore[reportArgumentType]
 
 
-def _plain_sum(x: jax.Array, group: Group) -> jax.Array:
-    # XLA must not know the scale: it would take it out of the squares, which are then
-    # flushed to zero.
-    scale = jax.lax.optimization_barrier(jnp.asarray(2.0**_PLAIN, x.dtype))
-    return _sum_of_squares(x, group, scale)
-
-
-def _sum_of_squares(x: jax.Array, group: Group, scale: jax.Array) -> jax.Array:
-    """One computation for both passes: what differs only in the scale rounds alike."""
-    x = x * scale
+def _sum_of_squares(x: jax.Array, group: Group) -> jax.Array:
     return group.reduce(jnp.sum, x * x)
 
 
 def _are_safe(sums_of_squares: jax.Array, group: Group) -> jax.Array:
     info = jnp.finfo(sums_of_squares.dtype)
-    # Squares below `tiny` are flushed. So far below the last bit of a sum that passes
-    # they could decide how it is rounded with a probability of 2**-57 each.
-    margin = float(info.tiny) * 2.0 ** (info.nmant + 57)
+    # Squares below `tiny` are flushed. Each is so far below the last bit of a sum that
+    # passes, that it would change how this is rounded in one case of 2**30.
+    margin = float(info.tiny) * 2.0 ** (info.nmant + 31)
     return (sums_of_squares >= group.layer_size() * margin) & (
         sums_of_squares <= float(info.max)
     )
@@ -298,10 +296,11 @@ def _exponents(x: jax.Array, group: Group, done: jax.Array) -> jax.Array:
 def _rescaled_sum(
     x: jax.Array, group: Group, done: jax.Array, exponent: jax.Array
 ) -> jax.Array:
-    # Subnormal elements count only beside others that are hardly larger.
-    lift = jnp.where(exponent < jnp.finfo(x.dtype).minexp + 64, -64, 0)
-    x = jax.lax.cond(
-        jnp.any(lift != 0), lambda: rescaled(x, group.expanded(lift)), lambda: x
+    # The result of a loop, which runs once, lies in memory, as x does at first. Without
+    # it XLA rescales inside the sum, and takes that in another order.
+    _, x = jax.lax.while_loop(
+        lambda carry: ~carry[0],
+        lambda carry: (jnp.bool(True), rescaled(carry[1], group.expanded(exponent))),
+        (done, x),
     )
-    scale = power_of_two(jnp.where(done, 0, lift - exponent), x.dtype)
-    return _sum_of_squares(x, group, group.expanded(scale))
+    return _sum_of_squares(x, group)

@@ -3,10 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings, strategies as st
 
+import lars
 from lars import l2_norm
+from lars.norms import scaled_l2_norms, unit
+from lars.sharded import ArrayAxes
 
 norm = jax.jit(l2_norm)
 gradient = jax.jit(jax.grad(l2_norm))
@@ -129,7 +133,136 @@ def test_vmap_and_scan_give_each_row_its_own_norm():
     assert_close(scanned, expected)
 
 
-@pytest.mark.parametrize("dtype", ["int32", "complex64", "bool"])
+@pytest.mark.parametrize("dtype", ["int32", "bool"])
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(TypeError, match=dtype):
         l2_norm(np.ones(3, dtype))
+
+
+def random_powers(seed, shape, num, dtype=np.float32, spread=0):
+    """Random arrays, random powers of two, and the products: no subnormal elements.
+
+    Of a spread of 40 the elements are of any size between 1 and 2**-40.
+    """
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(1, 2, (num, *shape)) * rng.choice([-1, 1], (num, *shape))
+    x = np.ldexp(x.astype(dtype), rng.integers(-spread, 1, x.shape, np.int32))
+    bound = np.finfo(dtype).maxexp - 8
+    k = rng.integers(spread - bound, bound + 1, num, np.int32)
+    return x, k, np.ldexp(x, k.reshape(-1, *(1 for _ in shape)))
+
+
+@pytest.mark.parametrize("spread", [0, 40])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (1,), (37, 5), (4096,), (40, 300)])
+def test_a_power_of_two_changes_no_bit_of_the_norm(shape, dtype, spread):
+    num = 2000 if np.prod(shape) < 1000 else 200
+    x, k, scaled = random_powers(0, shape, num, dtype, spread)
+    with jax.enable_x64(True):
+        for many in (jax.vmap(l2_norm), lambda x: jax.lax.map(l2_norm, x)):
+            of_x, of_scaled = jax.jit(many)(x), jax.jit(many)(scaled)
+            np.testing.assert_array_equal(np.ldexp(of_x, k), of_scaled)
+
+
+def test_a_power_of_two_changes_no_bit_of_any_of_many_norms():
+    shapes = [(37, 5), (5,), (64, 70), (6, 37, 5), (3, 3, 4, 8), (37, 5)]
+    layers = [(), (), (), (0,), (), ()]
+
+    @jax.jit
+    def norms(arrays):
+        return scaled_l2_norms(arrays, [ArrayAxes(axes) for axes in layers])
+
+    sizes = [6 if axes else 1 for axes in layers]
+    for seed in range(100):
+        x, k, scaled = zip(
+            *(random_powers((seed, i), s, 1) for i, s in enumerate(shapes)), strict=True
+        )
+        norm, of_scaled = (
+            np.ldexp(np.float64(n.fraction), n.exponent)
+            for n in (norms([a[0] for a in x]), norms([a[0] for a in scaled]))
+        )
+        k = np.repeat(np.concatenate(k), sizes)
+        np.testing.assert_array_equal(np.ldexp(norm, k), of_scaled)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g, w: g + np.float32(0.37) * w,
+        lambda g, w: g.astype(jnp.bfloat16).astype(np.float32),
+        lambda g, w: g.T * 3,
+    ],
+)
+def test_a_power_of_two_changes_no_bit_where_the_array_is_computed_on_the_way(make):
+    norm = jax.jit(lambda g, w: l2_norm(make(g, w)))
+    rng = np.random.default_rng(0)
+    for k in range(-90, 91):
+        g, w = rng.standard_normal((2, 37, 5)).astype(np.float32)
+        assert np.ldexp(norm(g, w), k) == norm(np.ldexp(g, k), np.ldexp(w, k))
+
+
+def test_without_biases_powers_of_two_change_no_bit_of_the_loss():
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((64, 20)).astype(np.float32)
+    labels = rng.integers(0, 10, 64)
+    shapes = [(20, 32), (32, 37), (37, 5), (5, 10)]
+    kernels = [rng.standard_normal(s) * np.sqrt(2 / s[0]) for s in shapes]
+    optimizer = lars.lars(1.0, weight_decay=0.0)
+
+    @jax.jit
+    def losses(start, undo):
+        def loss(kernels):
+            x = images
+            for kernel in kernels[:-1]:
+                x = jax.nn.relu(x @ kernel)
+            logits = x @ kernels[-1] * undo
+            return optax.softmax_cross_entropy_with_integer_labels(
+                logits, labels
+            ).mean()
+
+        def step(carry, _):
+            kernels, state = carry
+            value, grads = jax.value_and_grad(loss)(kernels)
+            updates, state = optimizer.update(grads, state, kernels)
+            return (optax.apply_updates(kernels, updates), state), value
+
+        return jax.lax.scan(step, (start, optimizer.init(start)), length=60)[1]
+
+    kernels = [k.astype(np.float32) for k in kernels]
+    expected = losses(kernels, np.float32(1))
+    assert expected[-1] < expected[0]
+    for exponents in ([20, -15, -12, 7], [-60, 30, 40, -50]):
+        scaled = [np.ldexp(k, e) for k, e in zip(kernels, exponents, strict=True)]
+        undo = np.ldexp(np.float32(1), -sum(exponents))
+        np.testing.assert_array_equal(losses(scaled, undo), expected)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_norm_of_complex_numbers(scale):
+    z = elements(scale, 50) + 1j * elements(scale, 50)[::-1]
+    assert z.dtype == np.complex64
+    exact = np.sqrt(np.sum(np.abs(z.astype(np.complex128)) ** 2))
+    assert norm(z).dtype == jnp.float32
+    assert_close(norm(z), exact)
+    parts, scaled = unit(jnp.asarray(z))
+    assert_close(np.ldexp(np.float64(scaled.fraction), scaled.exponent), exact)
+    np.testing.assert_allclose(parts, z.astype(np.complex128) / exact, rtol=1e-5)
+    # JAX's gradient of a real function is the conjugate of the steepest ascent.
+    np.testing.assert_allclose(
+        gradient(z), np.conj(z).astype(np.complex128) / exact, rtol=1e-5
+    )
+
+
+def test_norms_of_complex_layers_and_of_double_precision():
+    rng = np.random.default_rng(0)
+    z = (rng.standard_normal((4, 3, 2)) + 1j * rng.standard_normal((4, 3, 2))) * 1e-30
+    norms = scaled_l2_norms([jnp.asarray(z, jnp.complex64)], [ArrayAxes((1,))])
+    actual = np.ldexp(np.float64(norms.fraction), norms.exponent)
+    np.testing.assert_allclose(actual, np.linalg.norm(z, axis=(0, 2)), rtol=1e-6)
+    with jax.enable_x64(True):
+        assert l2_norm(z).dtype == jnp.float64
+        np.testing.assert_allclose(l2_norm(z), np.linalg.norm(z), rtol=1e-14)
+        of_product = jax.jvp(l2_norm, (z,), (1j * z,))[1]
+        np.testing.assert_allclose(of_product, 0, atol=1e-40)
+        of_size = jax.jvp(l2_norm, (z,), (z,))[1]
+        np.testing.assert_allclose(of_size, np.linalg.norm(z), rtol=1e-12)
