@@ -594,7 +594,7 @@ def test_gradients_can_be_clipped_earlier_in_a_chain():
     assert lars.trust_ratios(state)["blocks"]["kernel"].shape == (3,)
 
 
-def test_masked_lars_is_lars_of_the_rest():
+def test_masked_lars_equals_lars_without_the_masked_parameters():
     gradients = some_gradients()
     actual, state = run(masked_inner(), gradients)
     expected, expected_state = run(

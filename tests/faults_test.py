@@ -131,9 +131,10 @@ def test_a_momentum_that_its_dtype_cannot_hold_stays_finite(denominator):
 def test_an_infinite_momentum_in_the_dtype_of_the_steps_stays_visible():
     optimizer = lars.lars(1.0, momentum_of="gradient")
     gradients = np.full((4, 2), 3e38, np.float32)
-    weights, _ = jax.jit(lambda g: scan(optimizer, jnp.ones(2), g))(gradients)
+    weights, state = jax.jit(lambda g: scan(optimizer, jnp.ones(2), g))(gradients)
     assert np.isfinite(weights[0]).all()
     assert not np.isfinite(weights[-1]).any()
+    assert np.isinf(state.trace).all()
 
 
 def test_what_underflows_in_squares_is_not_zero():

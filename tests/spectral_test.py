@@ -57,7 +57,7 @@ def number(x):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_polar_factor_is_that_of_the_decomposition(shape):
+def test_orthogonalize_gives_the_polar_factor_of_the_decomposition(shape):
     x = elements(*shape)
     assert polar(x).dtype == jnp.float32
     np.testing.assert_allclose(polar(x), exact_polar(x), atol=3e-6)
@@ -362,6 +362,16 @@ def test_the_step_is_the_polar_factor_in_the_size_of_the_spectral_norm():
     np.testing.assert_allclose(updates, -size * exact_polar(g), rtol=0.01, atol=1e-6)
 
 
+def test_a_direction_of_zero_has_the_ratio_of_zero_norms():
+    # Its orthogonal factor is zero, and so is the denominator.
+    w = jnp.asarray(elements(6, 4))
+    for rule, ratio in {"one": 1.0, "zero": 0.0}.items():
+        optimizer = lars.lars(1.0, geometry="spectral", zero_norm=rule)
+        updates, state = first_step(optimizer, jnp.zeros_like(w), w)
+        np.testing.assert_array_equal(updates, 0)
+        assert lars.trust_ratios(state) == ratio
+
+
 def test_a_ratio_that_arrays_share_is_divided_by_the_root_of_their_number():
     w = {"kernel": elements(6, 4), "bias": elements(4)}
     g = {"kernel": elements(6, 4)[::-1], "bias": elements(4)[::-1]}
@@ -441,7 +451,7 @@ def test_axes_that_count_outputs_can_be_named():
     )
 
 
-def test_the_axes_of_a_matrix_have_an_order():
+def test_named_output_axes_become_the_columns():
     # The last axis counts outputs by default; its transpose has the same polar factor.
     kernel = elements(3, 5, 4)
     np.testing.assert_array_equal(
