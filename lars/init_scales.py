@@ -100,7 +100,8 @@ def kernel_positions(params: Any) -> list[int]:
         parts = re.findall(r"\d+|\D+", name)
         return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
 
-    return sorted(kernels_of(params), key=natural_order)
+    kernels = (kernel.leaf for kernel in kernels_of(params))
+    return sorted(kernels, key=natural_order)
 
 
 def _only(position: int, init_scale: float, num_kernels: int) -> np.ndarray:

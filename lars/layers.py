@@ -162,21 +162,35 @@ def array_axes(
             `jax.shard_map` without specs.
     """
     named, treedef = flatten_with_path(params)
+    specs = _specs(treedef, named, partition_specs)
+    axes = selected_axes(params, stacked, output_axes)
+    return [
+        ArrayAxes(layers, outputs, spec)
+        for (layers, outputs), spec in zip(axes, specs, strict=True)
+    ]
+
+
+def selected_axes(
+    params: optax.Params, stacked: AxesRules, output_axes: AxesRules
+) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
+    """The axes of every parameter that index layers, and that count outputs.
+
+    Raises:
+        ValueError: for axes that a parameter does not have, that are named twice, or
+            that are both.
+    """
+    named, _ = flatten_with_path(params)
     paths = [path_string(path) for path, _ in named]
     shapes = [np.shape(leaf) for _, leaf in named]
-    specs = _specs(treedef, paths, [leaf for _, leaf in named], partition_specs)
-    layer_axes = _chosen_axes("stacked", stacked, params, paths, shapes)
+    layers = _chosen_axes("stacked", stacked, params, paths, shapes)
     outputs = _chosen_axes("output_axes", output_axes, params, paths, shapes)
-    for path, layers, out in zip(paths, layer_axes, outputs, strict=True):
-        if set(layers or ()) & set(out or ()):
+    for path, of_layers, of_outputs in zip(paths, layers, outputs, strict=True):
+        if set(of_layers or ()) & set(of_outputs or ()):
             raise ValueError(
-                f"output_axes gives {path!r} the axes {out}, of which some index "
-                f"layers: stacked gives it {layers}."
+                f"output_axes gives {path!r} the axes {of_outputs}, of which some "
+                f"index layers: stacked gives it {of_layers}."
             )
-    return [
-        ArrayAxes(layers or (), out, spec)
-        for layers, out, spec in zip(layer_axes, outputs, specs, strict=True)
-    ]
+    return [(x or (), y) for x, y in zip(layers, outputs, strict=True)]
 
 
 def check_axes_rules(name: str, rules: Any) -> None:
@@ -231,41 +245,41 @@ def _chosen_axes(
 
 
 def _specs(
-    treedef: Any, paths: list[str], leaves: list[Any], partition_specs: Any
+    treedef: Any, named: Sequence[tuple[KeyPath, Any]], partition_specs: Any
 ) -> list[Any]:
     """The partition spec of every parameter; None without."""
     if partition_specs is None:
-        for path, leaf in zip(paths, leaves, strict=True):
+        for path, leaf in named:
             _check_is_global(path, leaf)
-        return [None] * len(paths)
+        return [None] * len(named)
 
     def is_spec(x: Any) -> bool:
         return isinstance(x, jax.sharding.PartitionSpec)
 
     specs, specs_treedef = jax.tree.flatten(partition_specs, is_leaf=is_spec)
     if is_spec(partition_specs):
-        specs = [partition_specs] * len(paths)
+        specs = [partition_specs] * len(named)
     elif specs_treedef != treedef or not all(map(is_spec, specs)):
         raise ValueError(
             "partition_specs must be one PartitionSpec, or a tree of them like the "
             f"parameters, got {partition_specs!r}."
         )
-    for spec, path, leaf in zip(specs, paths, leaves, strict=True):
+    for spec, (path, leaf) in zip(specs, named, strict=True):
         if len(spec) > np.ndim(leaf):
             raise ValueError(
-                f"partition_specs: {spec} has more axes than {path!r}, whose shape is "
-                f"{np.shape(leaf)}."
+                f"partition_specs: {spec} has more axes than {path_string(path)!r}, "
+                f"whose shape is {np.shape(leaf)}."
             )
     return specs
 
 
-def _check_is_global(path: str, leaf: Any) -> None:
+def _check_is_global(path: KeyPath, leaf: Any) -> None:
     """Refuses what may be a local part: its norms would be silently wrong."""
     if isinstance(leaf, jax.Array) and not is_global(leaf):
         raise ValueError(
-            f"{path!r} may be the local part of an array, inside jax.shard_map: give "
-            "partition_specs, the PartitionSpec of each parameter; PartitionSpec() "
-            "says that every device has all of it."
+            f"{path_string(path)!r} may be the local part of an array, inside "
+            "jax.shard_map: give partition_specs, the PartitionSpec of each parameter; "
+            "PartitionSpec() says that every device has all of it."
         )
 
 

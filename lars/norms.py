@@ -167,7 +167,7 @@ def _scaled_l2_norms(axes: tuple[ArrayAxes, ...], arrays: tuple[jax.Array, ...])
         done, _ = carry
         squares, exponents = _rescued(stacks, groups, local_sums, are_safe, done)
         rescued = [jnp.sqrt(s) for s in squares]
-        return jnp.bool(True), norms(
+        return done | True, norms(
             list(map(jnp.where, are_safe, roots, rescued)),
             list(map(jnp.where, are_safe, zeros, exponents)),
         )
@@ -245,12 +245,8 @@ def _rescued(
 
     # Above zero, which stands for the layers of other devices.
     offset = 2**20
-    exponents = [
-        exponent - offset
-        for exponent in over_devices(
-            jax.lax.pmax, [e + offset for e in computed(_exponents)], groups
-        )
-    ]
+    shifted = [exponent + offset for exponent in computed(_exponents)]
+    exponents = [e - offset for e in over_devices(jax.lax.pmax, shifted, groups)]
     local = [group.local(e) for group, e in zip(groups, exponents, strict=True)]
     return over_devices(jax.lax.psum, computed(_rescaled_sum, local), groups), exponents
 
@@ -300,7 +296,7 @@ def _rescaled_sum(
     # it XLA rescales inside the sum, and takes that in another order.
     _, x = jax.lax.while_loop(
         lambda carry: ~carry[0],
-        lambda carry: (jnp.bool(True), rescaled(carry[1], group.expanded(exponent))),
+        lambda carry: (carry[0] | True, rescaled(carry[1], group.expanded(exponent))),
         (done, x),
     )
     return _sum_of_squares(x, group)

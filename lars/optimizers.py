@@ -11,7 +11,7 @@ import optax
 from optax.contrib import muon
 
 from lars.description import Description, describe
-from lars.kernels import biases_of, kernels_of
+from lars.kernels import roles_of
 from lars.optimizer import lars
 from lars.polar_optimizer import polar
 from lars.rules import Mask, select
@@ -172,7 +172,8 @@ def describe_parameters(
 
 def _kernels_and_their_biases(params: Any) -> Any:
     """What `lars.polar` decays."""
-    numbers = {*kernels_of(params), *biases_of(params).values()}
+    roles = roles_of(params)
+    numbers = {*(kernel.leaf for kernel in roles.kernels), *roles.biases.values()}
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten([i in numbers for i in range(len(leaves))])
 

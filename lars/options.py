@@ -132,24 +132,24 @@ def check_number(name: str, number: Any, *, schedule: bool = False) -> None:
     """Refuses what cannot be a hyperparameter, as far as it is known: traced or not."""
     if schedule and callable(number):
         return
-    known = _known(number)
-    dtype = number.dtype if known is None else known.dtype
+    value = known(number)
+    dtype = number.dtype if value is None else value.dtype
     if not any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer)):
         kind = "a number or a schedule" if schedule else "a number"
         raise TypeError(f"{name} must be {kind}, got {number!r}.")
-    is_good = known is None or known.ndim or (math.isfinite(known) and known >= 0)
+    is_good = value is None or value.ndim or (math.isfinite(value) and value >= 0)
     if np.ndim(number) or not is_good:
         raise ValueError(f"{name} must be a finite number >= 0, got {number!r}.")
 
 
 def check_below_one(name: str, number: Any) -> None:
     """Refuses a momentum with which a buffer would grow for ever."""
-    known = _known(number)
-    if known is not None and known >= 1:
+    value = known(number)
+    if value is not None and value >= 1:
         raise ValueError(f"{name} must be below 1, got {number!r}.")
 
 
-def _known(number: Any) -> np.ndarray | None:
+def known(number: Any) -> np.ndarray | None:
     """The number, or None of one that is traced.
 
     Within `jax.jit` a comparison of any array of JAX is traced, also of one whose value

@@ -16,29 +16,36 @@ kernel is zero, nothing depends on the sizes of gradients, losses or kernels, on
 their ratios.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.core import Tracer
 
 from lars.kernels import (
-    biases_of,
-    by_constant_input,
+    Roles,
     can_tell_constant_input,
-    kernels_of,
     preserving_norm,
+    roles_of,
+    split_by_input,
 )
-from lars.norms import l2_norm, unit, widen
-from lars.options import at, check_below_one, check_number
+from lars.layers import AxesRules, LayerRules, check_alike
+from lars.norms import accumulation_dtype, l2_norm, unit, widen
+from lars.options import at, check_below_one, check_number, known
 from lars.scaled import Scaled
+from lars.sharded import ArrayAxes, as_varying_as
 from lars.spectral import as_matrices, from_matrices, orthogonalize, root
+from lars.state import check_same_shapes
 
 _ROUNDING = 64
 """How many units in the last place what differs between images must be more than."""
+
+STEPS = 3
+"""Newton-Schulz steps, where nothing else is said."""
 
 
 class PolarState(NamedTuple):
@@ -47,9 +54,9 @@ class PolarState(NamedTuple):
     # shape=(), dtype=int32: updates made so far
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     trace: optax.Params  # v, like the parameters; of biases, their last steps
-    # like the parameters, each of shape=(2,): the weighted sums of signs, and of ones;
-    # s is their ratio. Zero for all but kernels.
-    signs: optax.Params
+    # shape=(kernels, 2), in the order of the tree and of the layers: the weighted sums
+    # of signs, and of ones; s is their ratio
+    signs: jax.Array
 
 
 def polar(
@@ -63,7 +70,10 @@ def polar(
     bias_bound: jax.typing.ArrayLike = 0.1,
     bias_share: jax.typing.ArrayLike = 0.3,
     yielding: jax.typing.ArrayLike = 1.0,
-    steps: int = 3,
+    steps: int | None = None,
+    stacked: AxesRules = (),
+    output_axes: AxesRules = (),
+    partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""LARS with one rate for the direction of a kernel and one for its size.
 
@@ -83,8 +93,8 @@ def polar(
           \end{cases}
         \end{align*}
 
-    for every array of two axes or more, a kernel, taken as a matrix
-    (:func:`lars.spectral.as_matrices`); :math:`\bar\rho = \sqrt{2 \cdot
+    for every array of two axes or more, a kernel, taken as a matrix of inputs and
+    outputs (:func:`lars.kernels.roles_of`); :math:`\bar\rho = \sqrt{2 \cdot
     \text{outputs}}` is the norm of one that keeps the mean square of what rectifiers
     hand on (:func:`lars.kernels.preserving_norm`). As in LARS, a step is a given part
     of the layer's own norm. Seven things differ, each for a way in which LARS fails
@@ -120,9 +130,10 @@ def polar(
       :math:`\sqrt{1 - s^2}`. Smaller kernels wait for nothing: a network that tells no
       images apart is better off with smaller outputs, and would else shrink for ever.
       The usual initializations of rectifiers lie about :math:`\bar\rho`, on both sides;
-      there little is to shrink, and signs soon disagree. An array whose last axis is
-      not all outputs of one layer, that of attention heads, of layers that are
-      stacked, or an embedding, may be taken for too large: ``yielding=0`` is for these.
+      there little is to shrink, and signs soon disagree. An array whose outputs are
+      not those of one layer, such as an embedding, may be taken for too large:
+      ``stacked`` and ``output_axes`` say what is meant, and ``yielding=0`` is for the
+      rest.
     * A bias moves by the least of two lengths: ``bias_bound`` times the step of a row
       of its kernel, and the length at which it lowers the loss, to first order, by
       ``bias_share`` times what a step of the kernel along its gradient would. Where a
@@ -135,7 +146,7 @@ def polar(
 
     The network learns as layers in series do: the relative change of what it computes
     is about the sum of those of its layers, hence the part :math:`L^{-p}` of the rate
-    for each of L kernels.
+    for each of L kernels, of which a stack has as many as layers.
 
     Vectors that have no kernel beside them, as those of normalizations, step by
     :math:`\gamma'` times their norm, or times ``bias_bound`` times that of a vector of
@@ -155,7 +166,20 @@ def polar(
         yielding: how far directions yield to sizes: c in
             :math:`\sqrt{1 - c\,\sigma^2}`, from 0 (not at all) to 1.
         steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`. They are
-            compiled in: for :func:`optax.inject_hyperparams` a static argument.
+            compiled in: for :func:`optax.inject_hyperparams` a static argument. None is
+            3.
+        stacked: pairs of a selection (:func:`lars.select`) and the axis, or axes, that
+            index layers, as `flax.linen.scan`, stacks of experts and depthwise
+            convolutions have them. Each slice is a kernel of its own. Of several pairs
+            the first that selects a parameter holds.
+        output_axes: likewise, which of the other axes of a kernel count its outputs;
+            ``()`` is for a single output, as each channel of a depthwise kernel has.
+            Else it is the last, or where a bias says so the last few: those of Flax'
+            attention kernels [inputs, heads, features] are told by their biases.
+        partition_specs: inside :func:`jax.shard_map`, where arrays are local parts: a
+            :class:`jax.sharding.PartitionSpec` for all parameters, or a tree of them
+            like the parameters. Norms, signs and directions are then those of the
+            whole. Under :func:`jax.jit` global arrays need nothing.
 
     Returns:
         An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` needs
@@ -163,10 +187,15 @@ def polar(
         :func:`lars.wake_silent_layers` sees to these.
 
     Raises:
-        ValueError: for a number that cannot be a hyperparameter, and in ``update`` for
-            a state of other parameters or of an earlier version.
-        TypeError: for something else than a number, and in ``update`` for the state of
-            another optimizer.
+        ValueError: for a number that cannot be a hyperparameter; in ``init`` and
+            ``update``, for an empty tree, a rule that selects nothing, axes or specs
+            that do not fit the parameters, and inside :func:`jax.shard_map` if there
+            are no specs; in ``update``, for gradients that are not like the parameters,
+            a state of other parameters, of other stacking or of an earlier version, and
+            if ``params`` is missing.
+        TypeError: for something else than a number, or than rules; in ``init`` and
+            ``update``, for gradients or parameters that are not real floating point; in
+            ``update``, for the state of another optimizer.
 
     Example:
         A network that starts a thousand times too small, layer by layer:
@@ -211,35 +240,25 @@ def polar(
         Salimans and Kingma, `Weight Normalization
         <https://arxiv.org/abs/1602.07868>`_, 2016 (size and direction apart)
     """
-    check_number("learning_rate", learning_rate, schedule=True)
-    check_number("weight_decay", weight_decay, schedule=True)
-    numbers = {
-        "momentum": momentum,
-        "radial_rate": radial_rate,
-        "radial_momentum": radial_momentum,
-        "depth_exponent": depth_exponent,
-        "bias_bound": bias_bound,
-        "bias_share": bias_share,
-        "yielding": yielding,
-        "steps": steps,
-    }
-    for name, number in numbers.items():
-        check_number(name, number)
-    if not isinstance(steps, int):
-        raise TypeError(
-            f"steps must be an integer, got {steps!r}. To optax.inject_hyperparams it "
-            'is a static argument: static_args=("steps",).'
-        )
-    check_below_one("momentum", momentum)
-    check_below_one("radial_momentum", radial_momentum)
-    _check_at_most_one("yielding", yielding)
+    o = _Options(
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        radial_rate=radial_rate,
+        radial_momentum=radial_momentum,
+        depth_exponent=depth_exponent,
+        bias_bound=bias_bound,
+        bias_share=bias_share,
+        yielding=yielding,
+        steps=STEPS if steps is None else steps,
+    )
+    o.check()
+    rules = LayerRules(
+        stacked=stacked, output_axes=output_axes, partition_specs=partition_specs
+    ).check()
 
     def init_fn(params: optax.Params) -> PolarState:
-        return PolarState(
-            count=jnp.zeros((), jnp.int32),
-            trace=optax.tree.zeros_like(params),
-            signs=jax.tree.map(lambda x: jnp.zeros(2, widen(x).dtype), params),
-        )
+        return _initial_state(_plan(rules, params), params)
 
     def update_fn(
         updates: optax.Updates,
@@ -250,101 +269,283 @@ def polar(
         del extra_args
         if params is None:
             raise ValueError(
-                "polar needs the parameters: call update(gradients, state, params)."
+                "LARS needs the parameters: call update(gradients, state, params)."
             )
-        _check_state(state, params)
-        kernels = kernels_of(params)
-        share = max(1, len(kernels)) ** -depth_exponent
-        gamma = jnp.asarray(at(learning_rate, state.count))
-        decay = gamma * jnp.asarray(at(weight_decay, state.count))
-        w = [widen(x) for x in jax.tree.leaves(params)]
-        g, v = (
-            [widen(x).astype(y.dtype) for x, y in zip(leaves, w, strict=True)]
-            for leaves in map(jax.tree.leaves, (updates, state.trace))
-        )
-        new_v, moves = list[Any](v), list[Any](w)
-        signs = jax.tree.leaves(state.signs)
-        biases = biases_of(params)
-        owners = {bias: kernel for kernel, bias in biases.items()}
-        growths, turns, sizes = {}, {}, {}
-        for i in kernels:
-            x, bias = g[i], biases.get(i)
-            rate, beta = (share * gamma).astype(x.dtype), decay.astype(x.dtype)
-            u, norm = unit(w[i])
-            sign = jnp.sign(_inner(unit(x)[0], u))
-            signs[i] = radial_momentum * signs[i] + jnp.stack(
-                [sign, jnp.ones_like(sign)]
-            )
-            s = signs[i][0] / signs[i][1]
-            growths[i] = jnp.expm1(-rate * (radial_rate * s + beta))
-            sizes[i] = _size(norm, w[i])
-            is_too_large = (s > 0) & (sizes[i] > preserving_norm(w[i]))
-            sigma = jnp.where(is_too_large, s, 0)
-            turns[i] = rate * root(1 - yielding * sigma**2)
-            direction = _direction(x, None if bias is None else g[bias])
-            new_v[i] = momentum * v[i] + (1 - momentum) * direction
-            step = turns[i] * sizes[i] * _across(new_v[i], u, steps)
-            moves[i] = growths[i] * w[i] - step
-        for i, x in enumerate(g):
-            if i in growths:
-                continue
-            kernel = owners.get(i)
-            if kernel is None:
-                length = jnp.maximum(l2_norm(w[i]), bias_bound * math.sqrt(x.size))
-                length *= (share * gamma).astype(x.dtype)
-                growth = 0.0
-            else:
-                part = _bias_part(x, g[kernel], bias_bound, bias_share)
-                length = turns[kernel] * sizes[kernel] * part
-                growth = growths[kernel]
-            new_v[i] = momentum * v[i] + (1 - momentum) * length * unit(x)[0]
-            moves[i] = growth * w[i] - new_v[i]
-
-        treedef = jax.tree.structure(params)
+        plan = _plan(rules, params)
+        check_alike(updates, params)
+        _check_state(plan, state, params)
         return (
-            treedef.unflatten(_like(moves, jax.tree.leaves(params))),
-            PolarState(
-                count=optax.safe_increment(state.count),
-                trace=treedef.unflatten(_like(new_v, jax.tree.leaves(state.trace))),
-                signs=treedef.unflatten(_like(signs, jax.tree.leaves(state.signs))),
-            ),
+            _update(o, plan, updates, state, params) if plan.axes else (updates, state)
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _check_at_most_one(name: str, number: Any) -> None:
-    if not isinstance(number, Tracer) and number > 1:
-        raise ValueError(f"{name} must be at most 1, got {number!r}.")
+class _Options(NamedTuple):
+    """The arguments of `polar` that are numbers."""
+
+    learning_rate: optax.ScalarOrSchedule
+    weight_decay: optax.ScalarOrSchedule
+    momentum: Any
+    radial_rate: Any
+    radial_momentum: Any
+    depth_exponent: Any
+    bias_bound: Any
+    bias_share: Any
+    yielding: Any
+    steps: int
+
+    def check(self) -> None:
+        """Refuses what no parameters could make right, as far as it is known."""
+        for name, number in self._asdict().items():
+            is_rate = name in ("learning_rate", "weight_decay")
+            check_number(name, number, schedule=is_rate)
+        for name in ("momentum", "radial_momentum"):
+            check_below_one(name, getattr(self, name))
+        yielding = known(self.yielding)
+        if yielding is not None and yielding > 1:
+            raise ValueError(f"yielding must be at most 1, got {self.yielding!r}.")
+        if not isinstance(self.steps, (int, np.integer)):
+            raise TypeError(
+                f"steps must be an integer, got {self.steps!r}. To "
+                "optax.inject_hyperparams it is a static argument: "
+                'static_args=("steps",).'
+            )
+
+    def of_dtype(self, dtype: Any) -> "_Options":
+        """With what `optax.inject_hyperparams` makes arrays in a parameter's dtype."""
+        return self._replace(
+            **{
+                name: x.astype(dtype)
+                for name, x in self._asdict().items()
+                if isinstance(x, (jax.Array, np.ndarray))
+            }
+        )
 
 
-def _check_state(state: Any, params: optax.Params) -> None:
+class _Plan(NamedTuple):
+    """What the rules say of the parameters, whole on every device."""
+
+    axes: list[ArrayAxes]  # how every parameter is divided over devices
+    wholes: list[jax.ShapeDtypeStruct]
+    roles: Roles
+
+    def layers(self, i: int) -> int:
+        """How many layers a parameter holds."""
+        shape = self.wholes[i].shape
+        return math.prod(shape[axis] for axis in self.roles.layer_axes[i])
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each kernel begins among the signs, and the end."""
+        counts = [self.layers(kernel.leaf) for kernel in self.roles.kernels]
+        return [0, *np.cumsum(counts, dtype=int).tolist()]
+
+
+def _plan(rules: LayerRules, params: optax.Params) -> _Plan:
+    """Applies the rules to parameters: arrays, or anything with shape and dtype."""
+    layers = rules.layer_map(params)
+    leaves, treedef = jax.tree.flatten(params)
+    for path, leaf in zip(layers.paths, leaves, strict=True):
+        if jnp.iscomplexobj(leaf):
+            raise TypeError(
+                f"lars.polar needs real parameters, got {jnp.result_type(leaf)} at "
+                f"{path!r}: leave it to another optimizer with optax.masked or "
+                "optax.partition."
+            )
+    axes = [ArrayAxes(spec=x.spec) for x in layers.axes]
+    wholes = [
+        jax.ShapeDtypeStruct(
+            x.whole_shape(np.shape(leaf)), accumulation_dtype(jnp.result_type(leaf))
+        )
+        for x, leaf in zip(axes, leaves, strict=True)
+    ]
+    roles = roles_of(treedef.unflatten(wholes), rules.stacked, rules.output_axes)
+    return _Plan(axes, wholes, roles)
+
+
+def _initial_state(plan: _Plan, params: optax.Params) -> PolarState:
+    dtypes = [plan.wholes[kernel.leaf].dtype for kernel in plan.roles.kernels]
+    widest = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.float32)
+    return PolarState(
+        count=jnp.zeros((), jnp.int32),
+        trace=optax.tree.zeros_like(params),
+        signs=jnp.zeros((plan.starts[-1], 2), widest),
+    )
+
+
+def _check_state(plan: _Plan, state: Any, params: optax.Params) -> None:
     """Refuses a state of another optimizer, or of other parameters: a checkpoint's."""
     if not isinstance(state, PolarState):
         raise TypeError(
-            f"the state is of another optimizer: got {type(state).__name__}, need "
-            "PolarState. Make a new one with init(params)."
+            "the state is of another optimizer, or of a chain around this one: got "
+            f"{type(state).__name__}, need PolarState. Make a new one with "
+            "init(params)."
         )
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
-    traces, signs = (
-        [jnp.shape(x) for x in jax.tree.leaves(tree)]
-        for tree in (state.trace, state.signs)
+    new = jax.eval_shape(lambda: _initial_state(plan, params))
+    check_same_shapes(state, new, ("trace", "signs"))
+
+
+def _update(
+    o: _Options,
+    plan: _Plan,
+    updates: optax.Updates,
+    state: PolarState,
+    params: optax.Params,
+) -> tuple[optax.Updates, PolarState]:
+    """One step: of the kernels, then of their biases and of what is by itself.
+
+    Directions need whole matrices. Every device therefore gathers what it has a part
+    of, and takes the same step.
+    """
+    old, traces = jax.tree.leaves(params), jax.tree.leaves(state.trace)
+    w, g, v = (
+        [
+            axes.whole(widen(x).astype(whole.dtype))
+            for axes, whole, x in zip(plan.axes, plan.wholes, leaves, strict=True)
+        ]
+        for leaves in (old, jax.tree.leaves(updates), traces)
     )
-    if traces != shapes or signs != [(2,)] * len(shapes):
-        raise ValueError(
-            "the state is of other parameters, or of an earlier version: it has "
-            f"averages of the shapes {traces} and sums of signs of {signs}, here they "
-            f"are {shapes} and (2,) for each. Make a new one with init(params)."
+    gamma, decay = (
+        jnp.asarray(at(x, state.count)) for x in (o.learning_rate, o.weight_decay)
+    )
+    decay = gamma * decay
+    rate = float(max(1, plan.starts[-1])) ** -o.depth_exponent * gamma  # γ' = γ / Lᵖ
+
+    moves, new_v, signs, bodies = list[Any](w), list[Any](v), [], {}
+    owners = {bias: kernel for kernel, bias in plan.roles.biases.items()}
+    kernels = {kernel.leaf: kernel for kernel in plan.roles.kernels}
+    for start, (i, kernel) in zip(plan.starts, kernels.items(), strict=False):
+        matrices = [
+            as_matrices(x[i], kernel.layer_axes, kernel.output_axes) for x in (w, g, v)
+        ]
+        sums = state.signs[start : start + plan.layers(i)].astype(w[i].dtype)
+        sums = sums.reshape(*matrices[0].shape[:-2], 2)
+        bias = plan.roles.biases.get(i)
+        b = None if bias is None else _layers_first(g[bias], plan, bias)
+        step = functools.partial(
+            _kernel_step,
+            o.of_dtype(w[i].dtype),
+            rate.astype(w[i].dtype),
+            decay.astype(w[i].dtype),
         )
+        move, average, sums, body = _each_layer(step, kernel.layer_axes)(
+            *matrices, b, sums
+        )
+        bodies[i] = body, max(1, matrices[0].shape[-2])
+        moves[i], new_v[i] = (
+            from_matrices(x, w[i].shape, kernel.layer_axes, kernel.output_axes)
+            for x in (move, average)
+        )
+        signs.append(sums.reshape(-1, 2).astype(state.signs.dtype))
+    for i in [i for i in range(len(w)) if i not in kernels]:
+        arrays = [_layers_first(x[i], plan, i) for x in (w, g, v)]
+        body, inputs = bodies.get(owners.get(i, -1), (None, 1))
+        step = functools.partial(
+            _vector_step, o.of_dtype(w[i].dtype), rate.astype(w[i].dtype), inputs
+        )
+        found = _each_layer(step, plan.roles.layer_axes[i])(*arrays, body)
+        moves[i], new_v[i] = (_layers_back(x, plan, i) for x in found)
+
+    def like(arrays: Sequence[jax.Array], others: Sequence[Any]) -> list[jax.Array]:
+        return [
+            as_varying_as(axes.part(x, jnp.asarray(y)), y).astype(jnp.result_type(y))
+            for axes, x, y in zip(plan.axes, arrays, others, strict=True)
+        ]
+
+    return jax.tree.structure(params).unflatten(like(moves, old)), PolarState(
+        count=optax.safe_increment(state.count),
+        trace=jax.tree.structure(state.trace).unflatten(like(new_v, traces)),
+        signs=as_varying_as(jnp.concatenate(signs), state.signs)
+        if signs
+        else state.signs,
+    )
 
 
-def _direction(g: jax.Array, bias_g: jax.Array | None) -> jax.Array:
-    """The gradient that is averaged, of norm one."""
-    direction = unit(g)[0]
-    if bias_g is None:
-        return direction
-    balanced = from_matrices(_balanced(*by_constant_input(g, bias_g)), g.shape)
-    return jnp.where(can_tell_constant_input(bias_g), balanced, direction)
+class _Body(NamedTuple):
+    """What a kernel's bias goes by."""
+
+    growth: jax.Array  # what is added of an array for its size to change
+    length: jax.Array  # of a step that changes nothing but the direction
+    gradient_norm: Scaled
+
+
+def _kernel_step(
+    o: _Options,
+    rate: jax.Array,
+    decay: jax.Array,
+    w: jax.Array,
+    g: jax.Array,
+    v: jax.Array,
+    b: jax.Array | None,
+    sums: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, _Body]:
+    """A kernel's update, its average and sums of signs, and what its bias goes by.
+
+    Args:
+        o: numbers.
+        rate: γ'.
+        decay: γ β.
+        w: the kernel, as a matrix [inputs, outputs].
+        g: its gradient.
+        v: the average of directions.
+        b: the gradient of its bias, shape [outputs], if it has one.
+        sums: of signs, and of ones.
+    """
+    (u, norm), (direction, gradient_norm) = unit(w), unit(g)
+
+    # s = Σ nᵗ⁻ᵏ sign⟨g, u⟩ / Σ nᵗ⁻ᵏ, and exp(-γ' (κ s + γ β)) - 1
+    sign = jnp.sign(_inner(direction, u))
+    sums = o.radial_momentum * sums + jnp.stack([sign, jnp.ones_like(sign)])
+    s = sums[0] / sums[1]
+    growth = jnp.expm1(-rate * (o.radial_rate * s + decay))
+
+    # γ' √(1 - c σ²) ‖w‖, where a kernel of zero counts as one of the norm √outputs
+    size = jnp.where(norm.value > 0, norm.value, math.sqrt(w.shape[1]))
+    is_too_large = (s > 0) & (size > preserving_norm(w))
+    sigma = jnp.where(is_too_large, s, 0)
+    length = rate * root(1 - o.yielding * sigma**2) * size
+
+    # v ← m v + (1 - m) ĝ, and ‖v‖ o
+    if b is not None:
+        balanced = _balanced(*split_by_input(direction, unit(b)[0]))
+        direction = jnp.where(can_tell_constant_input(b), balanced, direction)
+    new_v = o.momentum * v + (1 - o.momentum) * direction
+    move = growth * w - length * _across(new_v, u, o.steps)
+    return move, new_v, sums, _Body(growth, length, gradient_norm)
+
+
+def _vector_step(
+    o: _Options,
+    rate: jax.Array,
+    inputs: int,
+    w: jax.Array,
+    g: jax.Array,
+    v: jax.Array,
+    body: _Body | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The update and the average of a bias, or of a vector that has no kernel.
+
+    Args:
+        o: numbers.
+        rate: γ'.
+        inputs: of the bias' kernel.
+        w: the vector.
+        g: its gradient.
+        v: the average of its steps.
+        body: what a bias goes by; None for a vector that has no kernel.
+    """
+    direction, norm = unit(g)
+    if body is None:
+        growth = 0.0
+        length = rate * jnp.maximum(l2_norm(w), o.bias_bound * math.sqrt(w.size))
+    else:
+        # How far a bias goes, beside a step of its kernel by the kernel's whole norm.
+        of_loss = o.bias_share * (body.gradient_norm / norm).value
+        growth = body.growth
+        length = body.length * jnp.minimum(o.bias_bound / math.sqrt(inputs), of_loss)
+    new_v = o.momentum * v + (1 - o.momentum) * length * direction
+    return growth * w - new_v, new_v
 
 
 def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
@@ -364,21 +565,14 @@ def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
     return (rest + part * constant) / jnp.hypot(size_of_rest, part * size)
 
 
-def _size(norm: Scaled, w: jax.Array) -> jax.Array:
-    """What a kernel's steps are parts of: its norm, if it has one."""
-    size = norm.value
-    return jnp.where(size > 0, size, math.sqrt(w.shape[-1]))
-
-
 def _across(v: jax.Array, u: jax.Array, steps: int) -> jax.Array:
     """The orthogonal step of the length of v, without what changes the size along u."""
-    matrix, u = as_matrices(v), as_matrices(u)
     # An average of arrays of norm one: no norm here leaves the range of float32.
-    o = orthogonalize(matrix, steps, matrix.dtype)
+    o = orthogonalize(v, steps, v.dtype)
     norm = _norm(o)
-    o = _norm(matrix) / jnp.where(norm > 0, norm, 1) * o
+    o = _norm(v) / jnp.where(norm > 0, norm, 1) * o
     # Not made longer again: of a gradient along the kernel only rounding is left.
-    return from_matrices(o - _inner(o, u) * u, v.shape)
+    return o - _inner(o, u) * u
 
 
 def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -390,13 +584,22 @@ def _norm(x: jax.Array) -> jax.Array:
     return root(_inner(x, x))
 
 
-def _bias_part(g: jax.Array, kernel_g: jax.Array, bound: Any, share: Any) -> jax.Array:
-    """How far a bias goes, beside a step of its kernel by the kernel's whole norm."""
-    norm = unit(g)[1]
-    of_loss = share * (unit(kernel_g)[1] / norm).value
-    rows = kernel_g.size // kernel_g.shape[-1]
-    return jnp.minimum(bound / math.sqrt(rows), of_loss)
+def _each_layer(function: Any, layer_axes: Sequence[int]) -> Any:
+    """The function, of arrays with these axes in front."""
+    for _ in layer_axes:
+        function = jax.vmap(function)
+    return function
 
 
-def _like(x: Sequence[jax.Array], other: Sequence[jax.Array]) -> list[jax.Array]:
-    return [a.astype(jnp.result_type(b)) for a, b in zip(x, other, strict=True)]
+def _layers_first(x: jax.Array, plan: _Plan, i: int) -> jax.Array:
+    """A vector, or anything that is no kernel, as vectors behind its layer axes."""
+    axes = plan.roles.layer_axes[i]
+    x = jnp.moveaxis(x, axes, range(len(axes)))
+    return x.reshape(*x.shape[: len(axes)], -1)
+
+
+def _layers_back(x: jax.Array, plan: _Plan, i: int) -> jax.Array:
+    """The inverse of `_layers_first`."""
+    axes, shape = plan.roles.layer_axes[i], plan.wholes[i].shape
+    others = [n for axis, n in enumerate(shape) if axis not in axes]
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], *others), range(len(axes)), axes)

@@ -47,6 +47,12 @@ class ArrayAxes(NamedTuple):
             shape[axis] * _mesh_size(self.mesh_axes(axis)) for axis in self.layer_axes
         )
 
+    def whole_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The global shape, from that of the local part."""
+        return tuple(
+            n * _mesh_size(self.mesh_axes(axis)) for axis, n in enumerate(shape)
+        )
+
     def whole(self, x: jax.Array) -> jax.Array:
         """The layers of the local part, each with all its elements, on every device."""
         if _is_explicit(x):
@@ -98,6 +104,12 @@ def is_global(x: jax.Array) -> bool:
     if not all(_varying(jax.lax.axis_index(name)) for name in manual):
         return False
     return not _varying(x)
+
+
+def as_varying_as(x: jax.Array, like: jax.Array) -> jax.Array:
+    """An array that is alike on all devices, where its type does not say so."""
+    axes = tuple(sorted(_varying(x) - _varying(like)))
+    return jax.lax.pmax(x, axes) if axes else x
 
 
 def _varying(x: jax.Array) -> frozenset[str]:

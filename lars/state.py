@@ -88,7 +88,16 @@ def check_state(o: Options, layers: LayerMap, state: Any, params: optax.Params) 
             "one with init(params)."
         )
     new = jax.eval_shape(lambda: initial_state(o, layers, params))
-    for field in ("parameters", "trace"):
+    check_same_shapes(state, new, ("parameters", "trace"))
+
+
+def check_same_shapes(state: Any, new: Any, fields: Sequence[str]) -> None:
+    """Refuses a state whose fields are not trees like those of a new one.
+
+    Raises:
+        ValueError: with the first difference.
+    """
+    for field in fields:
         difference = _difference(getattr(state, field), getattr(new, field))
         if difference:
             raise ValueError(

@@ -242,7 +242,8 @@ def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
         `wake_silent_layers`.
     """
     g, w = ([widen(x) for x in jax.tree.leaves(tree)] for tree in (gradients, params))
-    kernels, biases = kernels_of(params), biases_of(params)
+    kernels = [kernel.leaf for kernel in kernels_of(params)]
+    biases = biases_of(params)
     is_zero = jnp.stack([(x == 0).all() for x in g])
     zero_kernels = is_zero[jnp.asarray(kernels, jnp.int32)]
     can_be_told = ~zero_kernels & jnp.stack(
@@ -338,7 +339,7 @@ def _relative_norms(
     params: optax.Params, level: jax.Array, is_infinite: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The kernels' norms relative to the aim; it moves where all are there."""
-    w = [widen(jax.tree.leaves(params)[i]) for i in kernels_of(params)]
+    w = [widen(jax.tree.leaves(params)[k.leaf]) for k in kernels_of(params)]
     relative = jnp.stack(
         [(l2_norm(x) / preserving_norm(x)).astype(jnp.float32) for x in w]
     )
@@ -361,7 +362,7 @@ def _scaled(params: optax.Params, factors: jax.Array) -> optax.Updates:
     """The updates that multiply kernels by factors, and set their biases to zero."""
     w, treedef = jax.tree.flatten(params)
     moves = [jnp.zeros_like(x) for x in w]
-    for number, i in enumerate(kernels_of(params)):
+    for number, (i, *_) in enumerate(kernels_of(params)):
         moves[i] = (factors[number] - 1).astype(w[i].dtype) * w[i]
     for i in biases_of(params).values():
         moves[i] = -w[i]

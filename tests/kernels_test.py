@@ -1,47 +1,155 @@
 """Which arrays are kernels, whose biases are whose, and what constant inputs make."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+import lars
 from lars.kernels import (
     biases_of,
     by_constant_input,
     can_tell_constant_input,
     kernels_of,
     preserving_norm,
+    roles_of,
 )
+from lars.rules import flatten_with_path, path_string
 
 
-def test_which_bias_belongs_to_which_kernel():
-    params = {
-        "a": {"bias": np.ones(3), "kernel": np.ones((2, 3)), "other": np.ones(2)},
-        "b": {"scale": np.ones(3)},
-        "d": {"kernel": np.ones((2, 3)), "other": np.ones(2)},
-        "c": {"first": np.ones(4), "kernel": np.ones((3, 3, 2, 4)), "more": np.ones(4)},
+def roles(shapes, **rules):
+    """Kernels by name, with their layer and output axes and the name of their bias."""
+    names = sorted(shapes)  # the order of the tree
+    of = roles_of({"a": {name: np.ones(shapes[name]) for name in names}}, **rules)
+    kernels = {
+        names[i]: (layers, outputs, names[of.biases[i]] if i in of.biases else None)
+        for i, layers, outputs in of.kernels
     }
-    # In the order of the tree: a/bias, a/kernel, a/other, b/scale, c/first, ...
-    assert kernels_of(params) == [1, 5, 7]
-    assert biases_of(params) == {1: 0, 5: 4}
+    return kernels, dict(zip(names, of.layer_axes, strict=True))
 
 
-def test_side_by_side_nothing_says_whose_bias_a_vector_is():
-    shapes = {"b1": (4,), "b2": (4,), "w1": (4, 4), "w2": (4, 4)}
-    assert biases_of({name: np.ones(shape) for name, shape in shapes.items()}) == {}
+LAST = ((1,), None)  # outputs, and no bias
+W, B = lars.select(path="/w$"), lars.select(path="/b$")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ({"b": (3,), "w": (2, 3), "c": (2,)}, {"w": ((1,), "b")}),
+        ({"a": (4,), "b": (4,), "w": (3, 3, 2, 4)}, {"w": ((3,), "a")}),
+        ({"b": (3,)}, {}),
+        # Side by side nothing says whose bias a vector is.
+        ({"b": (4,), "w1": (4, 4), "w2": (4, 4)}, {"w1": LAST, "w2": LAST}),
+        # Attention: heads and features are outputs where there is a bias of both.
+        ({"b": (4, 5), "w": (6, 4, 5)}, {"w": ((1, 2), "b")}),
+        ({"w": (6, 4, 5)}, {"w": ((2,), None)}),
+        ({"b": (6,), "w": (4, 5, 6)}, {"w": ((2,), "b")}),
+        ({"b": (4, 5), "c": (5,), "w": (6, 4, 5)}, {"b": LAST, "w": ((2,), None)}),
+        ({"v": (4, 5), "w": (6, 7, 5)}, {"v": LAST, "w": ((2,), None)}),
+        (
+            {"b": (4, 5), "v": (2, 3), "w": (6, 4, 5)},
+            {"b": LAST, "v": LAST, "w": ((2,), None)},
+        ),
+    ],
+)
+def test_which_bias_belongs_to_which_kernel(shapes, expected):
+    kernels, _ = roles(shapes)
+    assert {k: (outputs, bias) for k, (_, outputs, bias) in kernels.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("shapes", "stacked", "output_axes", "kernel", "layers_of_bias"),
+    [
+        # Told or not that it is stacked, a bias has its kernel's layers.
+        ({"b": (3, 5), "w": (3, 4, 5)}, [(W | B, 0)], (), ((0,), (2,), "b"), (0,)),
+        ({"b": (3, 5), "w": (3, 4, 5)}, [(W, 0)], (), ((0,), (2,), "b"), (0,)),
+        ({"b": (3, 5), "w": (4, 3, 5)}, [(W, 1)], (), ((1,), (2,), "b"), (0,)),
+        ({"b": (5, 3), "w": (4, 3, 5)}, [(W | B, 1)], (), ((1,), (2,), "b"), (1,)),
+        ({"b": (3, 6), "w": (3, 4, 5)}, [(W | B, 0)], (), ((0,), (2,), None), (0,)),
+        # Layers of attention, and experts of several groups.
+        (
+            {"b": (3, 4, 5), "w": (3, 6, 4, 5)},
+            [(W | B, 0)],
+            (),
+            ((0,), (2, 3), "b"),
+            (0,),
+        ),
+        ({"b": (3, 4, 5), "w": (3, 6, 4, 5)}, [(W, -4)], (), ((0,), (2, 3), "b"), (0,)),
+        (
+            {"b": (2, 3, 5), "w": (2, 3, 4, 5)},
+            [(W, (1, 0))],
+            (),
+            ((0, 1), (3,), "b"),
+            (0, 1),
+        ),
+        # What is told holds, the first of several; and a channel is a kernel.
+        (
+            {"b": (4, 5), "w": (6, 4, 5)},
+            (),
+            [(W, (2, 1)), (W, 0)],
+            ((), (1, 2), "b"),
+            (),
+        ),
+        ({"b": (6,), "w": (6, 4, 5)}, (), [(W, 0)], ((), (0,), "b"), ()),
+        ({"b": (6,), "w": (3, 3, 1, 6)}, [(W, 3)], [(W, ())], ((3,), (), "b"), (0,)),
+    ],
+)
+def test_rules_say_which_axes_are_what(
+    shapes, stacked, output_axes, kernel, layers_of_bias
+):
+    kernels, layers = roles(shapes, stacked=stacked, output_axes=output_axes)
+    assert kernels["w"] == kernel
+    assert layers == {"w": kernel[0], "b": layers_of_bias}
+    assert list(kernels) == ["w"]
+
+
+def test_the_attention_of_flax_is_understood():
+    layer = nn.MultiHeadDotProductAttention(num_heads=4)
+    x = jnp.ones((2, 3, 8))
+    params = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
+    names = [path_string(path) for path, _ in flatten_with_path(params)[0]]
+    assert [(names[i], o) for i, _, o in kernels_of(params)] == [
+        ("key/kernel", (1, 2)),
+        ("out/kernel", (2,)),
+        ("query/kernel", (1, 2)),
+        ("value/kernel", (1, 2)),
+    ]
+    assert len(biases_of(params)) == 4
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"output_axes": [(W, 3)]}, r"output_axes: .* gives axes 3 to 'a/w', whose"),
+        ({"stacked": [(W, (1, -2))]}, "stacked: .* names an axis of 'a/w' twice in"),
+        (
+            {"stacked": [(W, 0)], "output_axes": [(W, (0, 2))]},
+            "output_axes gives 'a/w' the axes .* index layers",
+        ),
+        ({"output_axes": [(lars.select(path="c"), 3)]}, "selects none of the 1 param"),
+    ],
+)
+def test_axes_that_do_not_fit_are_refused(rules, message):
+    with pytest.raises(ValueError, match=message):
+        kernels_of({"a": {"w": np.ones((2, 3, 4))}}, **rules)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-@pytest.mark.parametrize("shape", [(6, 5), (3, 3, 2, 5)])
-def test_a_gradient_of_constant_inputs_is_found_out(shape, scale):
+@pytest.mark.parametrize(
+    ("shape", "outputs"), [((6, 5), (1,)), ((3, 3, 2, 5), (3,)), ((4, 2, 3), (1, 2))]
+)
+def test_a_gradient_of_constant_inputs_is_found_out(shape, outputs, scale):
     rng = np.random.default_rng(0)
-    inputs = int(np.prod(shape[:-1]))
-    errors = rng.normal(size=(20, shape[-1]))
+    inputs = int(np.prod(shape[: outputs[0]]))
+    errors = rng.normal(size=(20, np.prod(shape[outputs[0] :])))
     constant = np.outer(h := rng.normal(size=inputs), errors.sum(axis=0))
 
     def parts(h):
         gradient = (scale * h.T @ errors).astype(np.float32).reshape(shape)
         bias = (scale * errors.sum(axis=0)).astype(np.float32)
-        return map(np.asarray, by_constant_input(gradient, bias))
+        bias = bias.reshape(shape[outputs[0] :])
+        return map(np.asarray, by_constant_input(gradient, bias, outputs))
 
     made, rest = parts(np.tile(h, (20, 1)))
     np.testing.assert_allclose(made, constant / np.linalg.norm(constant), atol=1e-6)
@@ -84,11 +192,12 @@ def test_where_the_form_of_a_gradient_says_nothing(inputs, classes, shut, can_te
     assert can_tell_constant_input(b) == can_tell
 
 
-@pytest.mark.parametrize(("fan_in", "width"), [(30, 1000), (800, 1000)])
-def test_the_preserving_norm_keeps_the_mean_square_behind_a_rectifier(fan_in, width):
+@pytest.mark.parametrize(("fan_in", "shape"), [(30, (1000,)), (800, (100, 10))])
+def test_the_preserving_norm_keeps_the_mean_square_behind_a_rectifier(fan_in, shape):
     keys = jax.random.split(jax.random.key(0), 2)
-    w = jax.random.normal(keys[0], (fan_in, width))
-    w = w * preserving_norm(w) / np.linalg.norm(w)
+    w = jax.random.normal(keys[0], (fan_in, *shape))
+    outputs = range(1, w.ndim)
+    w = (w * preserving_norm(w, outputs) / np.linalg.norm(w)).reshape(fan_in, -1)
     x = np.maximum(jax.random.normal(keys[1], (200, fan_in)), 0)
     ratio = np.mean(np.maximum(x @ w, 0) ** 2) / np.mean(x**2)
     np.testing.assert_allclose(ratio, 1, atol=0.15)

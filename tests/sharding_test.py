@@ -9,6 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import lars
+from lars.norms import scaled_l2_norms
+from lars.sharded import ArrayAxes
 from tests.steps import scan, stacked
 
 SHAPES = {
@@ -233,3 +235,32 @@ def test_one_spec_can_be_that_of_all_parameters():
 def test_specs_that_do_not_fit_are_refused(specs, message):
     with pytest.raises(ValueError, match=message):
         lars.lars(1.0, partition_specs=specs).init(tree(0))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_power_of_two_changes_no_bit_of_the_norms_of_divided_arrays(check_vma):
+    specs = [P("data", "model"), P("data", None, "model"), P(("data", "model"))]
+    shapes, layers = [(8, 6), (4, 5, 6), (16, 3)], [(), (0,), (1,)]
+    axes = [ArrayAxes(a, spec=spec) for a, spec in zip(layers, specs, strict=True)]
+    norms = jax.jit(
+        jax.shard_map(
+            lambda arrays: tuple(scaled_l2_norms(arrays, axes)),
+            mesh=mesh(AxisType.Auto),
+            in_specs=(specs,),
+            out_specs=(P(), P()),
+            check_vma=check_vma,
+        )
+    )
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+    def times_power(k):
+        fraction, exponent = norms([np.ldexp(x, k) for x in arrays])
+        return np.ldexp(np.float64(fraction), exponent)
+
+    expected = times_power(0)
+    np.testing.assert_allclose(
+        expected[1:5], np.linalg.norm(arrays[1], axis=(1, 2)), rtol=1e-6
+    )
+    for k in range(-100, 101, 10):
+        np.testing.assert_array_equal(times_power(k), np.ldexp(expected, k))

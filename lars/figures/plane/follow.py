@@ -78,7 +78,7 @@ def observed(inner: optax.GradientTransformation) -> optax.GradientTransformatio
     ) -> tuple[optax.Updates, ObservedState]:
         assert isinstance(state, ObservedState)
         new, inner_state = inner.update(updates, state.inner_state, params)
-        kernels = kernels_of(params)
+        kernels = [kernel.leaf for kernel in kernels_of(params)]
         u, w = ([jax.tree.leaves(tree)[i] for i in kernels] for tree in (new, params))
         turns, radial_parts = zip(*map(_turn, u, w), strict=True)
         return new, ObservedState(
@@ -119,7 +119,7 @@ def follow(
     def one(run: Run, data: Data) -> Followed:
         def step(state: Any, batch: jax.Array) -> tuple[Any, Followed]:
             params = state.variables["params"]
-            w = [jax.tree.leaves(params)[i] for i in kernels_of(params)]
+            w = [jax.tree.leaves(params)[k.leaf] for k in kernels_of(params)]
             norms = [l2_norm(widen(x)) / preserving_norm(x) for x in w]
             state, report = training.step(state, run, data, batch)
             seen = state.opt_state

@@ -77,7 +77,7 @@ def look_at(model: Model, batch_size: int) -> Callable[[Run, Data], Start]:
         # A key means training, as far as normalizations are concerned.
         outputs = model.outputs(state.variables, images, jax.random.key(0))
         named, _ = flatten_with_path(state.variables["params"])
-        kernels = kernels_of(state.variables["params"])
+        kernels = [k.leaf for k in kernels_of(state.variables["params"])]
         return Start(
             jnp.isfinite(report.loss) & jnp.isfinite(report.gradient_norms).all(),
             (report.gradient_norms[jnp.asarray(kernels)] != 0).all(),
