@@ -71,7 +71,7 @@ def describe(
 
     Raises:
         ValueError: as ``init`` of :func:`lars.lars`, for rules that match nothing.
-        TypeError: likewise, for parameters that are not real floating point.
+        TypeError: likewise, for parameters that are not floating point.
 
     Example:
         >>> import jax.numpy as jnp

@@ -279,12 +279,6 @@ def test_the_ratio_has_the_denominator_that_is_named(options, denominator):
     np.testing.assert_allclose(ratio, [expected], rtol=1e-6)
 
 
-def test_the_spectral_ratio_has_the_largest_singular_value_over_one():
-    options = {"geometry": "spectral", "eps": 0.5}
-    _, ratio = one_step([W], GRADIENTS[:1], 3.0, **DEFAULTS, **options)
-    np.testing.assert_allclose(ratio, [ETA * np.linalg.norm(W, 2) / 1.5], rtol=1e-6)
-
-
 SCALES = np.array([1e-6, 1e-2, 1.0, 1e3])
 """Of gradients, for ratios of every size."""
 

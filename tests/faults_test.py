@@ -65,7 +65,8 @@ def test_a_layer_whose_gradient_is_not_finite_keeps_weights_and_momentum(name):
         # It goes on in the next step.
         assert np.isfinite(of_kernel).all()
         assert (of_kernel[:, 2] != of_kernel[:, 1]).any(axis=(1, 2)).all()
-    assert (ratios["kernel"][:3] > 0).tolist() == [[True, False, True]] * 3
+    np.testing.assert_array_equal(ratios["kernel"][:3, 1], 0)
+    assert (ratios["kernel"][:3, ::2] > 0).all()
     assert skipped["kernel"].tolist() == [[0, 1, 1]] * 3 + [[0, 0, 0]]
 
 

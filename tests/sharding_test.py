@@ -143,36 +143,14 @@ def test_global_arrays_under_jit_need_no_specs(kind, layout, name):
         assert len(params["blocks"]["kernel"].sharding.device_set) == 4
         actual = jax.jit(functools.partial(scan, opt))(params, grads)
     assert_same(actual, on_one_device(name), name)
-
-
-@pytest.mark.parametrize(
-    ("layout", "kind"),
-    [
-        ("fully sharded", AxisType.Auto),
-        # Here XLA would be free to divide what is not divided yet.
-        ("layers and experts apart", AxisType.Explicit),
-    ],
-)
-def test_the_momentum_and_the_updates_lie_as_the_parameters_do(layout, kind):
-    params, _ = data()
-    opt = optimizer("paper")
-    devices = mesh(kind)
-    shardings = jax.tree.map(
-        lambda spec: NamedSharding(devices, spec),
-        LAYOUTS[layout],
-        is_leaf=is_spec,
-    )
-    with jax.set_mesh(devices):
-        params = jax.tree.map(jax.device_put, params, shardings)
-        state = opt.init(params)
-        updates, state = jax.jit(opt.update)(params, state, params)
-
-    def assert_alike(x, sharding):
-        assert x.sharding.is_equivalent_to(sharding, x.ndim)
-
-    jax.tree.map(assert_alike, updates, shardings)
-    jax.tree.map(assert_alike, state.trace, shardings)
-    assert state.trust_ratio.is_fully_replicated
+    if (kind, layout) == (AxisType.Auto, "layers and experts apart"):
+        return  # XLA is free to divide further what is not divided yet
+    _, state = actual
+    for x, like in zip(
+        jax.tree.leaves(state.trace), jax.tree.leaves(params), strict=True
+    ):
+        assert x.sharding.is_equivalent_to(like.sharding, x.ndim)
+    assert state.trust_ratio.sharding.is_fully_replicated
 
 
 @pytest.mark.parametrize(
