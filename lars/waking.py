@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lars.kernels import (
@@ -21,9 +22,10 @@ from lars.kernels import (
     preserving_norm,
 )
 from lars.layers import widen
-from lars.norms import l2_norm, unit
+from lars.norms import Split, unit
 from lars.optimizer import check_number
 from lars.rules import flatten_with_path, path_string
+from lars.scaled import Scaled, ratio, scaled, value, where
 
 HEARD = 2.0**-12
 """Half of the digits of float32: the part of a kernel's gradient that must differ from
@@ -41,10 +43,25 @@ SHUT = 2.0**-6
 that could be heard; one that starts at zero is larger after a few steps."""
 
 AWAKE = 10
-"""Steps with a signal, in a row, after which a network counts as awake."""
+"""Steps with a signal, in a row, after which a network is awake, for good."""
+
+UNUSUAL = 2.0
+"""Octaves by which the sizes of most kernels are off, where sizes are to blame."""
+
+ABSURD = 12.0
+"""Octaves by which that of one kernel is off, where it is to blame for all others."""
 
 REASONS = ("not finite", "no gradient", "constant input", "lost in rounding")
 """What `WakingState.reasons` counts, in this order."""
+
+
+class Place(NamedTuple):
+    """Where a network has been, and can be given back to."""
+
+    # shape=(), int32: kernels without a gradient; more than there are if not finite
+    silent_kernels: jax.Array
+    norms: Scaled  # shape=(kernels,)
+    biases: tuple[jax.Array, ...]  # of the kernels that have one
 
 
 class WakingState(NamedTuple):
@@ -54,116 +71,45 @@ class WakingState(NamedTuple):
     silent_steps: jax.Array  # shape=(), int32: how many there have been in a row
     signal_steps: jax.Array  # shape=(), int32: likewise with a signal, up to `AWAKE`
     level: jax.Array  # shape=(), int32: by how many half octaves the aim has moved
-    # shape=(kernels,), float32: by how many octaves each has been moved since the
-    # network was last awake or given up
-    moved: jax.Array
     reasons: jax.Array  # shape=(4,), int32: moves by their reason, see `REASONS`
+    given_up: jax.Array  # shape=(4,), bool: reasons for which nothing is done any more
+    moving_for: jax.Array  # shape=(4,), bool: why the network is being moved, if it is
+    has_just_moved: jax.Array  # shape=(), bool
+    best: Place  # where most kernels had a gradient since it has been moved
 
 
 def wake_silent_layers(
     inner: optax.GradientTransformation,
     *,
     patience: int = 3,
+    partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Moves the scale of a network's kernels until a signal passes, and no further.
-
-    A network is *silent* if, of the gradients of one step,
-
-    * one is not finite; or
-    * that of a kernel is exactly zero while another parameter's is not; or
-    * that of a kernel is what a constant input makes
-      (:func:`lars.kernels.by_constant_input`), all but :math:`2^{-12}` of it, while
-      another kernel's is not (of a kernel without a bias, or with a gradient for no
-      more than two outputs, this cannot be told); or
-    * a kernel is lost in rounding: either its gradient is smaller than that of its bias
-      by :math:`2^{-24}`, all digits of float32, so that the inputs of its layer vanish
-      beside the 1 that the bias multiplies; or what it can do to the loss, its
-      :math:`\|g\|\,\|w\|`, is smaller by :math:`2^{-12}`, half of them, than that of
-      another kernel, so that noise in the other does more. The first is where signals
-      shrink from layer to layer, the second where they vanish or, in a chaotic network,
-      explode on their way back.
-
-    Then the inner optimizer is not asked. Instead, every kernel is multiplied by what
-    brings its norm to the one that keeps the mean square of a layer's inputs
-    (:func:`lars.kernels.preserving_norm`), or by 16 or 1/16 where this is closer; what
-    is not finite only ever shrinks. Where all kernels are there and the network is
-    silent still, the aim itself moves by half an octave a step: down while something is
-    not finite, up otherwise, by 16 at most. Biases become zero, and so does what the
-    inner optimizer remembers of the parameters, such as momentum; what it counts goes
-    on. As soon as a signal passes the scale stays as it is, for the inner optimizer to
-    do with as it likes.
-
-    After ten steps in a row with a signal the network is *awake*. Silence is then no
-    reason to move it any more; a gradient that is not finite is, and ends being awake.
-    What looks silent later is most often a network that has learnt its images: the few
-    errors that it still makes are all there is in its gradients, and the gradient of
-    one image alone is what a constant input makes.
-
-    What is silent at the highest aim as well, as a kernel that nothing depends on is,
-    no scale can wake: kernels are given back the norms that they had, the inner
-    optimizer is asked again, and nothing is seen to from then on until something is not
-    finite. (Parameters that are not trained are better kept out, by
-    :func:`optax.masked` or :func:`optax.partition`.)
-
-    Where a kernel is zero, or an array of the name ``scale``, as Flax and Haiku call
-    those of normalizations, is below :math:`2^{-6}` throughout, scales are not moved
-    either: what is behind it is silent whatever they are, until the inner optimizer has
-    moved it.
-
-    A gradient that is not finite is seen to at once; silence of the other kinds only
-    where it lasts for ``patience`` steps, through which the inner optimizer goes on: in
-    a healthy run a layer may get no gradient from a single batch. A network all of
-    whose gradients are zero has nothing left to learn, and is left alone.
-
-    A run that is never silent gets the updates of the inner optimizer: to the bit,
-    unless XLA's optimizations round sums of products differently inside of a branch, on
-    a CPU by the last bit of float32.
-
-    Args:
-        inner: any optimizer.
-        patience: silent steps in a row before something is done.
-
-    Returns:
-        An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` needs
-        ``params``; its state, `WakingState`, counts what it did and why.
-
-    Raises:
-        ValueError: for a number that makes no sense, with its value.
-        TypeError: for something else than a number.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, optax
-        >>> import lars
-        >>> optimizer = lars.wake_silent_layers(optax.sgd(0.1, 0.9))
-        >>> params = {"kernel": jnp.full((4, 3), 1e30), "bias": jnp.zeros(3)}
-        >>> state = optimizer.init(params)
-        >>> grads = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
-        >>> updates, state = optimizer.update(grads, state, params)
-        >>> params = optax.apply_updates(params, updates)
-        >>> moves = dict(zip(lars.waking.REASONS, state.reasons.tolist()))
-        >>> print(f"{params['kernel'][0, 0]:.1e}", moves["not finite"])
-        6.3e+28 1
-    """
+    r"""DOC"""
     check_number("patience", patience)
     if patience < 1:
         raise ValueError(f"patience must be at least 1, got {patience!r}.")
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> WakingState:
-        # What has no leaves stands for parameters: optax.tree.map_params asks with it.
-        if jax.tree.leaves(params) and not kernels_of(params):
-            raise ValueError(
-                "wake_silent_layers needs parameters with kernels, arrays of two axes "
-                f"or more, got {jax.tree.map(jnp.shape, params)}."
-            )
-        zero = jnp.zeros((), jnp.int32)
+        _check_params(params)
+        zero, nothing = jnp.zeros((), jnp.int32), jnp.zeros(len(REASONS), jnp.bool)
+        kernels = len(kernels_of(params))
         return WakingState(
             inner.init(params),
             silent_steps=zero,
             signal_steps=zero,
             level=zero,
-            moved=jnp.zeros(len(kernels_of(params)), jnp.float32),
             reasons=jnp.zeros(len(REASONS), jnp.int32),
+            given_up=nothing,
+            moving_for=nothing,
+            has_just_moved=jnp.zeros((), jnp.bool),
+            best=Place(
+                silent_kernels=zero,
+                norms=Scaled(
+                    jnp.zeros(kernels, _widest(params)), jnp.zeros(kernels, jnp.int32)
+                ),
+                biases=tuple(jnp.zeros_like(x) for x in _biases(params)),
+            ),
         )
 
     def update_fn(
@@ -177,58 +123,112 @@ def wake_silent_layers(
                 "wake_silent_layers needs the parameters: call "
                 "update(gradients, state, params)."
             )
-        if not isinstance(state, WakingState):
-            raise TypeError(
-                f"the state is of another optimizer: got {type(state).__name__}, need "
-                "WakingState. Make a new one with init(params)."
-            )
-        reasons = silence(updates, params)
-        is_awake = state.signal_steps >= AWAKE  # then only what is not finite counts
-        reasons = reasons.at[1:].set(reasons[1:] & ~is_awake)
-        is_infinite, is_silent = reasons[0], reasons.any()
-        silent_steps = jnp.where(
-            is_infinite,
-            state.silent_steps,
-            jnp.where(is_silent, state.silent_steps + 1, 0),
-        )
-        signal_steps = jnp.where(
-            is_silent, 0, jnp.minimum(state.signal_steps + 1, AWAKE)
-        )
-        is_called = is_infinite | (silent_steps >= patience)
-        relative, level = _relative_norms(params, state.level, is_infinite)
-        level = jnp.where(is_called, level, state.level)
-        all_tried = level > MOST_LEVELS
-        is_given_back = is_called & all_tried & (state.level <= MOST_LEVELS)
-        is_moved = is_infinite | (is_called & ~all_tried) | is_given_back
-        upper = jnp.where(is_infinite, 1.0, LARGEST_FACTOR)
-        factors = jnp.where(
-            is_given_back,
-            jnp.exp2(-state.moved),
-            jnp.clip(1 / relative, 1 / LARGEST_FACTOR, upper),
-        )
-        moved = jnp.where(is_moved, state.moved + jnp.log2(factors), state.moved)
-        begins_anew = is_given_back | (signal_steps >= AWAKE)
+        _check_params(params)
+        _check_gradients(updates, params)
+        _check_state(state, params)
+        splits = _splits(partition_specs, params)
+        plan = _decide(updates, state, params, splits, patience)
 
         def step() -> tuple[optax.Updates, optax.OptState]:
             return inner.update(updates, state.inner_state, params, **extra_args)
 
         def move() -> tuple[optax.Updates, optax.OptState]:
-            # In the types of the other branch: those of the inner optimizer's updates.
-            like, _ = jax.eval_shape(step)
-            moves = optax.tree.cast_like(_scaled(params, factors), like)
+            moves = _moved(params, plan.factors, plan.is_given_back, state.best.biases)
             return moves, _forgotten(inner, state.inner_state, params)
 
-        new_updates, inner_state = jax.lax.cond(is_moved, move, step)
-        return new_updates, WakingState(
-            inner_state,
-            silent_steps=silent_steps,
-            signal_steps=signal_steps,
-            level=level,
-            moved=jnp.where(begins_anew, 0.0, moved),
-            reasons=state.reasons + (is_moved & reasons).astype(jnp.int32),
-        )
+        is_moved = plan.is_moved | plan.is_given_back
+        new_updates, inner_state = jax.lax.cond(is_moved, *_alike(move, step))
+        return new_updates, plan.state._replace(inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Plan(NamedTuple):
+    """What is done in a step."""
+
+    is_moved: jax.Array  # shape=(), bool: towards the aim
+    is_given_back: jax.Array  # shape=(), bool
+    factors: jax.Array  # shape=(kernels,): of kernels, where one of the two is true
+    state: WakingState  # after it, but for that of the inner optimizer
+
+
+def _decide(
+    gradients: optax.Updates,
+    state: WakingState,
+    params: optax.Params,
+    splits: list[Split],
+    patience: int,
+) -> _Plan:
+    """Whether a network is moved or given back, and by what."""
+    is_awake = state.signal_steps >= AWAKE
+    # What is awake is not looked at any more, which costs nothing.
+    seen = jax.lax.cond(
+        is_awake,
+        lambda: jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(lambda: _look(gradients, params, splits)),
+        ),
+        lambda: _look(gradients, params, splits),
+    )
+    given_up = state.given_up.at[1:].set(state.given_up[1:] | seen.is_shut)
+    # The first reason that holds is the reason.
+    reasons = seen.reasons & ~given_up
+    reasons &= jnp.cumsum(reasons) == 1
+    is_infinite, is_silent = reasons[0], reasons.any()
+    silent_steps = jnp.where(
+        is_infinite, state.silent_steps, jnp.where(is_silent, state.silent_steps + 1, 0)
+    )
+    signal_steps = jnp.where(is_silent, 0, jnp.minimum(state.signal_steps + 1, AWAKE))
+    is_called = is_infinite | (silent_steps >= patience)
+
+    is_moving = state.moving_for.any()
+    is_better = seen.silent_kernels < state.best.silent_kernels
+    is_worse = state.has_just_moved & (seen.silent_kernels > state.best.silent_kernels)
+    here = Place(
+        seen.silent_kernels, seen.norms, tuple(map(jnp.asarray, _biases(params)))
+    )
+    best = jax.tree.map(
+        lambda x, y: jnp.where(is_moving & ~is_better, x, y), state.best, here
+    )
+    aims = _aims(params, splits, seen.norms.fraction.dtype)
+    relative, level = _relative_norms(seen.norms, aims, state.level, is_infinite)
+    all_tried = is_called & (jnp.abs(level) > MOST_LEVELS)
+    is_given_back = is_worse | (all_tried & is_moving)
+    is_moved = is_called & ~all_tried & ~is_worse
+    # What nothing was tried for has nothing to be given back.
+    is_over = is_worse | all_tried
+    given_up = jnp.where(is_over, given_up | reasons | state.moving_for, given_up)
+    upper = jnp.where(is_infinite, 1.0, LARGEST_FACTOR)
+    towards = jnp.clip(1 / relative, 1 / LARGEST_FACTOR, upper)
+    is_zero = seen.norms.fraction == 0
+    back = value(ratio(best.norms, where(is_zero, scaled(1.0, aims.dtype), seen.norms)))
+    back = jnp.where(is_zero, 1, back)
+    return _Plan(
+        is_moved,
+        is_given_back,
+        jnp.where(is_given_back, back, towards.astype(aims.dtype)),
+        state._replace(
+            silent_steps=jnp.where(is_over, 0, silent_steps),
+            signal_steps=signal_steps,
+            level=jnp.where(is_over, 0, jnp.where(is_called, level, state.level)),
+            reasons=state.reasons + (is_moved & reasons).astype(jnp.int32),
+            given_up=given_up,
+            moving_for=jnp.where(
+                is_moved, reasons, state.moving_for & is_silent & ~is_over
+            ),
+            has_just_moved=is_moved,
+            best=best,
+        ),
+    )
+
+
+class _Seen(NamedTuple):
+    """What the gradients of a step say of a network."""
+
+    reasons: jax.Array  # shape=(4,), bool: which of them hold
+    is_shut: jax.Array  # shape=(), bool: something else than a scale may be to blame
+    silent_kernels: jax.Array  # as in `Place`
+    norms: Scaled
 
 
 def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
@@ -242,10 +242,28 @@ def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
         Booleans of shape [4], of which one at most is true: see `REASONS` and
         `wake_silent_layers`.
     """
-    g, w = ([widen(x) for x in jax.tree.leaves(tree)] for tree in (gradients, params))
+    seen = _look(gradients, params, _splits(None, params))
+    reasons = seen.reasons.at[1:].set(seen.reasons[1:] & ~seen.is_shut)
+    return reasons & (jnp.cumsum(reasons) == 1)
+
+
+def _look(gradients: optax.Updates, params: optax.Params, splits: list[Split]) -> _Seen:
+    g, w = (
+        [
+            widen(split.whole(jnp.asarray(x)))
+            for x, split in zip(jax.tree.leaves(tree), splits, strict=True)
+        ]
+        for tree in (gradients, params)
+    )
     kernels, biases = kernels_of(params), biases_of(params)
+    norms = _stacked([unit(w[i])[1] for i in kernels], _widest(params))
+    log_w = _log2(norms)
+    log_g = jnp.stack([_log2_norm(g[i]) for i in kernels])
+    off = jnp.stack(
+        [_octaves_off(w[i], w[biases[i]] if i in biases else None) for i in kernels]
+    )
     is_zero = jnp.stack([(x == 0).all() for x in g])
-    zero_kernels = is_zero[jnp.asarray(kernels, jnp.int32)]
+    zero_kernels = is_zero[np.asarray(kernels)]
     can_be_told = ~zero_kernels & jnp.stack(
         [
             can_tell_constant_input(g[biases[i]]) if i in biases else jnp.bool(False)
@@ -255,47 +273,80 @@ def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
     heard = jnp.stack(
         [_heard(g[i], g[biases[i]]) if i in biases else jnp.float32(1) for i in kernels]
     )
-    is_deaf = can_be_told & (heard <= HEARD)
-    hears = can_be_told & (heard > HEARD)
-    found = [
-        ~jnp.stack([jnp.isfinite(x).all() for x in g]).all(),
-        zero_kernels.any() & ~is_zero.all(),
-        is_deaf.any() & hears.any(),
-        _is_drowned([g[i] for i in kernels], [w[i] for i in kernels])
-        | jnp.stack(
-            [jnp.bool(False)]
-            + [_has_tiny_input(g[i], g[bias]) for i, bias in biases.items()]
-        ).any(),
-    ]
-    is_open = ~_is_shut(params)
-    found[1:] = [flag & is_open for flag in found[1:]]
-    # The first that holds is the reason.
-    before = jnp.cumsum(jnp.stack([jnp.bool(False), *found[:-1]])) > 0
-    return jnp.stack(found) & ~before
+    effects = log_g + log_w
+    has_tiny_input = jnp.stack(
+        [jnp.bool(False)]
+        + [_has_tiny_input(g[i], g[bias]) for i, bias in biases.items()]
+    ).any()
+    are_off = jnp.sort(off)[(len(kernels) - 1) // 2] >= UNUSUAL  # of most kernels
+    is_one_off = off.max() >= ABSURD
+    is_finite = jnp.stack([jnp.isfinite(x).all() for x in g]).all()
+    # What is not finite itself, no factor mends.
+    can_be_moved = jnp.isfinite(norms.fraction).all()
+    reasons = jnp.stack(
+        [
+            ~is_finite,
+            zero_kernels.any()
+            & ~is_zero.all()
+            & (are_off | (is_one_off & zero_kernels.all())),
+            (can_be_told & (heard <= HEARD)).any()
+            & (can_be_told & (heard > HEARD)).any(),
+            (_is_drowned(effects) & are_off)
+            | (has_tiny_input & (are_off | is_one_off)),
+        ]
+    )
+    silent = jnp.where(is_finite, zero_kernels.sum(), len(kernels) + 1)
+    seen = _Seen(
+        reasons & can_be_moved, _is_shut(params, w), silent.astype(jnp.int32), norms
+    )
+    return _everywhere(seen, splits)
 
 
-def _is_shut(params: optax.Params) -> jax.Array:
+def _everywhere(seen: _Seen, splits: list[Split]) -> _Seen:
+    """The same on all devices that have parts of parameters."""
+    names = tuple({name: None for split in splits for name in split.all_mesh_axes()})
+    if not names:
+        return seen
+    return jax.tree.map(
+        lambda x: jax.lax.pmax(
+            x.astype(jnp.int32) if x.dtype == jnp.bool else x, names
+        ).astype(x.dtype),
+        seen,
+    )
+
+
+def _is_shut(params: optax.Params, w: list[jax.Array]) -> jax.Array:
     """Whether something else than a kernel's scale keeps signals back.
 
     A kernel of zero, which has no scale that could be moved, or the scale of a
     normalization: what is behind them is silent until an optimizer has moved them.
     """
     flags = [
-        (x == 0).all() if jnp.ndim(x) >= 2 else (jnp.abs(widen(x)) < SHUT).all()
-        for path, x in flatten_with_path(params)[0]
-        if jnp.ndim(x) >= 2 or path_string(path[-1:]) == "scale"
+        (x == 0).all() if x.ndim >= 2 else (jnp.abs(x) < SHUT).all()
+        for (path, _), x in zip(flatten_with_path(params)[0], w, strict=True)
+        if x.ndim >= 2 or path_string(path[-1:]) == "scale"
     ]
     return jnp.stack(flags).any()
 
 
-def _is_drowned(g: list[jax.Array], w: list[jax.Array]) -> jax.Array:
+def _octaves_off(kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """How far the size of a kernel, or of its bias, is from all that are usual.
+
+    Which axes count inputs is not known for sure: of attention heads, of layers that
+    are stacked, of an embedding. Usual is what any choice of them would make.
+    """
+    outputs = min(kernel.shape)
+    log_w = _log2_norm(kernel)
+    least = math.log2(2 * outputs) / 2
+    most = math.log2(2 * kernel.size / outputs) / 2
+    off = jnp.maximum(least - log_w, log_w - most)
+    if bias is not None:
+        off = jnp.maximum(off, _log2_norm(bias) - math.log2(bias.size) / 2)
+    return jnp.maximum(off, 0)
+
+
+def _is_drowned(effects: jax.Array) -> jax.Array:
     """Whether half the digits of one kernel do more to the loss than all of another."""
-    effects = jnp.stack(
-        [
-            (_log2_norm(x) + _log2_norm(y)).astype(jnp.float32)
-            for x, y in zip(g, w, strict=True)
-        ]
-    )
     return effects.min() < effects.max() + math.log2(HEARD)
 
 
@@ -310,8 +361,18 @@ def _digits(x: jax.Array) -> int:
 
 
 def _log2_norm(x: jax.Array) -> jax.Array:
-    norm = unit(x)[1]
-    return jnp.log2(norm.fraction) + norm.exponent.astype(x.dtype)
+    return _log2(unit(x)[1])
+
+
+def _log2(x: Scaled) -> jax.Array:
+    return jnp.log2(x.fraction).astype(jnp.float32) + x.exponent.astype(jnp.float32)
+
+
+def _stacked(numbers: list[Scaled], dtype: Any) -> Scaled:
+    return Scaled(
+        jnp.stack([x.fraction.astype(dtype) for x in numbers]),
+        jnp.stack([x.exponent.astype(jnp.int32) for x in numbers]),
+    )
 
 
 def _forgotten(
@@ -321,12 +382,53 @@ def _forgotten(
     of_params = optax.tree.map_params(
         inner, lambda _: True, state, transform_non_params=lambda _: False
     )
-    return jax.tree.map(
-        lambda is_of_params, old, fresh: fresh if is_of_params else old,
-        of_params,
-        state,
-        inner.init(params),
+    # By leaves: what is static in the first tree is that of a placeholder.
+    old, treedef = jax.tree.flatten(state)
+    return treedef.unflatten(
+        [
+            y if is_of_params else x
+            for is_of_params, x, y in zip(
+                jax.tree.leaves(of_params),
+                old,
+                jax.tree.leaves(inner.init(params)),
+                strict=True,
+            )
+        ]
     )
+
+
+def _alike(move: Any, step: Any) -> tuple[Any, Any]:
+    """The two branches with results of one type: the tree and dtypes of the second."""
+    other, like = jax.eval_shape(move), jax.eval_shape(step)
+    treedef = jax.tree.structure(like)
+
+    def of_one_type(branch: Any) -> Any:
+        def run() -> Any:
+            return treedef.unflatten(
+                [
+                    _in_the_type_of(x, y, z)
+                    for x, y, z in zip(
+                        *map(jax.tree.leaves, (branch(), like, other)), strict=True
+                    )
+                ]
+            )
+
+        return run
+
+    return of_one_type(move), of_one_type(step)
+
+
+def _in_the_type_of(x: Any, like: Any, other: Any) -> jax.Array:
+    x = jnp.asarray(x)
+    if x.dtype != like.dtype:
+        x = x.astype(like.dtype)
+    varying = (_varying(like) | _varying(other)) - _varying(jax.typeof(x))
+    return jax.lax.pcast(x, tuple(varying), to="varying") if varying else x
+
+
+def _varying(x: Any) -> frozenset[Any]:
+    """The mesh axes along which an array differs, inside `jax.shard_map`."""
+    return frozenset(getattr(x, "vma", None) or ())
 
 
 def _heard(kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -335,14 +437,25 @@ def _heard(kernel: jax.Array, bias: jax.Array) -> jax.Array:
     return jnp.linalg.norm(rest).astype(jnp.float32)
 
 
+def _aims(params: optax.Params, splits: list[Split], dtype: Any) -> jax.Array:
+    """The norms that kernels are moved to, at level 0."""
+    leaves = jax.tree.leaves(params)
+    shapes = [
+        Split(tuple(range(jnp.ndim(leaves[i]))), splits[i].spec).layer_shape(
+            jnp.shape(leaves[i])
+        )
+        for i in kernels_of(params)
+    ]
+    return jnp.asarray(
+        [preserving_norm(jax.ShapeDtypeStruct(shape, dtype)) for shape in shapes], dtype
+    )
+
+
 def _relative_norms(
-    params: optax.Params, level: jax.Array, is_infinite: jax.Array
+    norms: Scaled, aims: jax.Array, level: jax.Array, is_infinite: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The kernels' norms relative to the aim; it moves where all are there."""
-    w = [widen(jax.tree.leaves(params)[i]) for i in kernels_of(params)]
-    relative = jnp.stack(
-        [(l2_norm(x) / preserving_norm(x)).astype(jnp.float32) for x in w]
-    )
+    relative = value(ratio(norms, scaled(aims, aims.dtype))).astype(jnp.float32)
 
     def to(aim: jax.Array) -> jax.Array:
         return relative * jnp.exp2(-aim.astype(relative.dtype) / 2)
@@ -352,18 +465,141 @@ def _relative_norms(
         is_infinite, to(level) <= near, (to(level) <= near) & (to(level) >= 1 / near)
     ).all()
     moved = level + jnp.where(is_infinite, -1, 1)
-    # One above the highest is that all have been tried.
-    moved = jnp.clip(moved, -MOST_LEVELS, MOST_LEVELS + 1)
+    # One beyond the last is that all have been tried.
+    moved = jnp.clip(moved, -MOST_LEVELS - 1, MOST_LEVELS + 1)
     level = jnp.where(are_there, moved, level)
     return jnp.maximum(to(level), jnp.finfo(relative.dtype).tiny), level
 
 
-def _scaled(params: optax.Params, factors: jax.Array) -> optax.Updates:
-    """The updates that multiply kernels by factors, and set their biases to zero."""
+def _moved(
+    params: optax.Params,
+    factors: jax.Array,
+    is_given_back: jax.Array,
+    biases: tuple[jax.Array, ...],
+) -> optax.Updates:
+    """The updates that multiply kernels by factors, and set or give back biases."""
     w, treedef = jax.tree.flatten(params)
     moves = [jnp.zeros_like(x) for x in w]
     for number, i in enumerate(kernels_of(params)):
-        moves[i] = (factors[number] - 1).astype(w[i].dtype) * w[i]
-    for i in biases_of(params).values():
-        moves[i] = -w[i]
+        x = widen(w[i])
+        moves[i] = ((factors[number] - 1).astype(x.dtype) * x).astype(w[i].dtype)
+    for i, bias in zip(biases_of(params).values(), biases, strict=True):
+        moves[i] = jnp.where(is_given_back, bias, 0) - w[i]
     return treedef.unflatten(moves)
+
+
+def _biases(params: optax.Params) -> list[jax.Array]:
+    """The biases of kernels, in one order."""
+    leaves = jax.tree.leaves(params)
+    return [leaves[i] for i in biases_of(params).values()]
+
+
+def _widest(params: optax.Params) -> Any:
+    dtypes = [
+        widen(jnp.zeros((), jnp.result_type(x))).dtype for x in jax.tree.leaves(params)
+    ]
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
+
+
+def _splits(partition_specs: Any, params: optax.Params) -> list[Split]:
+    """How every parameter lies on the devices."""
+    leaves, treedef = jax.tree.flatten(params)
+    if partition_specs is None:
+        if jax.sharding.get_abstract_mesh().manual_axes or any(
+            _varying(jax.typeof(jnp.asarray(x))) for x in leaves
+        ):
+            raise ValueError(
+                "inside jax.shard_map wake_silent_layers needs partition_specs, so "
+                "that all devices do the same: give the PartitionSpec of the "
+                "parameters, or a tree of them; P() for what is replicated."
+            )
+        return [Split()] * len(leaves)
+
+    def is_spec(x: Any) -> bool:
+        return isinstance(x, jax.sharding.PartitionSpec)
+
+    specs, specs_treedef = jax.tree.flatten(partition_specs, is_leaf=is_spec)
+    if is_spec(partition_specs):
+        specs = [partition_specs] * len(leaves)
+    elif specs_treedef != treedef or not all(map(is_spec, specs)):
+        raise ValueError(
+            "partition_specs must be one PartitionSpec, or a tree of them like the "
+            f"parameters, got {partition_specs!r}."
+        )
+    for spec, (path, x) in zip(specs, flatten_with_path(params)[0], strict=True):
+        if len(spec) > jnp.ndim(x):
+            raise ValueError(
+                f"partition_specs: {spec} has more axes than {path_string(path)!r}, "
+                f"whose shape is {jnp.shape(x)}."
+            )
+    return [Split((), spec) for spec in specs]
+
+
+def _check_params(params: optax.Params) -> None:
+    named, _ = flatten_with_path(params)
+    if not named and _is_empty(params):
+        raise ValueError(
+            f"params is an empty tree, {params!r}: there is nothing to optimize."
+        )
+    for path, x in named:
+        dtype = jnp.result_type(x)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                "wake_silent_layers needs real floating-point gradients and "
+                f"parameters, got {dtype} at {path_string(path)!r}: leave it to "
+                "another optimizer with optax.masked or optax.partition."
+            )
+    # What has no leaves stands for parameters: optax.tree.map_params asks with it.
+    if named and not kernels_of(params):
+        raise ValueError(
+            "wake_silent_layers needs parameters with kernels, arrays of two axes "
+            f"or more, got {jax.tree.map(jnp.shape, params)}."
+        )
+
+
+def _is_empty(tree: Any) -> bool:
+    """Whether there is nothing but containers, not even what stands for masked ones."""
+
+    def is_content(x: Any) -> bool:
+        return hasattr(x, "_fields") or not isinstance(x, (dict, list, tuple))
+
+    return not jax.tree.leaves(tree, is_leaf=is_content)
+
+
+def _check_gradients(updates: optax.Updates, params: optax.Params) -> None:
+    """Refuses gradients that are not those of the parameters."""
+    if jax.tree.structure(updates) != jax.tree.structure(params):
+        raise ValueError(
+            "the gradients are not a tree like the parameters: "
+            f"{jax.tree.structure(updates)} and {jax.tree.structure(params)}."
+        )
+    for (path, param), gradient in zip(
+        flatten_with_path(params)[0], jax.tree.leaves(updates), strict=True
+    ):
+        if jnp.shape(gradient) != jnp.shape(param):
+            raise ValueError(
+                f"the gradient of {path_string(path)!r} has shape "
+                f"{jnp.shape(gradient)}, the parameter {jnp.shape(param)}."
+            )
+        dtype = jnp.result_type(gradient)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                "wake_silent_layers needs real floating-point gradients and "
+                f"parameters, got {dtype} for the gradient of {path_string(path)!r}."
+            )
+
+
+def _check_state(state: Any, params: optax.Params) -> None:
+    """Refuses a state of another optimizer, or of other parameters: a checkpoint's."""
+    if not isinstance(state, WakingState):
+        raise TypeError(
+            f"the state is of another optimizer: got {type(state).__name__}, need "
+            "WakingState. Make a new one with init(params)."
+        )
+    shapes = [jnp.shape(state.best.norms.fraction), *map(jnp.shape, state.best.biases)]
+    expected = [(len(kernels_of(params)),), *map(jnp.shape, _biases(params))]
+    if shapes != expected:
+        raise ValueError(
+            "the state is of other parameters: it has norms and biases of the shapes "
+            f"{shapes}, here they are {expected}. Make a new one with init(params)."
+        )
