@@ -22,7 +22,7 @@ from lars.kernels import (
     preserving_norm,
 )
 from lars.layers import widen
-from lars.norms import Split, unit
+from lars.norms import Split, scaled_l2_norms
 from lars.optimizer import check_number
 from lars.rules import flatten_with_path, path_string
 from lars.scaled import Scaled, ratio, scaled, value, where
@@ -48,6 +48,9 @@ AWAKE = 10
 UNUSUAL = 2.0
 """Octaves by which the sizes of most kernels are off, where sizes are to blame."""
 
+SMALL_KERNEL = 2**16
+"""Elements of kernels that are looked at together with others of their shape."""
+
 ABSURD = 12.0
 """Octaves by which that of one kernel is off, where it is to blame for all others."""
 
@@ -61,7 +64,7 @@ class Place(NamedTuple):
     # shape=(), int32: kernels without a gradient; more than there are if not finite
     silent_kernels: jax.Array
     norms: Scaled  # shape=(kernels,)
-    biases: tuple[jax.Array, ...]  # of the kernels that have one
+    biases: jax.Array  # shape=(elements,): of kernels, one after the other
 
 
 class WakingState(NamedTuple):
@@ -108,7 +111,7 @@ def wake_silent_layers(
                 norms=Scaled(
                     jnp.zeros(kernels, _widest(params)), jnp.zeros(kernels, jnp.int32)
                 ),
-                biases=tuple(jnp.zeros_like(x) for x in _biases(params)),
+                biases=_biases(params),
             ),
         )
 
@@ -160,16 +163,16 @@ def _decide(
     patience: int,
 ) -> _Plan:
     """Whether a network is moved or given back, and by what."""
-    is_awake = state.signal_steps >= AWAKE
-    # What is awake is not looked at any more, which costs nothing.
-    seen = jax.lax.cond(
-        is_awake,
-        lambda: jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(lambda: _look(gradients, params, splits)),
-        ),
-        lambda: _look(gradients, params, splits),
-    )
+    is_awake, is_moving = state.signal_steps >= AWAKE, state.moving_for.any()
+
+    def look() -> tuple[_Seen, jax.Array]:
+        return _look(gradients, params, splits, is_moving), _biases(params)
+
+    def look_away() -> tuple[_Seen, jax.Array]:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(look))
+
+    # What is awake is not looked at any more, and costs nothing.
+    seen, biases = jax.lax.cond(is_awake, *_alike(look_away, look))
     given_up = state.given_up.at[1:].set(state.given_up[1:] | seen.is_shut)
     # The first reason that holds is the reason.
     reasons = seen.reasons & ~given_up
@@ -181,12 +184,9 @@ def _decide(
     signal_steps = jnp.where(is_silent, 0, jnp.minimum(state.signal_steps + 1, AWAKE))
     is_called = is_infinite | (silent_steps >= patience)
 
-    is_moving = state.moving_for.any()
     is_better = seen.silent_kernels < state.best.silent_kernels
     is_worse = state.has_just_moved & (seen.silent_kernels > state.best.silent_kernels)
-    here = Place(
-        seen.silent_kernels, seen.norms, tuple(map(jnp.asarray, _biases(params)))
-    )
+    here = Place(seen.silent_kernels, seen.norms, biases)
     best = jax.tree.map(
         lambda x, y: jnp.where(is_moving & ~is_better, x, y), state.best, here
     )
@@ -226,7 +226,7 @@ class _Seen(NamedTuple):
     """What the gradients of a step say of a network."""
 
     reasons: jax.Array  # shape=(4,), bool: which of them hold
-    is_shut: jax.Array  # shape=(), bool: something else than a scale may be to blame
+    is_shut: jax.Array  # shape=(), bool: what no scale opens is in the way
     silent_kernels: jax.Array  # as in `Place`
     norms: Scaled
 
@@ -242,64 +242,63 @@ def silence(gradients: optax.Updates, params: optax.Params) -> jax.Array:
         Booleans of shape [4], of which one at most is true: see `REASONS` and
         `wake_silent_layers`.
     """
-    seen = _look(gradients, params, _splits(None, params))
+    seen = _look(gradients, params, _splits(None, params), jnp.bool(False))
     reasons = seen.reasons.at[1:].set(seen.reasons[1:] & ~seen.is_shut)
     return reasons & (jnp.cumsum(reasons) == 1)
 
 
-def _look(gradients: optax.Updates, params: optax.Params, splits: list[Split]) -> _Seen:
-    g, w = (
-        [
-            widen(split.whole(jnp.asarray(x)))
-            for x, split in zip(jax.tree.leaves(tree), splits, strict=True)
-        ]
-        for tree in (gradients, params)
-    )
+def _look(
+    gradients: optax.Updates,
+    params: optax.Params,
+    splits: list[Split],
+    is_moved: jax.Array,
+) -> _Seen:
+    """What the gradients say, of a network that is being moved, or is not."""
+    g, w = (list(map(widen, jax.tree.leaves(tree))) for tree in (gradients, params))
+    norms = scaled_l2_norms([*g, *w], [*splits, *splits])
     kernels, biases = kernels_of(params), biases_of(params)
-    norms = _stacked([unit(w[i])[1] for i in kernels], _widest(params))
-    log_w = _log2(norms)
-    log_g = jnp.stack([_log2_norm(g[i]) for i in kernels])
-    off = jnp.stack(
-        [_octaves_off(w[i], w[biases[i]] if i in biases else None) for i in kernels]
-    )
-    is_zero = jnp.stack([(x == 0).all() for x in g])
-    zero_kernels = is_zero[np.asarray(kernels)]
-    can_be_told = ~zero_kernels & jnp.stack(
-        [
-            can_tell_constant_input(g[biases[i]]) if i in biases else jnp.bool(False)
-            for i in kernels
-        ]
-    )
-    heard = jnp.stack(
-        [_heard(g[i], g[biases[i]]) if i in biases else jnp.float32(1) for i in kernels]
-    )
-    effects = log_g + log_w
-    has_tiny_input = jnp.stack(
-        [jnp.bool(False)]
-        + [_has_tiny_input(g[i], g[bias]) for i, bias in biases.items()]
-    ).any()
-    are_off = jnp.sort(off)[(len(kernels) - 1) // 2] >= UNUSUAL  # of most kernels
+    of_kernels = np.asarray(kernels)
+    # Of the kernels that have none, their own stand for biases.
+    of_biases = np.asarray([biases.get(i, i) for i in kernels])
+    log_g, log_w = jnp.split(_log2(norms), 2)
+    is_zero, is_finite = norms.fraction == 0, jnp.isfinite(norms.fraction)
+    zero_kernels = is_zero[of_kernels]
+    heard, can_tell = _heard(g, kernels, biases, splits)
+    can_tell &= ~zero_kernels
+    is_deaf = can_tell & (heard <= HEARD)
+    effects = (log_g + log_w)[of_kernels]
+    told = jnp.where(can_tell, effects, -jnp.inf)
+    is_network_deaf = (told + jnp.log2(heard)).max() <= told.max() + math.log2(HEARD)
+    digits = np.float32([jnp.finfo(g[i].dtype).nmant + 1 for i in kernels])
+    has_tiny_input = log_g[of_kernels] < log_g[of_biases] - digits
+    off = _octaves_off(log_w, kernels, biases, _shapes(params, splits))
+    are_off = is_moved | (jnp.sort(off)[(len(kernels) - 1) // 2] >= UNUSUAL)  # of most
     is_one_off = off.max() >= ABSURD
-    is_finite = jnp.stack([jnp.isfinite(x).all() for x in g]).all()
-    # What is not finite itself, no factor mends.
-    can_be_moved = jnp.isfinite(norms.fraction).all()
+    gradients_are_finite = is_finite[: len(g)].all()
     reasons = jnp.stack(
         [
-            ~is_finite,
+            ~gradients_are_finite,
             zero_kernels.any()
-            & ~is_zero.all()
+            & ~is_zero[: len(g)].all()
             & (are_off | (is_one_off & zero_kernels.all())),
-            (can_be_told & (heard <= HEARD)).any()
-            & (can_be_told & (heard > HEARD)).any(),
+            is_deaf.any() & (can_tell & ~is_deaf).any() & (is_moved | is_network_deaf),
             (_is_drowned(effects) & are_off)
-            | (has_tiny_input & (are_off | is_one_off)),
+            | (has_tiny_input.any() & (are_off | is_one_off)),
         ]
     )
-    silent = jnp.where(is_finite, zero_kernels.sum(), len(kernels) + 1)
-    seen = _Seen(
-        reasons & can_be_moved, _is_shut(params, w), silent.astype(jnp.int32), norms
+    # What is not finite itself, no factor mends.
+    reasons &= is_finite[len(g) :].all()
+    silent = jnp.where(gradients_are_finite, zero_kernels.sum(), len(kernels) + 1)
+    own = of_kernels + len(g)  # where the norms of kernels themselves are
+    return _everywhere(
+        _Seen(
+            reasons,
+            is_zero[own].any() | _is_shut(params, w, splits),
+            silent.astype(jnp.int32),
+            Scaled(norms.fraction[own], norms.exponent[own]),
+        ),
+        splits,
     )
-    return _everywhere(seen, splits)
 
 
 def _everywhere(seen: _Seen, splits: list[Split]) -> _Seen:
@@ -315,34 +314,48 @@ def _everywhere(seen: _Seen, splits: list[Split]) -> _Seen:
     )
 
 
-def _is_shut(params: optax.Params, w: list[jax.Array]) -> jax.Array:
-    """Whether something else than a kernel's scale keeps signals back.
-
-    A kernel of zero, which has no scale that could be moved, or the scale of a
-    normalization: what is behind them is silent until an optimizer has moved them.
-    """
+def _is_shut(
+    params: optax.Params, w: list[jax.Array], splits: list[Split]
+) -> jax.Array:
+    """Whether a normalization lets nothing through, until an optimizer has moved it."""
     flags = [
-        (x == 0).all() if x.ndim >= 2 else (jnp.abs(x) < SHUT).all()
-        for (path, _), x in zip(flatten_with_path(params)[0], w, strict=True)
-        if x.ndim >= 2 or path_string(path[-1:]) == "scale"
+        (jnp.abs(split.whole(x)) < SHUT).all()
+        for (path, _), x, split in zip(
+            flatten_with_path(params)[0], w, splits, strict=True
+        )
+        if x.ndim < 2 and path_string(path[-1:]) == "scale"
     ]
-    return jnp.stack(flags).any()
+    return jnp.stack([jnp.bool(False), *flags]).any()
 
 
-def _octaves_off(kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """How far the size of a kernel, or of its bias, is from all that are usual.
+def _octaves_off(
+    log_w: jax.Array,
+    kernels: list[int],
+    biases: dict[int, int],
+    shapes: list[tuple[int, ...]],
+) -> jax.Array:
+    """How far the size of each kernel, or of its bias, is from all that are usual.
 
     Which axes count inputs is not known for sure: of attention heads, of layers that
     are stacked, of an embedding. Usual is what any choice of them would make.
     """
-    outputs = min(kernel.shape)
-    log_w = _log2_norm(kernel)
-    least = math.log2(2 * outputs) / 2
-    most = math.log2(2 * kernel.size / outputs) / 2
-    off = jnp.maximum(least - log_w, log_w - most)
-    if bias is not None:
-        off = jnp.maximum(off, _log2_norm(bias) - math.log2(bias.size) / 2)
-    return jnp.maximum(off, 0)
+    least, most, of_bias = [], [], []
+    for i in kernels:
+        size, outputs = math.prod(shapes[i]), min(shapes[i])
+        least.append(math.log2(2 * outputs) / 2)
+        most.append(math.log2(2 * size / outputs) / 2)
+        # Elements of one; where there is no bias, what is never reached.
+        of_bias.append(math.log2(shapes[i][-1]) / 2 if i in biases else math.inf)
+    log_kernels = log_w[np.asarray(kernels)]
+    log_biases = log_w[np.asarray([biases.get(i, i) for i in kernels])]
+    return jnp.stack(
+        [
+            jnp.asarray(least, jnp.float32) - log_kernels,
+            log_kernels - jnp.asarray(most, jnp.float32),
+            log_biases - jnp.asarray(of_bias, jnp.float32),
+            jnp.zeros_like(log_kernels),
+        ]
+    ).max(0)
 
 
 def _is_drowned(effects: jax.Array) -> jax.Array:
@@ -350,29 +363,8 @@ def _is_drowned(effects: jax.Array) -> jax.Array:
     return effects.min() < effects.max() + math.log2(HEARD)
 
 
-def _has_tiny_input(kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Whether a layer's inputs are lost beside the 1 that the bias multiplies."""
-    return _log2_norm(kernel) < _log2_norm(bias) - _digits(kernel)
-
-
-def _digits(x: jax.Array) -> int:
-    """Binary digits of a number of the array's type, 24 in float32."""
-    return jnp.finfo(x.dtype).nmant + 1
-
-
-def _log2_norm(x: jax.Array) -> jax.Array:
-    return _log2(unit(x)[1])
-
-
 def _log2(x: Scaled) -> jax.Array:
     return jnp.log2(x.fraction).astype(jnp.float32) + x.exponent.astype(jnp.float32)
-
-
-def _stacked(numbers: list[Scaled], dtype: Any) -> Scaled:
-    return Scaled(
-        jnp.stack([x.fraction.astype(dtype) for x in numbers]),
-        jnp.stack([x.exponent.astype(jnp.int32) for x in numbers]),
-    )
 
 
 def _forgotten(
@@ -431,23 +423,56 @@ def _varying(x: Any) -> frozenset[Any]:
     return frozenset(getattr(x, "vma", None) or ())
 
 
-def _heard(kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """The part of a kernel's gradient that a constant input would not have made."""
+def _heard(
+    g: list[jax.Array],
+    kernels: list[int],
+    biases: dict[int, int],
+    splits: list[Split],
+) -> tuple[jax.Array, jax.Array]:
+    """The part of kernels' gradients that no constant input makes, and if it is known.
+
+    Kernels of one shape are taken together: starting computations costs more.
+    """
+    groups: dict[Any, list[int]] = {}
+    whole = {}
+    for i in biases:
+        whole[i] = splits[i].whole(g[i]), splits[biases[i]].whole(g[biases[i]])
+        shape = whole[i][0].shape
+        alike = (shape, g[i].dtype, g[biases[i]].dtype)
+        is_small = math.prod(shape) <= SMALL_KERNEL
+        groups.setdefault(alike if is_small else i, []).append(i)
+    heard = dict.fromkeys(kernels, jnp.float32(1))
+    can_tell = dict.fromkeys(kernels, jnp.bool(False))
+    for members in groups.values():
+        stacks = [jnp.stack(x) for x in zip(*(whole[i] for i in members), strict=True)]
+        of_group = jax.vmap(_heard_part)(*stacks)
+        for i, part, is_known in zip(members, *of_group, strict=True):
+            heard[i], can_tell[i] = part, is_known
+    return jnp.stack(list(heard.values())), jnp.stack(list(can_tell.values()))
+
+
+def _heard_part(kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
     _, rest = by_constant_input(kernel, bias)
-    return jnp.linalg.norm(rest).astype(jnp.float32)
+    return jnp.linalg.norm(rest).astype(jnp.float32), can_tell_constant_input(bias)
+
+
+def _shapes(params: optax.Params, splits: list[Split]) -> list[tuple[int, ...]]:
+    """The shapes of whole parameters, also where these are parts of them."""
+    return [
+        Split(tuple(range(jnp.ndim(x))), split.spec).layer_shape(jnp.shape(x))
+        for x, split in zip(jax.tree.leaves(params), splits, strict=True)
+    ]
 
 
 def _aims(params: optax.Params, splits: list[Split], dtype: Any) -> jax.Array:
     """The norms that kernels are moved to, at level 0."""
-    leaves = jax.tree.leaves(params)
-    shapes = [
-        Split(tuple(range(jnp.ndim(leaves[i]))), splits[i].spec).layer_shape(
-            jnp.shape(leaves[i])
-        )
-        for i in kernels_of(params)
-    ]
+    shapes = _shapes(params, splits)
     return jnp.asarray(
-        [preserving_norm(jax.ShapeDtypeStruct(shape, dtype)) for shape in shapes], dtype
+        [
+            preserving_norm(jax.ShapeDtypeStruct(shapes[i], dtype))
+            for i in kernels_of(params)
+        ],
+        dtype,
     )
 
 
@@ -475,7 +500,7 @@ def _moved(
     params: optax.Params,
     factors: jax.Array,
     is_given_back: jax.Array,
-    biases: tuple[jax.Array, ...],
+    biases: jax.Array,
 ) -> optax.Updates:
     """The updates that multiply kernels by factors, and set or give back biases."""
     w, treedef = jax.tree.flatten(params)
@@ -483,15 +508,19 @@ def _moved(
     for number, i in enumerate(kernels_of(params)):
         x = widen(w[i])
         moves[i] = ((factors[number] - 1).astype(x.dtype) * x).astype(w[i].dtype)
-    for i, bias in zip(biases_of(params).values(), biases, strict=True):
-        moves[i] = jnp.where(is_given_back, bias, 0) - w[i]
+    start = 0
+    for i in biases_of(params).values():
+        bias = biases[start : start + w[i].size].astype(w[i].dtype)
+        moves[i] = jnp.where(is_given_back, bias, jnp.zeros_like(bias)) - w[i]
+        start += w[i].size
     return treedef.unflatten(moves)
 
 
-def _biases(params: optax.Params) -> list[jax.Array]:
-    """The biases of kernels, in one order."""
-    leaves = jax.tree.leaves(params)
-    return [leaves[i] for i in biases_of(params).values()]
+def _biases(params: optax.Params) -> jax.Array:
+    """The biases of kernels, one after the other."""
+    leaves, dtype = jax.tree.leaves(params), _widest(params)
+    biases = [jnp.asarray(leaves[i], dtype) for i in biases_of(params).values()]
+    return jnp.concatenate([jnp.zeros(0, dtype), *biases])
 
 
 def _widest(params: optax.Params) -> Any:
@@ -596,8 +625,10 @@ def _check_state(state: Any, params: optax.Params) -> None:
             f"the state is of another optimizer: got {type(state).__name__}, need "
             "WakingState. Make a new one with init(params)."
         )
-    shapes = [jnp.shape(state.best.norms.fraction), *map(jnp.shape, state.best.biases)]
-    expected = [(len(kernels_of(params)),), *map(jnp.shape, _biases(params))]
+    shapes = [jnp.shape(x) for x in (state.best.norms.fraction, state.best.biases)]
+    leaves = jax.tree.leaves(params)
+    sizes = [jnp.size(leaves[i]) for i in biases_of(params).values()]
+    expected = [(len(kernels_of(params)),), (sum(sizes),)]
     if shapes != expected:
         raise ValueError(
             "the state is of other parameters: it has norms and biases of the shapes "
