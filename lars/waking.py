@@ -32,6 +32,10 @@ HEARD = 2.0**-12
 what a constant input would have made, and what a kernel must be able to do to the loss
 beside another one."""
 
+HARDLY = 2.0**-8
+"""The part of all that a network's gradients do to the loss which must not be that of
+constant inputs."""
+
 LARGEST_FACTOR = 16.0
 """By how much a kernel is multiplied at most, in a step."""
 
@@ -87,7 +91,115 @@ def wake_silent_layers(
     patience: int = 3,
     partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""DOC"""
+    r"""Moves the scale of a network's kernels until a signal passes, and no further.
+
+    Waking is for networks whose sizes are to blame for there being nothing to learn
+    from. It must do no harm to others: what an optimizer trains is left alone.
+
+    **What is silent.** Of the gradients g of kernels w in one step, with effects
+    :math:`e = \|g\|\,\|w\|` on the loss, a network is *silent* if
+
+    1. one of its gradients is *not finite*, and its parameters are; or
+    2. there is *no gradient*, exactly zero, for a kernel though there is one for
+       another parameter, and sizes are unusual; or
+    3. the network sees a *constant input*: let h be the part of a gradient that a
+       constant input does not make (:func:`lars.kernels.by_constant_input`), of kernels
+       that have a bias and more than two outputs with a gradient; then
+       :math:`h \le 2^{-12}` for one of them and not for another, and
+       :math:`\max h e \le 2^{-8} \max e` over all; or
+    4. a kernel is *lost in rounding*, and sizes are unusual: either its gradient is
+       smaller than that of its bias by :math:`2^{-24}`, all digits of float32, so that
+       the inputs of its layer vanish beside the 1 that the bias multiplies; or its
+       effect is smaller by :math:`2^{-12}`, half of them, than that of another, as
+       where signals vanish or, in a chaotic network, explode on their way back.
+
+    Why sizes? From gradients alone, a kernel that is saturated or underflows cannot be
+    told from one that is frozen, nor one that is drowned from a query or a key, which
+    do little to the loss by design. But float32 has eight binary digits of exponent:
+    only sizes that are far from usual, or a constant input, reach its ends. And where
+    sizes are usual there is nothing in them to mend. A size is *usual* if some choice
+    of axes makes its mean square what initializations make it: with n the smallest
+    axis, if :math:`\sqrt{2n} \le \|w\| \le \sqrt{2\,\mathrm{size}/n}`, which holds for
+    attention heads, stacked layers and embeddings as well, and if the elements of its
+    bias are at most 1. Sizes of a network are *unusual* if more than half of its
+    kernels are off by a factor of 4 or more; and, for kernels that all have no gradient
+    and for vanishing inputs, also if one is off by :math:`2^{12}`.
+
+    **What is done.** Then the inner optimizer is not asked. Instead, every kernel is
+    multiplied by what brings its norm to the one that keeps the mean square of a
+    layer's inputs (:func:`lars.kernels.preserving_norm`), or by 16 or 1/16 where this
+    is closer; what is not finite only ever shrinks. Where all kernels are there and the
+    network is silent still, whatever its sizes, the aim itself moves by half an octave
+    a step: down while something is not finite, up otherwise, by 16 at most. Biases
+    become zero, and so does what the inner optimizer remembers of the parameters, such
+    as momentum; what it counts goes on. As soon as a signal passes the scale stays as
+    it is, for the inner optimizer to do with as it likes.
+
+    **What is taken back.** A move after which gradients are not finite that were; one
+    to the aim, if there more kernels have no gradient; and all moves, where the network
+    is silent at the last aim as well, as one with a kernel is that nothing depends on.
+    Kernels get the norms, and biases the values, of the place at which most kernels had
+    a gradient, the first one of several; and nothing is done for this reason any more.
+
+    **What is left alone.** After ten steps in a row with a signal the network is
+    *awake*, for good: it is not looked at any more. What looks silent later is most
+    often a network that has learnt its images, since the few errors that it still makes
+    are all there is in its gradients; and what is not finite later is the doing of the
+    inner optimizer, or of a batch, which inner optimizers may skip. Where a kernel is
+    zero, or an array of the name ``scale``, as Flax and Haiku call those of
+    normalizations, is below :math:`2^{-6}` throughout, somebody has begun with care:
+    from then on only what is not finite counts. A network all of whose gradients are
+    zero has nothing left to learn.
+
+    A gradient that is not finite is seen to at once; silence of the other kinds only
+    where it lasts for ``patience`` steps, through which the inner optimizer goes on: in
+    a healthy run a layer may get no gradient from a single batch.
+
+    A run that is never silent gets the updates of the inner optimizer: to the bit,
+    unless XLA's optimizations round sums of products differently inside of a branch, on
+    a CPU by the last bit of float32.
+
+    Args:
+        inner: any optimizer.
+        patience: silent steps in a row before something is done.
+        partition_specs: inside :func:`jax.shard_map`, where arrays are local parts: a
+            :class:`jax.sharding.PartitionSpec` for all parameters, or a tree of them,
+            so that all devices do the same. ``P()`` is for what is not divided, and for
+            networks that have nothing to do with each other. Of the state,
+            ``best.biases`` is divided as biases are. Elsewhere XLA knows the sharding,
+            and it is None.
+
+    Returns:
+        An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` needs
+        ``params``; its state, `WakingState`, counts what it did and why.
+
+    Raises:
+        ValueError: for a number that makes no sense, with its value; for a tree that is
+            empty or has no kernels; in ``update`` for gradients or a state of other
+            parameters, and inside :func:`jax.shard_map` without ``partition_specs``.
+        TypeError: for something else than a number, for parameters or gradients that
+            are not real floating point, and for the state of another optimizer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> import lars
+        >>> optimizer = lars.wake_silent_layers(optax.sgd(0.1, 0.9))
+        >>> params = {"kernel": jnp.full((4, 3), 1e30), "bias": jnp.zeros(3)}
+        >>> state = optimizer.init(params)
+        >>> grads = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+        >>> updates, state = optimizer.update(grads, state, params)
+        >>> params = optax.apply_updates(params, updates)
+        >>> moves = dict(zip(lars.waking.REASONS, state.reasons.tolist()))
+        >>> print(f"{params['kernel'][0, 0]:.1e}", moves["not finite"])
+        6.3e+28 1
+
+    References:
+        He, Zhang, Ren and Sun, `Delving Deep into Rectifiers
+        <https://arxiv.org/abs/1502.01852>`_, 2015 (the norms that are aimed at)
+
+        Schoenholz, Gilmer, Ganguli and Sohl-Dickstein, `Deep Information Propagation
+        <https://arxiv.org/abs/1611.01232>`_, 2017 (how far signals reach)
+    """
     check_number("patience", patience)
     if patience < 1:
         raise ValueError(f"patience must be at least 1, got {patience!r}.")
@@ -166,7 +278,9 @@ def _decide(
     is_awake, is_moving = state.signal_steps >= AWAKE, state.moving_for.any()
 
     def look() -> tuple[_Seen, jax.Array]:
-        return _look(gradients, params, splits, is_moving), _biases(params)
+        # One that is shrunk until it is finite has not been silent yet.
+        was_silent = state.moving_for[1:].any()
+        return _look(gradients, params, splits, was_silent), _biases(params)
 
     def look_away() -> tuple[_Seen, jax.Array]:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(look))
@@ -184,14 +298,23 @@ def _decide(
     signal_steps = jnp.where(is_silent, 0, jnp.minimum(state.signal_steps + 1, AWAKE))
     is_called = is_infinite | (silent_steps >= patience)
 
+    aims = _aims(params, splits, seen.norms.fraction.dtype)
+    relative, level, is_there = _relative_norms(
+        seen.norms, aims, state.level, is_infinite
+    )
     is_better = seen.silent_kernels < state.best.silent_kernels
-    is_worse = state.has_just_moved & (seen.silent_kernels > state.best.silent_kernels)
+    all_kernels = seen.norms.fraction.size
+    is_lost = seen.silent_kernels > all_kernels  # not finite
+    # On the way to the aim fewer kernels may have a gradient: their biases are gone.
+    is_worse = (
+        state.has_just_moved
+        & (seen.silent_kernels > state.best.silent_kernels)
+        & (is_lost | is_there)
+    )
     here = Place(seen.silent_kernels, seen.norms, biases)
     best = jax.tree.map(
         lambda x, y: jnp.where(is_moving & ~is_better, x, y), state.best, here
     )
-    aims = _aims(params, splits, seen.norms.fraction.dtype)
-    relative, level = _relative_norms(seen.norms, aims, state.level, is_infinite)
     all_tried = is_called & (jnp.abs(level) > MOST_LEVELS)
     is_given_back = is_worse | (all_tried & is_moving)
     is_moved = is_called & ~all_tried & ~is_worse
@@ -251,9 +374,12 @@ def _look(
     gradients: optax.Updates,
     params: optax.Params,
     splits: list[Split],
-    is_moved: jax.Array,
+    was_silent: jax.Array,
 ) -> _Seen:
-    """What the gradients say, of a network that is being moved, or is not."""
+    """What the gradients say, of a network that is being moved for its silence or not.
+
+    If it is, whether its sizes are usual by now is no question any more.
+    """
     g, w = (list(map(widen, jax.tree.leaves(tree))) for tree in (gradients, params))
     norms = scaled_l2_norms([*g, *w], [*splits, *splits])
     kernels, biases = kernels_of(params), biases_of(params)
@@ -268,11 +394,12 @@ def _look(
     is_deaf = can_tell & (heard <= HEARD)
     effects = (log_g + log_w)[of_kernels]
     told = jnp.where(can_tell, effects, -jnp.inf)
-    is_network_deaf = (told + jnp.log2(heard)).max() <= told.max() + math.log2(HEARD)
+    is_network_deaf = (told + jnp.log2(heard)).max() <= told.max() + math.log2(HARDLY)
     digits = np.float32([jnp.finfo(g[i].dtype).nmant + 1 for i in kernels])
     has_tiny_input = log_g[of_kernels] < log_g[of_biases] - digits
     off = _octaves_off(log_w, kernels, biases, _shapes(params, splits))
-    are_off = is_moved | (jnp.sort(off)[(len(kernels) - 1) // 2] >= UNUSUAL)  # of most
+    # Of most kernels.
+    are_off = was_silent | (jnp.sort(off)[(len(kernels) - 1) // 2] >= UNUSUAL)
     is_one_off = off.max() >= ABSURD
     gradients_are_finite = is_finite[: len(g)].all()
     reasons = jnp.stack(
@@ -281,7 +408,9 @@ def _look(
             zero_kernels.any()
             & ~is_zero[: len(g)].all()
             & (are_off | (is_one_off & zero_kernels.all())),
-            is_deaf.any() & (can_tell & ~is_deaf).any() & (is_moved | is_network_deaf),
+            is_deaf.any()
+            & (can_tell & ~is_deaf).any()
+            & (was_silent | is_network_deaf),
             (_is_drowned(effects) & are_off)
             | (has_tiny_input.any() & (are_off | is_one_off)),
         ]
@@ -359,8 +488,12 @@ def _octaves_off(
 
 
 def _is_drowned(effects: jax.Array) -> jax.Array:
-    """Whether half the digits of one kernel do more to the loss than all of another."""
-    return effects.min() < effects.max() + math.log2(HEARD)
+    """Whether half the digits of one kernel do more to the loss than all of another.
+
+    Of those that have a gradient: where one has none, that is the reason.
+    """
+    least = jnp.where(jnp.isfinite(effects), effects, jnp.inf).min()
+    return least < effects.max() + math.log2(HEARD)
 
 
 def _log2(x: Scaled) -> jax.Array:
@@ -478,22 +611,21 @@ def _aims(params: optax.Params, splits: list[Split], dtype: Any) -> jax.Array:
 
 def _relative_norms(
     norms: Scaled, aims: jax.Array, level: jax.Array, is_infinite: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The kernels' norms relative to the aim; it moves where all are there."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The kernels' norms relative to the aim, which moves where all are there."""
     relative = value(ratio(norms, scaled(aims, aims.dtype))).astype(jnp.float32)
 
     def to(aim: jax.Array) -> jax.Array:
         return relative * jnp.exp2(-aim.astype(relative.dtype) / 2)
 
     near = 1.01
-    are_there = jnp.where(
-        is_infinite, to(level) <= near, (to(level) <= near) & (to(level) >= 1 / near)
-    ).all()
+    is_small, is_large = to(level) <= near, to(level) >= 1 / near
+    is_there = (is_small & is_large).all()
     moved = level + jnp.where(is_infinite, -1, 1)
     # One beyond the last is that all have been tried.
     moved = jnp.clip(moved, -MOST_LEVELS - 1, MOST_LEVELS + 1)
-    level = jnp.where(are_there, moved, level)
-    return jnp.maximum(to(level), jnp.finfo(relative.dtype).tiny), level
+    level = jnp.where(jnp.where(is_infinite, is_small.all(), is_there), moved, level)
+    return jnp.maximum(to(level), jnp.finfo(relative.dtype).tiny), level, is_there
 
 
 def _moved(
