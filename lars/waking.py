@@ -396,7 +396,7 @@ def _look(
     told = jnp.where(can_tell, effects, -jnp.inf)
     is_network_deaf = (told + jnp.log2(heard)).max() <= told.max() + math.log2(HARDLY)
     digits = np.float32([jnp.finfo(g[i].dtype).nmant + 1 for i in kernels])
-    has_tiny_input = log_g[of_kernels] < log_g[of_biases] - digits
+    has_tiny_input = ~zero_kernels & (log_g[of_kernels] < log_g[of_biases] - digits)
     off = _octaves_off(log_w, kernels, biases, _shapes(params, splits))
     # Of most kernels.
     are_off = was_silent | (jnp.sort(off)[(len(kernels) - 1) // 2] >= UNUSUAL)
@@ -504,22 +504,36 @@ def _forgotten(
     inner: optax.GradientTransformation, state: optax.OptState, params: optax.Params
 ) -> optax.OptState:
     """The state with what is remembered of the parameters as it was at the start."""
-    of_params = optax.tree.map_params(
-        inner, lambda _: True, state, transform_non_params=lambda _: False
-    )
-    # By leaves: what is static in the first tree is that of a placeholder.
+    # By leaves: what is static in other trees may be that of a placeholder.
     old, treedef = jax.tree.flatten(state)
     return treedef.unflatten(
         [
             y if is_of_params else x
             for is_of_params, x, y in zip(
-                jax.tree.leaves(of_params),
+                _are_of_params(inner, state, params),
                 old,
                 jax.tree.leaves(inner.init(params)),
                 strict=True,
             )
         ]
     )
+
+
+def _are_of_params(
+    inner: optax.GradientTransformation, state: optax.OptState, params: optax.Params
+) -> list[bool]:
+    """Which leaves of a state belong to single parameters."""
+    try:
+        of_params = optax.tree.map_params(
+            inner, lambda _: True, state, transform_non_params=lambda _: False
+        )
+    except (TypeError, ValueError):
+        # Rules for these very parameters do not know what optax asks with. Then those
+        # count that lie in the state as parameters do in their tree.
+        ends = [path for path, _ in flatten_with_path(params)[0] if path]
+        places = [path for path, _ in flatten_with_path(state)[0]]
+        return [any(path[-len(end) :] == end for end in ends) for path in places]
+    return jax.tree.leaves(of_params)
 
 
 def _alike(move: Any, step: Any) -> tuple[Any, Any]:
