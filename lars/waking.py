@@ -588,8 +588,8 @@ def _heard(
         alike = (shape, g[i].dtype, g[biases[i]].dtype)
         is_small = math.prod(shape) <= SMALL_KERNEL
         groups.setdefault(alike if is_small else i, []).append(i)
-    heard = dict.fromkeys(kernels, jnp.float32(1))
-    can_tell = dict.fromkeys(kernels, jnp.bool(False))
+    heard: dict[int, jax.Array] = {i: jnp.ones((), jnp.float32) for i in kernels}
+    can_tell: dict[int, jax.Array] = {i: jnp.zeros((), jnp.bool) for i in kernels}
     for members in groups.values():
         stacks = [jnp.stack(x) for x in zip(*(whole[i] for i in members), strict=True)]
         of_group = jax.vmap(_heard_part)(*stacks)
@@ -614,13 +614,10 @@ def _shapes(params: optax.Params, splits: list[Split]) -> list[tuple[int, ...]]:
 def _aims(params: optax.Params, splits: list[Split], dtype: Any) -> jax.Array:
     """The norms that kernels are moved to, at level 0."""
     shapes = _shapes(params, splits)
-    return jnp.asarray(
-        [
-            preserving_norm(jax.ShapeDtypeStruct(shapes[i], dtype))
-            for i in kernels_of(params)
-        ],
-        dtype,
-    )
+    kernels: list[Any] = [
+        jax.ShapeDtypeStruct(shapes[i], dtype) for i in kernels_of(params)
+    ]
+    return jnp.asarray([preserving_norm(kernel) for kernel in kernels], dtype)
 
 
 def _relative_norms(

@@ -643,11 +643,9 @@ class _Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        if self.is_tied:
-            embed = nn.Embed(32, 16)
-            h = embed(x[:, :, 0].astype(jnp.int32) % 32)
-        else:
-            h = nn.Dense(16)(x)
+        embed = nn.Embed(32, 16)
+        tokens = x[:, :, 0].astype(jnp.int32) % 32
+        h = embed(tokens) if self.is_tied else nn.Dense(16)(x)
         h += self.param("positions", nn.initializers.normal(0.02), (8, 16))[None]
         norm = nn.LayerNorm if self.normalizes else lambda: lambda x: x
         for _ in range(2):
@@ -660,7 +658,7 @@ class _Transformer(nn.Module):
 class _Recurrent(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(10)(nn.RNN(nn.SimpleCell(16))(x)[:, -1])
+        return nn.Dense(10)(jnp.asarray(nn.RNN(nn.SimpleCell(16))(x))[:, -1])
 
 
 class _Adapter(nn.Module):
