@@ -400,7 +400,7 @@ def test_what_no_scale_wakes_gets_its_sizes_back():
         moved = apply(moved, updates)
         norms.append(lars.l2_norm(moved["hidden_1"]["kernel"]) / np.sqrt(2 * 16))
     np.testing.assert_allclose(max(norms[2:10]), 2.0**4, rtol=1e-5)
-    assert_equal(moved, params, rtol=1e-6)
+    assert_equal(moved, params, rtol=1e-5)
     assert_equal(moved["output"]["bias"], params["output"]["bias"])
     assert state.given_up[REASONS.index("no gradient")]
     assert 8 < state.reasons[REASONS.index("no gradient")] < 20
@@ -617,7 +617,7 @@ class _Perceptron(nn.Module):
     @nn.compact
     def __call__(self, x):
         h = x.reshape(len(x), -1)
-        for _ in range(3):
+        for _ in range(2):
             h = nn.relu(nn.Dense(16)(h))
         return nn.Dense(10)(h)
 
@@ -628,12 +628,11 @@ class _Convolutions(nn.Module):
     @nn.compact
     def __call__(self, x):
         h = nn.Conv(8, (3, 3))(x[..., None])
-        for _ in range(2):
-            if self.is_residual:
-                branch = nn.relu(nn.Conv(8, (3, 3), use_bias=False)(h))
-                h += nn.GroupNorm(2, scale_init=nn.initializers.zeros)(branch)
-            else:
-                h = nn.relu(nn.Conv(8, (3, 3))(h))
+        if self.is_residual:
+            branch = nn.relu(nn.Conv(8, (3, 3), use_bias=False)(h))
+            h += nn.GroupNorm(2, scale_init=nn.initializers.zeros)(branch)
+        else:
+            h = nn.relu(nn.Conv(8, (3, 3))(h))
         return nn.Dense(10)(h.mean((1, 2)))
 
 
@@ -648,9 +647,8 @@ class _Transformer(nn.Module):
         h = embed(tokens) if self.is_tied else nn.Dense(16)(x)
         h += self.param("positions", nn.initializers.normal(0.02), (8, 16))[None]
         norm = nn.LayerNorm if self.normalizes else lambda: lambda x: x
-        for _ in range(2):
-            h += nn.MultiHeadDotProductAttention(4)(norm()(h))
-            h += nn.Dense(16)(nn.gelu(nn.Dense(32)(norm()(h))))
+        h += nn.MultiHeadDotProductAttention(4)(norm()(h))
+        h += nn.Dense(16)(nn.gelu(nn.Dense(32)(norm()(h))))
         h = norm()(h).mean(1)
         return embed.attend(h)[:, :10] if self.is_tied else nn.Dense(10)(h)
 
@@ -699,8 +697,8 @@ NETWORKS = {
 TRAINERS = {
     "sgd": optax.sgd(0.05, 0.9),
     "adam": optax.adam(3e-3),
-    "muon": optax.contrib.muon(0.01, ns_steps=2),
-    "polar": lars.polar(0.25, steps=2),
+    "muon": optax.contrib.muon(0.01, ns_steps=1),
+    "polar": lars.polar(0.25, steps=1),
 }
 
 
