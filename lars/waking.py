@@ -393,9 +393,10 @@ def _look(
     can_tell &= ~zero_kernels
     is_deaf = can_tell & (heard <= HEARD)
     effects = (log_g + log_w)[of_kernels]
+    # What constant inputs can be told of, and how much of that is heard.
     told = jnp.where(can_tell, effects, -jnp.inf)
     is_network_deaf = (told + jnp.log2(heard)).max() <= told.max() + math.log2(HARDLY)
-    digits = np.float32([jnp.finfo(g[i].dtype).nmant + 1 for i in kernels])
+    digits = np.asarray([jnp.finfo(g[i].dtype).nmant + 1 for i in kernels], np.float32)
     has_tiny_input = ~zero_kernels & (log_g[of_kernels] < log_g[of_biases] - digits)
     off = _octaves_off(log_w, kernels, biases, _shapes(params, splits))
     # Of most kernels.
