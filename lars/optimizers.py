@@ -19,6 +19,9 @@ from lars.schedules import learning_rate_schedule
 from lars.training import MakeOptimizer
 from lars.waking import wake_silent_layers
 
+WHOLE = jax.sharding.PartitionSpec()
+"""Runs are divided over devices, and each has all of its parameters on one."""
+
 
 def sgd(
     learning_rate: optax.ScalarOrSchedule,
@@ -66,7 +69,7 @@ def waking(
 
     @functools.wraps(factory)
     def with_waking(*args: Any, **kwargs: Any) -> optax.GradientTransformation:
-        return wake_silent_layers(factory(*args, **kwargs))
+        return wake_silent_layers(factory(*args, **kwargs), partition_specs=WHOLE)
 
     return with_waking
 
@@ -122,6 +125,8 @@ def optimizer_maker(
             )
 
     arguments = with_rules(hyperparameters)
+    if "partition_specs" in known:
+        arguments["partition_specs"] = WHOLE
 
     def make_optimizer(learning_rate: jax.Array) -> optax.GradientTransformation:
         return factory(

@@ -71,9 +71,12 @@ WRAPPED = {
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_in_the_wrappers_of_optax_it_does_the_same(name):
-    expected, state = run(waking(), tree(0), gradients())
-    np.testing.assert_array_equal(state.reasons, [1, 1, 0, 0])
-    actual, _ = run(WRAPPED[name](), tree(0), gradients())
+    # Of sizes that may be to blame: usual ones are left alone.
+    params = tree(0, 1e3)
+    expected, state = run(waking(), params, gradients())
+    # Not finite right after a move: that is taken back.
+    np.testing.assert_array_equal(state.reasons, [0, 1, 0, 0])
+    actual, _ = run(WRAPPED[name](), params, gradients())
     assert_close(actual, expected)
 
 

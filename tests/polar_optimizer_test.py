@@ -743,6 +743,6 @@ def test_local_parts_without_specs_are_refused(check_vma):
         if spec == P() and check_vma:
             updates(None, spec)
         else:
-            with pytest.raises(ValueError, match="give partition_specs, .*every dev"):
+            with pytest.raises(ValueError, match=r"give partition_specs, .*every dev"):
                 updates(None, spec)
         updates(spec, spec)

@@ -1,10 +1,13 @@
 """One training function: exact identities, the same batches, one compilation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import lars
 from lars.models import cnn, mlp
@@ -162,7 +165,9 @@ def test_a_batch_that_the_data_cannot_fill_is_refused(batch_size):
 
 
 def test_a_sweep_equals_its_runs_and_uses_every_device(digits):
-    parts = training(lars.lars, num_steps=6)
+    # A device has all of the parameters of its runs.
+    make_optimizer = functools.partial(lars.lars, partition_specs=P())
+    parts = training(make_optimizer, num_steps=6)
     single = jax.jit(parts.train)
     runs = [run_of([s] * 3, 5.0 + i, i) for i, s in enumerate((1e-3, 1, 1, 1e3))]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *runs)
@@ -186,7 +191,7 @@ def test_a_sweep_is_compiled_once(digits):
     def counted(rate):
         nonlocal traces
         traces += 1
-        return lars.lars(rate)
+        return lars.lars(rate, partition_specs=P())
 
     compute = sweep_over(training(counted, num_steps=2).train, jax.devices()[:2], 1)
     after = []

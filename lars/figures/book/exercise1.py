@@ -16,6 +16,7 @@ from lars.data import load
 from lars.figures.item import Claim, Item, Settings, judged, median_and_spread
 from lars.figures.style import COLORS, look, panels
 from lars.optimizer import lars
+from lars.optimizers import WHOLE
 
 Params = dict[str, Any]
 DTYPES = ("float32", "float64")
@@ -252,7 +253,7 @@ def _optimizer(name: str, settings: Settings) -> optax.GradientTransformation:
     if name == "Adam":
         return optax.adam(rate, momentum)
     decay = settings["weight_decay"] if "decay" in name else 0.0
-    return lars(rate, decay, momentum=momentum)
+    return lars(rate, decay, momentum=momentum, partition_specs=WHOLE)
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:

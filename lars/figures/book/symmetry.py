@@ -16,6 +16,7 @@ from lars.figures.item import Claim, Item, Settings, judged, mean_and_spread
 from lars.figures.style import line_over_seeds, panels
 from lars.models.model import Model, Variables, as_model
 from lars.optimizer import lars
+from lars.optimizers import WHOLE
 from lars.training import Run, Training, make_training
 
 STARTS = ("W1 and W2 constant", "W1 constant, W2 random", "both random")
@@ -119,7 +120,7 @@ def _optimizers(
     return {
         "SGD": lambda rate: optax.sgd(rate, momentum),
         "Adam": lambda rate: optax.adam(rate, momentum),
-        "LARS": lambda rate: lars(rate, momentum=momentum),
+        "LARS": lambda rate: lars(rate, momentum=momentum, partition_specs=WHOLE),
     }
 
 
