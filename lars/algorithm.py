@@ -161,14 +161,17 @@ def trust_ratios(
         # The orthogonal factor has norm 1, that of zero is zero.
         g_norm = joint(layers, scaled(jnp.sign(g_slices.fraction), dtype))
 
-    size = g_norm
+    beta_w_norm: Scaled | float = 0.0  # of the arrays of each layer that are decayed
     if any(is_decayed) and not o.spectral:
         decays = layers.repeat(is_decayed)
         decayed = Scaled(jnp.where(decays, w_slices.fraction, 0), w_slices.exponent)
-        size = g_norm + beta * joint(layers, decayed)
-    eta = jnp.asarray(o.trust_coefficient, dtype)
-    denominator = (size if o.denominator == "sum" else g_norm) + o.eps
-    ratio = eta * w_norm / denominator
+        beta_w_norm = beta * joint(layers, decayed)
+    size = g_norm + beta_w_norm
+
+    if o.denominator != "sum":  # then "g_norm" is of g, of g + β w or of what v makes
+        beta_w_norm = 0.0
+    eta, eps = jnp.asarray(o.trust_coefficient, dtype), o.eps
+    ratio = eta * w_norm / (denominator := g_norm + beta_w_norm + eps)
 
     # η‖w‖/0 has no value, and at ‖w‖ = 0 the ratio 0 would keep w there.
     rules = {"trust_coefficient": eta, "one": 1.0, "plain": 1.0, "zero": 0.0}

@@ -112,12 +112,16 @@ def as_varying_as(x: jax.Array, like: jax.Array) -> jax.Array:
     return jax.lax.pmax(x, axes) if axes else x
 
 
+def varying(of_type: Any) -> frozenset[str]:
+    """The mesh axes that arrays of a type are known to vary over."""
+    axes = getattr(of_type, "vma", None)  # JAX 0.10 has another name for it
+    if axes is None:
+        axes = getattr(getattr(of_type, "manual_axis_type", None), "varying", None)
+    return frozenset(axes or ())
+
+
 def _varying(x: jax.Array) -> frozenset[str]:
-    """The mesh axes that an array is known to vary over."""
-    of_type: Any = jax.typeof(x)  # JAX 0.10 has another name for it than later ones
-    if hasattr(of_type, "vma"):
-        return of_type.vma
-    return of_type.manual_axis_type.varying
+    return varying(jax.typeof(x))
 
 
 def spread(x: jax.Array, axes: ArrayAxes, shape: Sequence[int]) -> jax.Array:

@@ -92,7 +92,7 @@ def test_around_multi_steps_it_forgets_what_is_not_finite():
 
 
 def test_steps_that_are_no_integer_point_to_static_arguments():
-    injected = optax.inject_hyperparams(lars.polar)(RATE)
+    injected = optax.inject_hyperparams(lars.polar)(RATE, steps=3)
     with pytest.raises(TypeError, match=r'static_args=\("steps",\)'):
         injected.init(tree(0))
 

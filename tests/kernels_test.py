@@ -104,6 +104,11 @@ def test_rules_say_which_axes_are_what(
     assert list(kernels) == ["w"]
 
 
+def test_what_is_as_large_as_a_kernel_is_no_bias():
+    kernels, _ = roles({"w": (4, 5), "x": (4, 5)}, output_axes=[(W, (0, 1))])
+    assert kernels == {"w": ((), (0, 1), None), "x": ((), (1,), None)}
+
+
 def test_the_attention_of_flax_is_understood():
     layer = nn.MultiHeadDotProductAttention(num_heads=4)
     x = jnp.ones((2, 3, 8))
