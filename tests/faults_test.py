@@ -20,6 +20,7 @@ FAMILIES = {
     "spectral": {"geometry": "spectral"},
     "excluded": {"trust_ratio_mask": ~lars.select(path="kernel")},
 }
+MODULES = lars.lars(2.0, layer="module")
 WRONG = [np.nan, np.inf, -np.inf]
 
 
@@ -89,7 +90,7 @@ def test_weights_that_are_not_finite_stop_their_layer_alone(options):
 
 
 def test_layers_that_share_a_ratio_are_skipped_together():
-    _, state = run(lars.lars(2.0, layer="module"), small(0), faulty(np.nan))
+    _, state = run(MODULES, small(0), faulty(np.nan))
     assert lars.skipped_steps(state) == {"kernel": 1, "bias": 1}
 
 
@@ -103,7 +104,7 @@ def test_slices_of_a_stack_are_skipped_apart():
 
 
 def test_a_skipped_step_counts_as_a_step_of_the_schedule():
-    _, state = run(lars.lars(2.0), small(0), faulty(np.nan))
+    _, state = run(MODULES, small(0), faulty(np.nan))
     assert state.count == 3
 
 

@@ -366,11 +366,10 @@ def test_the_step_is_the_polar_factor_in_the_size_of_the_spectral_norm():
 def test_a_direction_of_zero_has_the_ratio_of_zero_norms():
     # Its orthogonal factor is zero, and so is the denominator.
     w = jnp.asarray(elements(6, 4))
-    for rule, ratio in {"one": 1.0, "zero": 0.0}.items():
-        optimizer = lars.lars(1.0, geometry="spectral", zero_norm=rule)
-        updates, state = first_step(optimizer, jnp.zeros_like(w), w)
-        np.testing.assert_array_equal(updates, 0)
-        assert lars.trust_ratios(state) == ratio
+    optimizer = lars.lars(1.0, geometry="spectral", zero_norm="one")
+    updates, state = first_step(optimizer, jnp.zeros_like(w), w)
+    np.testing.assert_array_equal(updates, 0)
+    assert lars.trust_ratios(state) == 1
 
 
 def test_a_ratio_that_arrays_share_is_divided_by_the_root_of_their_number():
@@ -400,12 +399,12 @@ def test_with_momentum_of_gradients_it_is_the_momentum_that_is_orthogonalized():
 def test_steps_and_dtype_of_the_orthogonalization_can_be_chosen():
     w, g = elements(6, 4), elements(6, 4)[::-1]
     size = 1e-3 * np.linalg.norm(np.float64(w), 2)
-    for spectral in (Spectral(steps=2), Spectral(dtype=jnp.bfloat16)):
-        optimizer = lars.lars(1.0, momentum=0.0, geometry=spectral)
-        updates, _ = first_step(optimizer, g, w)
-        expected = -size * np.asarray(polar(g, *spectral))
-        np.testing.assert_allclose(updates, expected, rtol=1e-3, atol=1e-3 * size)
-        assert np.abs(expected / size + exact_polar(g)).max() > 1e-4
+    spectral = Spectral(steps=2, dtype=jnp.bfloat16)
+    updates, _ = first_step(lars.lars(1.0, momentum=0.0, geometry=spectral), g, w)
+    expected = -size * np.asarray(polar(g, *spectral))
+    np.testing.assert_allclose(updates, expected, rtol=1e-3, atol=1e-3 * size)
+    for other in (Spectral(steps=2), Spectral(dtype=jnp.bfloat16)):
+        assert np.abs(expected / size + np.asarray(polar(g, *other))).max() > 2e-3
 
 
 def test_axes_that_count_outputs_can_be_named():
