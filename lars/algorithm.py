@@ -203,7 +203,7 @@ def _clipped(o: Options, ratio: Scaled, gamma: jax.Array) -> Scaled:
         ratio = where(ratio.value > high, high, ratio)
     if o.clip:
         # min(λ/γ, 1), as apex writes it: the local rate is min(λ, γ).
-        relative = ratio / scaled(jnp.where(gamma > 0, gamma, 1), gamma.dtype)
+        relative = ratio / scaled(gamma, gamma.dtype)
         ratio = where(ratio.value >= gamma, 1.0, relative)
     return ratio
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,7 +53,9 @@ def is_marker(x: Any) -> bool:
         return False
     axes = x[0]
     if type(axes) is dict and len(axes) == 1:
-        (axes,) = axes.values()
+        ((lengths, axes),) = axes.items()
+        if not re.fullmatch(r"\d+(,\d+)*", str(lengths)):
+            return False
     return type(axes) is tuple and not axes
 
 
@@ -168,6 +171,11 @@ def _parameters(layers: LayerMap, params: optax.Params) -> Any:
         # What stands for parameters in `optax.tree.map_params`. An array is no tree of
         # theirs, so that nothing is made of the markers, which have no arrays either.
         return np.zeros(0, np.float32)
+    if len(jax.tree.leaves(params, is_leaf=is_marker)) > len(leaves):
+        raise ValueError(
+            "params has an empty place of the form ((),) or ({'3': ()},), which stands "
+            f"for a parameter in the state, got {treedef}. Write (), or leave it out."
+        )
     return treedef.unflatten(map(marker, layers.shapes))
 
 
