@@ -51,9 +51,9 @@ def run(optimizer, params, grads):
     return every, state
 
 
-def assert_close(actual, expected, rtol=1e-5):
+def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),
         actual,
         expected,
     )
@@ -147,7 +147,8 @@ def test_sharded_under_jit_it_does_what_it_does_on_one_device(layout):
 
     actual, there = run(waking(), put(tree(0)), [put(g) for g in gradients()])
     assert len(actual[0]["hidden"]["kernel"].sharding.device_set) == 8
-    assert_close(jax.device_get(actual), jax.device_get(expected))
+    # An update that gives scales back is the small difference of two of about one.
+    assert_close(jax.device_get(actual), jax.device_get(expected), atol=1e-5)
     np.testing.assert_array_equal(there.reasons, state.reasons)
 
 
