@@ -20,17 +20,17 @@ F     as A, with (1 - m)λ for λ           ‖g‖           `caffe`
 At a constant learning rate A is B and A′ is B′; without decay A is A′, and B is B′.
 
 Every preset takes the learning rate (a number or a schedule), and ``weight_decay``,
-``trust_coefficient``, ``momentum`` and ``nesterov``, whose defaults are the source's;
-it returns what :func:`lars.lars` returns, so that :func:`lars.trust_ratios` and the
-rest work on it. A docstring that says nothing else means: Nesterov's step as the
-source has it, no parameter excluded, and neither bounds nor clipping. What is excluded
-has λ = 1 and β = 0. A layer with a norm that is not finite skips its step in all of
+``trust_coefficient``, ``momentum`` and ``nesterov``, whose defaults are the source's,
+and ``partition_specs``, as :func:`lars.lars` has it. It returns what :func:`lars.lars`
+returns, so that :func:`lars.trust_ratios` and the rest work on it. A docstring that
+says nothing else means: Nesterov's step as the source has it, no parameter excluded,
+and neither bounds nor clipping. What is excluded has λ = 1 and β = 0. A layer with a norm that is not finite skips its step in all of
 them, which no source does.
 """
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from jax.typing import ArrayLike
 from optax import GradientTransformationExtraArgs, ScalarOrSchedule
@@ -87,6 +87,8 @@ def paper(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.9,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = η‖w‖/(‖g‖ + β‖w‖);  v ← m v + γλ(g + βw);  w ← w - v.
 
@@ -106,6 +108,7 @@ def paper(
         trust_coefficient=trust_coefficient,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         zero_norm="zero",
     )
 
@@ -117,6 +120,8 @@ def optax(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.9,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = η‖w‖/‖g + βw‖;  v ← m v + γλ(g + βw);  w ← w - v.
 
@@ -133,6 +138,7 @@ def optax(
         trust_coefficient=trust_coefficient,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         denominator="decayed",
         zero_norm="one",
     )
@@ -145,6 +151,8 @@ def simclr(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.9,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = η‖w‖/‖g + βw‖;  v ← m v + γλ(g + βw);  w ← w - v.
 
@@ -167,6 +175,7 @@ def simclr(
         trust_ratio_mask=mask,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         denominator="decayed",
         zero_norm="one",
     )
@@ -179,6 +188,8 @@ def simclr_popular(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.9,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """v ← m v + g + βw;  λ = η‖w‖/‖v‖;  w ← w - γλv.
 
@@ -200,6 +211,7 @@ def simclr_popular(
         trust_ratio_mask=mask,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         denominator="update",
         momentum_of="gradient",
         zero_norm="one",
@@ -213,6 +225,8 @@ def barlow_twins(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.9,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = η‖w‖/‖g + βw‖;  v ← m v + λ(g + βw);  w ← w - γv.
 
@@ -235,6 +249,7 @@ def barlow_twins(
         trust_ratio_mask=mask,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         denominator="decayed",
         momentum_of="direction",
         zero_norm="one",
@@ -248,6 +263,8 @@ def moco_v3(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.9,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = η‖w‖/‖g + βw‖;  v ← m v + λ(g + βw);  w ← w - γv.
 
@@ -269,6 +286,7 @@ def moco_v3(
         trust_ratio_mask=mask,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         denominator="decayed",
         momentum_of="direction",
         zero_norm="one",
@@ -282,6 +300,8 @@ def timm(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.0,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = η‖w‖/(‖g‖ + β‖w‖ + 1e-8);  v ← m v + λ(g + βw);  w ← w - γv.
 
@@ -297,7 +317,13 @@ def timm(
         <https://github.com/huggingface/pytorch-image-models/blob/v1.0.31/timm/optim/lars.py>`_
     """
     return _timm(
-        learning_rate, weight_decay, trust_coefficient, momentum, nesterov, clip=False
+        learning_rate,
+        weight_decay,
+        trust_coefficient,
+        momentum,
+        nesterov,
+        partition_specs,
+        clip=False,
     )
 
 
@@ -308,6 +334,8 @@ def timm_larc(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.0,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = min(η‖w‖/(‖g‖ + β‖w‖ + 1e-8)/γ, 1);  v ← m v + λ(g + βw);  w ← w - γv.
 
@@ -320,7 +348,13 @@ def timm_larc(
         <https://github.com/huggingface/pytorch-image-models/blob/v1.0.31/timm/optim/lars.py>`_
     """
     return _timm(
-        learning_rate, weight_decay, trust_coefficient, momentum, nesterov, clip=True
+        learning_rate,
+        weight_decay,
+        trust_coefficient,
+        momentum,
+        nesterov,
+        partition_specs,
+        clip=True,
     )
 
 
@@ -330,6 +364,7 @@ def _timm(
     trust_coefficient: ArrayLike,
     momentum: ArrayLike,
     nesterov: bool,
+    partition_specs: Any,
     *,
     clip: bool,
 ) -> GradientTransformationExtraArgs:
@@ -345,6 +380,7 @@ def _timm(
         trust_ratio_mask=mask,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         momentum_of="direction",
         clip=clip,
         zero_norm="one",
@@ -359,6 +395,8 @@ def apex_larc(
     trust_coefficient: ArrayLike = 0.02,
     momentum: ArrayLike = 0.0,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = min(η‖w‖/(‖g‖ + β‖w‖ + 1e-8)/γ, 1);  v ← m v + λ(g + βw);  w ← w - γv.
 
@@ -378,6 +416,7 @@ def apex_larc(
         eps=1e-8,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         momentum_of="direction",
         clip=True,
         zero_norm="plain",
@@ -392,6 +431,8 @@ def torchlars(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.0,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = η‖w‖/(‖g‖ + β‖w‖ + 1e-8);  v ← m v + λ(g + βw);  w ← w - γv.
 
@@ -409,6 +450,7 @@ def torchlars(
         eps=1e-8,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         momentum_of="direction",
         zero_norm="one",
         zero_gradient="one",
@@ -422,6 +464,8 @@ def mlperf_tf(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.9,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = η‖w‖/(‖g‖ + β‖w‖ + 1e-7);  v ← m v + γλ(g + βw);  w ← w - v.
 
@@ -445,6 +489,7 @@ def mlperf_tf(
         trust_ratio_mask=mask,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         zero_norm="one",
         zero_gradient="one",
     )
@@ -457,6 +502,8 @@ def colossalai(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.0,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = min(η‖w‖/(‖g‖ + β‖w‖), 50);  v ← m v + g + βw;  w ← w - γλv.
 
@@ -475,6 +522,7 @@ def colossalai(
         trust_coefficient=trust_coefficient,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         momentum_of="gradient",
         trust_ratio_bounds=(0.0, 50.0),
         direction_bound=10.0,
@@ -490,6 +538,8 @@ def oneflow(
     trust_coefficient: ArrayLike = 1e-4,
     momentum: ArrayLike = 0.9,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = η‖w‖/(‖g‖ + β‖w‖ + 1e-9);  v ← m v + γλg;  w ← w - v - γλβw.
 
@@ -508,6 +558,7 @@ def oneflow(
         eps=1e-9,
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         weight_decay_kind="outside",
         zero_norm="one",
         zero_gradient="one",
@@ -521,6 +572,8 @@ def caffe(
     trust_coefficient: ArrayLike = 0.001,
     momentum: ArrayLike = 0.0,
     nesterov: bool = False,
+    *,
+    partition_specs: Any = None,
 ) -> GradientTransformationExtraArgs:
     """λ = (1 - m)η‖w‖/‖g‖;  v ← m v + γλ(g + βw);  w ← w - v.
 
@@ -548,6 +601,7 @@ def caffe(
         trust_coefficient=trust_coefficient * (1 - momentum),
         momentum=momentum,
         nesterov=nesterov,
+        partition_specs=partition_specs,
         denominator="gradient",
         zero_norm="one",
     )

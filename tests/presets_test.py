@@ -132,6 +132,7 @@ def test_a_preset_has_the_defaults_of_its_source(name):
         "trust_coefficient": source.eta,
         "momentum": source.momentum,
         "nesterov": False,
+        "partition_specs": None,
     }
 
 
