@@ -24,8 +24,8 @@ Every preset takes the learning rate (a number or a schedule), and ``weight_deca
 and ``partition_specs``, as :func:`lars.lars` has it. It returns what :func:`lars.lars`
 returns, so that :func:`lars.trust_ratios` and the rest work on it. A docstring that
 says nothing else means: Nesterov's step as the source has it, no parameter excluded,
-and neither bounds nor clipping. What is excluded has λ = 1 and β = 0. A layer with a norm that is not finite skips its step in all of
-them, which no source does.
+and neither bounds nor clipping. What is excluded has λ = 1 and β = 0. A layer with a
+norm that is not finite skips its step in all of them, which no source does.
 """
 
 import re
