@@ -55,6 +55,7 @@ def describe(
     trust_ratio_mask: Mask = True,
     weight_decay_mask: Mask = True,
     stacked: AxesRules = (),
+    output_axes: AxesRules = (),
 ) -> Description:
     """Describes what :func:`lars.lars` would do to parameters under the same rules.
 
@@ -64,6 +65,7 @@ def describe(
         trust_ratio_mask: which parameters are adapted.
         weight_decay_mask: which parameters are decayed.
         stacked: axes that index layers.
+        output_axes: axes that count outputs; they change nothing of the table.
 
     Returns:
         A tuple of :class:`lars.ParameterDescription`, one for each parameter, that
@@ -85,7 +87,9 @@ def describe(
         d/kernel   3 × 4  float32  d/bias    1       yes      yes      3.46
         2 parameters, 16 elements: 2 adapted, 1 decayed.
     """
-    rules = LayerRules(layer, trust_ratio_mask, weight_decay_mask, stacked).check()
+    rules = LayerRules(
+        layer, trust_ratio_mask, weight_decay_mask, stacked, output_axes
+    ).check()
     layers = rules.layer_map(params)
     leaves = jax.tree.leaves(params)
     parameter_of = layers.repeat(range(len(leaves)))

@@ -73,7 +73,11 @@ def roles_of(
     arrays = [_Array(*x) for x in zip(shapes, layers, outputs, strict=True)]
     kernels, biases = [], {}
     for members in modules.values():
-        large = [i for i in members if len(arrays[i].others) >= 2]
+        large = [
+            i
+            for i in members
+            if len(arrays[i].others) >= 2 and math.prod(shapes[i]) > 0
+        ]
         if not large:
             continue
         top = max(large, key=lambda i: len(shapes[i]))

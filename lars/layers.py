@@ -264,7 +264,15 @@ def _specs(
             "partition_specs must be one PartitionSpec, or a tree of them like the "
             f"parameters, got {partition_specs!r}."
         )
+    manual = jax.sharding.get_abstract_mesh().manual_axes
     for spec, (path, leaf) in zip(specs, named, strict=True):
+        unknown = {*ArrayAxes(spec=spec).all_mesh_axes()} - {*manual}
+        if manual and unknown:
+            raise ValueError(
+                f"partition_specs: {spec} of {path_string(path)!r} names the mesh axes "
+                f"{sorted(unknown)}; those of the surrounding jax.shard_map are "
+                f"{sorted(manual)}."
+            )
         if len(spec) > np.ndim(leaf):
             raise ValueError(
                 f"partition_specs: {spec} has more axes than {path_string(path)!r}, "

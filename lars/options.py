@@ -78,7 +78,7 @@ class Options:
         _check_bounds(self.trust_ratio_bounds)
         self.rules.check()
         dtype = self.accumulator_dtype
-        if dtype is not None and not jnp.issubdtype(dtype, jnp.inexact):
+        if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 "accumulator_dtype must be a floating-point dtype or None, got "
                 f"{dtype!r}."
@@ -124,8 +124,19 @@ class Options:
 
 
 def at(number: Any, count: jax.typing.ArrayLike) -> Any:
-    """The value of a number or of a schedule."""
-    return number(count) if callable(number) else number
+    """The value of a number or of a schedule.
+
+    Raises:
+        ValueError: for a schedule that returns something else than one number.
+    """
+    if not callable(number):
+        return number
+    value: Any = number(count)
+    if value is None or np.ndim(value):
+        raise ValueError(
+            f"a schedule must return one number, {number!r} returned {value!r}."
+        )
+    return value
 
 
 def check_number(name: str, number: Any, *, schedule: bool = False) -> None:
@@ -165,6 +176,15 @@ def _check_geometry(geometry: Any) -> None:
             "geometry must be 'frobenius', 'spectral' or a lars.Spectral, "
             f"got {geometry!r}."
         )
+    if isinstance(geometry, Spectral):
+        steps = geometry.steps
+        if not isinstance(steps, (int, np.integer)) or steps < 1:
+            raise ValueError(f"Spectral: steps must be an integer >= 1, got {steps!r}.")
+        if not jnp.issubdtype(geometry.dtype, jnp.floating):
+            raise TypeError(
+                "Spectral: dtype must be a floating-point dtype, got "
+                f"{geometry.dtype!r}."
+            )
 
 
 def _check_bounds(bounds: Any) -> None:
@@ -173,8 +193,8 @@ def _check_bounds(bounds: Any) -> None:
         raise TypeError(
             f"trust_ratio_bounds must be a tuple of two numbers, got {bounds!r}."
         )
-    if not 0 <= bounds[0] <= bounds[1]:
+    if not 0 <= bounds[0] <= bounds[1] or math.isinf(bounds[0]):
         raise ValueError(
-            "trust_ratio_bounds must be a lower bound >= 0 and an upper one that is "
-            f"not below it, got {bounds!r}."
+            "trust_ratio_bounds must be a finite lower bound >= 0 and an upper one "
+            f"that is not below it, got {bounds!r}."
         )

@@ -68,13 +68,24 @@ def initial_state(o: Options, layers: LayerMap, params: optax.Params) -> LarsSta
     """The state before the first step."""
     return LarsState(
         count=jnp.zeros((), jnp.int32),
-        trace=optax.tree.zeros_like(params, dtype=o.accumulator_dtype)
+        trace=jax.tree.map(lambda x: jnp.zeros_like(x, _of_momentum(o, x)), params)
         if o.has_momentum
         else (),
         trust_ratio=jnp.zeros(layers.total, jnp.float32),
         skipped_steps=jnp.zeros(layers.total, jnp.int32),
         parameters=_parameters(layers, params),
     )
+
+
+def _of_momentum(o: Options, x: Any) -> Any:
+    """The dtype of a parameter's momentum, complex for a complex one."""
+    dtype = jnp.result_type(x)
+    if o.accumulator_dtype is None:
+        return dtype
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.promote_types(o.accumulator_dtype, jnp.complex64)
+    return o.accumulator_dtype
 
 
 def check_state(o: Options, layers: LayerMap, state: Any, params: optax.Params) -> None:

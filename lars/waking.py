@@ -550,7 +550,8 @@ def _are_of_params(
         ends = [path for path, _ in flatten_with_path(params)[0] if path]
         places = [path for path, _ in flatten_with_path(state)[0]]
         return [any(path[-len(end) :] == end for end in ends) for path in places]
-    return jax.tree.leaves(of_params)
+    # What stands for a tree without arrays has no leaves of its own in the state.
+    return jax.tree.leaves(jax.tree.broadcast(of_params, state))
 
 
 def _alike(move: Any, step: Any) -> tuple[Any, Any]:

@@ -145,3 +145,33 @@ def test_what_underflows_in_squares_is_not_zero():
     updates, state = first_step(lars.lars(1.0), g, params)
     np.testing.assert_allclose(lars.trust_ratios(state), 1e-3 * 1e5, rtol=1e-5)
     np.testing.assert_allclose(updates, -1e-3 * params, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"geometry": lars.Spectral(steps=-1)}, ValueError, "steps .* got -1"),
+        ({"geometry": lars.Spectral(steps=2.5)}, ValueError, "steps .* got 2.5"),
+        (
+            {"geometry": lars.Spectral(dtype=jnp.int32)},
+            TypeError,
+            r"dtype must .*int32",
+        ),
+        ({"trust_ratio_bounds": (np.inf, np.inf)}, ValueError, "bounds .* inf"),
+        (
+            {"accumulator_dtype": jnp.complex64},
+            TypeError,
+            r"accumulator_dtype must .*complex64",
+        ),
+    ],
+)
+def test_options_that_would_spoil_every_step_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        lars.lars(1.0, **options)
+
+
+@pytest.mark.parametrize("value", [jnp.ones(2), jnp.ones(1), None])
+def test_a_schedule_that_returns_no_number_is_refused(value):
+    optimizer, params = lars.lars(lambda count: value), jnp.ones(2)
+    with pytest.raises(ValueError, match="a schedule must return one number"):
+        optimizer.update(params, optimizer.init(params), params)
