@@ -520,12 +520,16 @@ def _log2(x: Scaled) -> jax.Array:
 def _forgotten(
     inner: optax.GradientTransformation, state: optax.OptState, params: optax.Params
 ) -> optax.OptState:
-    """The state with what is remembered of the parameters as it was at the start."""
+    """The state with what is remembered of the parameters as it was at the start.
+
+    That is what lies in it as the parameters do, and vectors of what is known of each.
+    Counts and hyperparameters are single numbers.
+    """
     # By leaves: what is static in other trees may be that of a placeholder.
     old, treedef = jax.tree.flatten(state)
     return treedef.unflatten(
         [
-            y if is_of_params else x
+            y if is_of_params or (jnp.ndim(y) and _is_float(y)) else x
             for is_of_params, x, y in zip(
                 _are_of_params(inner, state, params),
                 old,
@@ -534,6 +538,11 @@ def _forgotten(
             )
         ]
     )
+
+
+def _is_float(x: Any) -> bool:
+    """Whether an array is of floating point."""
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
 def _are_of_params(

@@ -136,7 +136,10 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_sharded_under_jit_it_does_what_it_does_on_one_device(layout):
-    expected, state = run(waking(), tree(0), gradients())
+    # Whether directions yield depends on rounding where a kernel was just moved to the
+    # size from which on they do.
+    optimizer = lars.wake_silent_layers(lars.polar(RATE, yielding=0.0), patience=1)
+    expected, state = run(optimizer, tree(0), gradients())
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def put(tree):
@@ -145,7 +148,7 @@ def test_sharded_under_jit_it_does_what_it_does_on_one_device(layout):
         )
         return jax.device_put(tree, shardings)
 
-    actual, there = run(waking(), put(tree(0)), [put(g) for g in gradients()])
+    actual, there = run(optimizer, put(tree(0)), [put(g) for g in gradients()])
     assert len(actual[0]["hidden"]["kernel"].sharding.device_set) == 8
     # An update that gives scales back is the small difference of two of about one.
     assert_close(jax.device_get(actual), jax.device_get(expected), atol=1e-5)
