@@ -370,7 +370,8 @@ def _initial_state(plan: _Plan, params: optax.Params) -> PolarState:
     return PolarState(
         count=jnp.zeros((), jnp.int32),
         trace=optax.tree.zeros_like(params),
-        signs=jnp.zeros((plan.starts[-1], 2), widest),
+        # Orbax saves no empty arrays.
+        signs=jnp.zeros((max(1, plan.starts[-1]), 2), widest),
     )
 
 

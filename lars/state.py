@@ -66,13 +66,14 @@ def shape_of(x: Marker) -> tuple[int, ...]:
 
 def initial_state(o: Options, layers: LayerMap, params: optax.Params) -> LarsState:
     """The state before the first step."""
+    ratios = max(1, layers.total)  # Orbax saves no empty arrays
     return LarsState(
         count=jnp.zeros((), jnp.int32),
         trace=jax.tree.map(lambda x: jnp.zeros_like(x, _of_momentum(o, x)), params)
         if o.has_momentum
         else (),
-        trust_ratio=jnp.zeros(layers.total, jnp.float32),
-        skipped_steps=jnp.zeros(layers.total, jnp.int32),
+        trust_ratio=jnp.zeros(ratios, jnp.float32),
+        skipped_steps=jnp.zeros(ratios, jnp.int32),
         parameters=_parameters(layers, params),
     )
 

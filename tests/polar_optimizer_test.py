@@ -418,7 +418,7 @@ def test_wrong_trees_are_refused(params, grads, error, message):
                 {"k": ONES, "l": ONES}
             ),
             ValueError,
-            r"signs has the shape \(0, 2\) .*, where \(2, 2\) is needed",
+            r"signs has the shape \(1, 2\) .*, where \(2, 2\) is needed",
         ),
     ],
 )

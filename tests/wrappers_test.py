@@ -239,7 +239,8 @@ WRAPPERS = {
         owned=(FIRST,),
         inners=("lars",),  # it is a partition
     ),
-    "MultiSteps": Wrapper(optax.MultiSteps, accumulated),
+    # Its mean of gradients stays NaN once it is.
+    "MultiSteps": Wrapper(optax.MultiSteps, accumulated, meets_nan=False),
     "MultiSteps with skip_not_finite": Wrapper(
         optax.MultiSteps,
         functools.partial(accumulated, should_skip_update_fn=optax.skip_not_finite),
