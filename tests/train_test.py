@@ -295,8 +295,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(environment, tmp_path):
     rows = {
         line.split()[0]: line.split() for line in process.stdout.splitlines() if line
     }
-    assert rows["output/kernel"][-4:] == ["yes", "yes", "common", "-"]
-    assert rows["norm_0/scale"][-4:] == ["yes", "no", "common", "-"]
+    assert rows["output/kernel"][-3:] == ["yes", "yes", "-"]
+    assert rows["norm_0/scale"][-3:] == ["yes", "no", "-"]
     assert "first after it (3)" in process.stdout
     missing = subprocess.run(TRAIN, env=environment, capture_output=True, text=True)
     assert missing.returncode == 2
