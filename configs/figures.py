@@ -8,7 +8,9 @@ The pages docs/paper.md and docs/book.md state the time that each full one took.
 import copy
 from typing import Any
 
-from configs import book, paper, plane
+from experiments.studies.book import settings as book
+from experiments.studies.paper import settings as paper
+from experiments.studies.rescue import settings as plane
 
 SIZES: dict[str, dict[str, Any]] = {**paper.SIZES, **book.SIZES, **plane.SIZES}
 QUICK: dict[str, dict[str, Any]] = {**paper.QUICK, **book.QUICK, **plane.QUICK}

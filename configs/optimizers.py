@@ -2,7 +2,7 @@
 
 The five ``learning_rates`` of an optimizer are its whole search space. They are those
 of fourteen that rescue the most scales on validation data
-(`lars.rescue.most_useful_rates`), and the settings those of the variant that rescues
+(`experiments.studies.rescue.scales.most_useful_rates`), and the settings those of the variant that rescues
 the most with five rates, of equal ones the simplest; a test holds this to the results:
 
     python -m experiments.rescue --config=configs/rescue.py:search \

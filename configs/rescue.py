@@ -11,7 +11,8 @@ optimizer, and the settings of some, were chosen by (about ten minutes).
 
 from ml_collections import config_dict
 
-from configs import models, optimizers, search
+from configs import models, optimizers
+from experiments.studies.rescue import search
 
 
 def get_config(kind: str = "compared") -> config_dict.ConfigDict:
@@ -40,7 +41,7 @@ def get_config(kind: str = "compared") -> config_dict.ConfigDict:
                 *(1.0, 1e1, 1e2, 1e3, 1e4, 1e6, 1e8),
             ),
             "seeds": (0, 1, 2),
-            # None: what lars.sweep.default_runs_per_vmap says of the devices.
+            # None: what experiments.studies.rescue.sweep.default_runs_per_vmap says of the devices.
             "runs_per_vmap": config_dict.placeholder(int),
         },
         sort_keys=False,  # the order of the optimizers is that of tables and legends

@@ -17,9 +17,10 @@ import pandas as pd
 from absl import flags
 from tqdm import tqdm
 
-from experiments import command
-from experiments.setup import check_count, check_positive
-from lars import benchmark, results
+from experiments.cli import command
+from experiments.results import files as results
+from experiments.speed import step_cost as benchmark
+from experiments.training.setup import check_count, check_positive
 
 TREES = flags.DEFINE_list("trees", None, "Which trees, such as resnet50,vmap.")
 ROUNDS = flags.DEFINE_integer("rounds", 30, "How often each optimizer is timed.")

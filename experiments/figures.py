@@ -26,10 +26,11 @@ from absl import flags
 from tqdm import tqdm
 
 from configs import figures as sizes
-from experiments import command
-from lars import data as datasets, results
-from lars.devices import use_every_core
-from lars.figures import Item, Settings, book, paper, plane
+from experiments import data as datasets
+from experiments.cli import command
+from experiments.results import files as results
+from experiments.studies import Item, Settings, book, paper, rescue as plane
+from experiments.training.devices import use_every_core
 
 SOURCES: dict[str, Mapping[str, Item]] = {
     "paper": paper.ITEMS,

@@ -21,19 +21,13 @@ from absl import app, logging
 
 from experiments import figures
 from experiments.figures import DOCS, SOURCES
-from lars import (
-    benchmark,
-    coverage,
-    pages,
-    presets,
-    rescue,
-    results,
-    sweep,
-    throughput,
-)
-from lars.figures import page, plane
-from lars.figures.page import Entry
-from lars.metrics import finished_metrics
+from experiments.results import files as results, pages
+from experiments.speed import step_cost as benchmark, throughput
+from experiments.studies import page, rescue as plane
+from experiments.studies.page import Entry
+from experiments.studies.rescue import coverage, scales as rescue, sweep
+from experiments.training.metrics import finished_metrics
+from lars import presets
 
 ROOT = Path(__file__).parent.parent
 PAGES = (

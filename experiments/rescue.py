@@ -8,8 +8,8 @@ workdir and prints the table. Interrupted, the same command goes on where it sto
 
 import jax
 
-from experiments import command, sweeps
-from lars import plots, rescue
+from experiments.cli import command
+from experiments.studies.rescue import plots, scales as rescue, sweeps
 
 
 def main(config: command.Config, workdir: str) -> None:

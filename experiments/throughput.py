@@ -23,10 +23,11 @@ import pandas as pd
 from absl import flags
 from tqdm import tqdm
 
-from experiments import command
-from experiments.setup import check_count, check_positive
-from experiments.timed import JOBS
-from lars import results, throughput
+from experiments.cli import command
+from experiments.results import files as results
+from experiments.speed import throughput
+from experiments.speed.timed import JOBS
+from experiments.training.setup import check_count, check_positive
 
 CONFIGS = flags.DEFINE_list(
     "configs",
@@ -50,7 +51,7 @@ class Worker(NamedTuple):
         """Starts a job and waits until it is compiled; or says why it cannot be."""
         log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.timed", job, argument],
+            [sys.executable, "-m", "experiments.speed.timed", job, argument],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -22,13 +22,13 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import command, hosts
-from experiments.plan import Plan, plan_of, print_plan
-from experiments.watching import Display, Interruption
-from lars import results
-from lars.checkpoints import Checkpoints
-from lars.metrics import MetricsWriter, finished_metrics
-from lars.single_run import layer_metrics, where_it_began
+from experiments.cli import command, hosts
+from experiments.cli.watching import Display, Interruption
+from experiments.results import files as results
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.metrics import MetricsWriter, finished_metrics
+from experiments.training.plan import Plan, plan_of, print_plan
+from experiments.training.single_run import layer_metrics, where_it_began
 
 MAY_CHANGE = ("placement", "data_workers", "checkpoint_every")
 """Settings that a run may go on with others of: they are of the machines."""

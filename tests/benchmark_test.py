@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lars import benchmark, results
+from experiments.results import files as results
+from experiments.speed import step_cost as benchmark
 
 CASES = benchmark.cases()
 TINY = benchmark.transformer(1, 4)

@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 
 from configs import figures as sizes
-from lars.figures.book import (
+from experiments.networks import mlp
+from experiments.networks.init_scales import scale_kernels
+from experiments.studies.book import (
     ITEMS,
     gradient_norms,
     he_or_xavier,
@@ -19,9 +21,7 @@ from lars.figures.book import (
     underflow,
     variance,
 )
-from lars.figures.runs import at_best_rate
-from lars.init_scales import scale_kernels
-from lars.models import mlp
+from experiments.studies.runs import at_best_rate
 
 EULER = 0.5772156649015329
 

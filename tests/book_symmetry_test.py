@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from configs import figures as sizes
-from lars.figures.book import (
+from experiments.studies.book import (
     ITEMS,
     dropout,
     exercise1,

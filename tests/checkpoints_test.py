@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lars.checkpoints import Checkpoints, digest
-from lars.sharding import device_mesh, put, replicated, shardings_of
+from experiments.training.checkpoints import Checkpoints, digest
+from experiments.training.sharding import device_mesh, put, replicated, shardings_of
 
 # Orbax leaves the event loop of a restore that failed to the garbage collector, which
 # complains of it in whatever test it comes to then; so it comes here.

@@ -72,12 +72,12 @@ def test_a_command_starts_anew_with_memory_in_large_pages(environment, tmp_path)
     (tmp_path / "sitecustomize.py").write_text(note)
     environment = {**environment, "PYTHONPATH": str(tmp_path)}
     environment.pop("GLIBC_TUNABLES", None)
-    _, out, _ = call(environment, "experiments.command")
+    _, out, _ = call(environment, "experiments.cli.command")
     large = "glibc.malloc.hugetlb=1" if sys.platform == "linux" else None
     assert out.split() == (["None", large] if large else ["None"])
     # What the user has chosen stays, and importing starts nothing.
     environment["GLIBC_TUNABLES"] = "glibc.malloc.tcache_count=7"
-    _, out, _ = call(environment, "experiments.command")
+    _, out, _ = call(environment, "experiments.cli.command")
     assert out.split() == ["glibc.malloc.tcache_count=7"]
     del environment["GLIBC_TUNABLES"]
     out = subprocess.run(

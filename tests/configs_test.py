@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 import configs
-from configs import digits_mlp, optimizers, rescue, search
-from experiments import plan, publish, sweeps
+from configs import digits_mlp, optimizers, rescue
+from experiments import data as datasets, publish
 from experiments.rescue import describe
-from experiments.setup import model_of, training_of
-from lars import data as datasets, rescue as analysis, results, sweep
-from lars.sharding import device_mesh
-from lars.training import Run, num_kernels
+from experiments.results import files as results
+from experiments.studies.rescue import scales as analysis, search, sweep, sweeps
+from experiments.training import plan
+from experiments.training.setup import model_of, training_of
+from experiments.training.sharding import device_mesh
+from experiments.training.training import Run, num_kernels
 
 SWEEPS = [rescue.get_config(kind) for kind in ("compared", "search")]
 

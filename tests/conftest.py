@@ -30,7 +30,7 @@ import jax
 import matplotlib as mpl
 import pytest
 
-from lars import data as datasets
+from experiments import data as datasets
 
 mpl.use("agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")

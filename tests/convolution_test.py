@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lars.models import convolution
-from lars.models.convolution import convolve, patches
+from experiments.networks import convolution
+from experiments.networks.convolution import convolve, patches
 
 # Images, kernel, strides, padding, groups
 CASES = [

@@ -17,8 +17,8 @@ import tqdm
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lars import data as datasets
-from lars.data import array_cache, loading, prepared
+from experiments import data as datasets
+from experiments.data import array_cache, loading, prepared
 
 FIXTURES = Path(__file__).parent / "fixtures" / "tfds"
 

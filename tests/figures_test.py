@@ -12,9 +12,18 @@ import pytest
 from matplotlib.image import imread
 
 from configs import figures as sizes
-from experiments import command, figures
-from lars import data as datasets, results
-from lars.figures import Claim, Item, Verdict, judged, mean_and_spread, page, style
+from experiments import data as datasets, figures
+from experiments.cli import command
+from experiments.results import files as results
+from experiments.studies import (
+    Claim,
+    Item,
+    Verdict,
+    judged,
+    mean_and_spread,
+    page,
+    style,
+)
 
 NAMES = list(figures.ITEMS)
 

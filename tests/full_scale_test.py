@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from configs import paper_alexnet, paper_resnet50
-from experiments import plan
-from experiments.setup import model_of, training_of
-from lars import data as datasets
-from lars.schedules import learning_rate_schedule
-from lars.sharding import device_mesh
+from experiments import data as datasets
+from experiments.training import plan
+from experiments.training.schedules import learning_rate_schedule
+from experiments.training.setup import model_of, training_of
+from experiments.training.sharding import device_mesh
 
 # Batch size and whose rate; optimizer, learning rate, steps, steps of the warm-up.
 # 1,271,167 images: 90 epochs, and a warm-up of 5.

@@ -6,7 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lars.init_scales import PROFILES, count_kernels, profile_scales, scale_kernels
+from experiments.networks.init_scales import (
+    PROFILES,
+    count_kernels,
+    profile_scales,
+    scale_kernels,
+)
 
 PARAMS = {
     "hidden_10": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},

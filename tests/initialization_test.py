@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from lars.init_scales import scale_kernels
-from lars.initialization import initialization_named, lsuv, rescaled
-from lars.models import cnn, mlp
+from experiments.networks import cnn, mlp
+from experiments.networks.init_scales import scale_kernels
+from experiments.networks.initialization import initialization_named, lsuv, rescaled
 
 SETTINGS = {
     "depth": 4,

@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from lars.data import prepared
+from experiments.data import prepared
 
 PLACE = Path(__file__).parent / "fixtures" / "tfds"
 PER_CLASS = {"train": 32, "test": 10}

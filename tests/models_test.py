@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lars.init_scales import count_kernels, scale_kernels
-from lars.models import MODELS, alexnet, cnn, resnet
-from lars.models.alexnet import local_response_norm
-from lars.models.model import max_pool
-from lars.models.resnet import _Block
-from lars.sharding import device_mesh, put, replicated, split
+from experiments.networks import MODELS, alexnet, cnn, resnet
+from experiments.networks.alexnet import local_response_norm
+from experiments.networks.init_scales import count_kernels, scale_kernels
+from experiments.networks.model import max_pool
+from experiments.networks.resnet import _Block
+from experiments.training.sharding import device_mesh, put, replicated, split
 
 PLAIN = ("mlp", "cnn")
 KEY = jax.random.key(7)

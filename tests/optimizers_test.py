@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import lars
-from lars.optimizers import (
+from experiments.training.optimizers import (
     ADAPTIVE,
     OPTIMIZERS,
     describe_parameters,

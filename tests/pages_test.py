@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from experiments import publish
-from lars import pages, results
-from lars.metrics import finished_metrics
+from experiments.results import files as results, pages
+from experiments.training.metrics import finished_metrics
 
 PAGE = "Prose.\n\n<!-- begin one -->\nold\n<!-- end one -->\n\nMore {braces} \\1.\n"
 

@@ -11,7 +11,7 @@ import pytest
 from configs import paper_resnet50
 from configs.figures import settings as sizes
 from experiments import publish
-from lars.figures.paper import (
+from experiments.studies.paper import (
     curves,
     figure1,
     figure2,
@@ -25,7 +25,7 @@ from lars.figures.paper import (
     table4,
     table5,
 )
-from lars.schedules import learning_rate_schedule
+from experiments.training.schedules import learning_rate_schedule
 
 FULL = sizes("large_batch")
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from configs import figures as sizes
-from lars.figures.paper import table2
+from experiments.studies.paper import table2
 
 SETTINGS = {**sizes.settings("table2", quick=True), "seeds": [0]}
 

@@ -11,21 +11,22 @@ import pandas as pd
 import pytest
 
 import lars
-from configs import plane
+from experiments import data as datasets
 from experiments.figures import settings_of
-from lars import coverage, data as datasets, results
-from lars.figures.plane.cost import (
+from experiments.results import files as results
+from experiments.studies.rescue import coverage, settings as plane
+from experiments.studies.rescue.cost import (
     cells as cost_cells,
     cost_table,
     measure as measure_cost,
     relative,
 )
-from lars.figures.plane.follow import follow, observed, participation_rank
-from lars.figures.plane.items import SEARCHED
-from lars.figures.plane.mechanism import least_steps
-from lars.figures.plane.plane import START, cells, runs_of
-from lars.figures.plane.starts import starts_of
-from lars.figures.runs import Setting, results_of, setting_of_arm
+from experiments.studies.rescue.follow import follow, observed, participation_rank
+from experiments.studies.rescue.grid import START, cells, runs_of
+from experiments.studies.rescue.items import SEARCHED
+from experiments.studies.rescue.mechanism import least_steps
+from experiments.studies.rescue.starts import starts_of
+from experiments.studies.runs import Setting, results_of, setting_of_arm
 
 MLP = {
     "name": "mlp",

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from lars.figures.page import anchor_of
+from experiments.studies.page import anchor_of
 
 ROOT = Path(__file__).parent.parent
 FIXTURE = ROOT / "tests" / "fixtures" / "tfds"

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lars import plots, rescue
-from lars.sweep import COLUMNS
+from experiments.studies.rescue import plots, scales as rescue
+from experiments.studies.rescue.sweep import COLUMNS
 
 LABELS = {"sgd": "SGD", "ours": "Ours"}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lars import results
+from experiments.results import files as results
 
 CONFIG = {"steps": 3, "rates": (0.1, 1.0), "model": {"name": "mlp", "width": 8}}
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lars.schedules import DECAYS, corner_values, learning_rate_schedule
+from experiments.training.schedules import DECAYS, corner_values, learning_rate_schedule
 
 FORMULAS = {
     "constant": lambda part: 1.0,

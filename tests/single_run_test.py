@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 import lars
-from lars import data as datasets
-from lars.models import mlp
-from lars.sharding import device_mesh
-from lars.single_run import compile_run
-from lars.sources import InMemory, Source, open_source
-from lars.training import Run, batch_positions, make_training
+from experiments import data as datasets
+from experiments.networks import mlp
+from experiments.training.sharding import device_mesh
+from experiments.training.single_run import compile_run
+from experiments.training.sources import InMemory, Source, open_source
+from experiments.training.training import Run, batch_positions, make_training
 
 # 1077 training images: eight batches an epoch.
 BATCH, STEPS = 128, 20

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lars import data as datasets
-from lars.data import streaming
+from experiments import data as datasets
+from experiments.data import streaming
 from tests.photos import TRAIN, Photos, jpeg
 
 SIZE = 24

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lars import sweep
-from lars.training import Result
+from experiments.studies.rescue import sweep
+from experiments.training.training import Result
 
 
 def test_the_grid_has_every_combination_once():

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lars import results, throughput
-from lars.models import cnn, mlp
+from experiments.networks import cnn, mlp
+from experiments.results import files as results
+from experiments.speed import throughput
 
 PLAIN = {
     "activation": "relu",

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lars.metrics import finished_metrics
+from experiments.training.metrics import finished_metrics
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tfds"
 TRAIN = (

@@ -10,8 +10,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import lars
-from lars.models import cnn, mlp
-from lars.training import Run, batch_positions, make_training, num_kernels, sweep_over
+from experiments.networks import cnn, mlp
+from experiments.training.training import (
+    Run,
+    batch_positions,
+    make_training,
+    num_kernels,
+    sweep_over,
+)
 
 STEPS = 40
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
 import lars
-from lars.models import mlp
+from experiments.networks import mlp
 from lars.waking import AWAKE, REASONS, silence
 
 STEPS = 30

@@ -1,0 +1,12 @@
+"""Data sets by their name in tensorflow-datasets, read without TensorFlow.
+
+`load` gives small sets as whole arrays, `stream` large ones batch by batch.
+"""
+
+from experiments.data.loading import (
+    Data as Data,
+    Split as Split,
+    load as load,
+    standardise as standardise,
+)
+from experiments.data.streaming import Stream as Stream, stream as stream

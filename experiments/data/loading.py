@@ -1,0 +1,204 @@
+"""From a data set's name to arrays on the device."""
+
+import functools
+import io
+import os
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from experiments.data import prepared
+from experiments.data.array_cache import Arrays, cached
+
+_CHUNK = 1000
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+class Split(NamedTuple):
+    """A part of a data set."""
+
+    images: jax.Array  # [N, H, W, C], uint8, or float32 and standardised
+    labels: jax.Array  # [N], int32
+
+
+class Data(NamedTuple):
+    """A data set in three disjoint parts, and what standardises its images.
+
+    Images of bytes stay bytes, a quarter of the memory; `standardise` makes numbers of
+    them where they are used.
+    """
+
+    train: Split  # what steps are taken on
+    validation: Split  # what settings are chosen on
+    test: Split  # what is reported
+    mean: jax.Array  # [C], float32: of each channel of the training images
+    deviation: jax.Array  # [C], float32: the standard deviation of the same
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, up to the last that has an image."""
+        splits = (self.train, self.validation, self.test)
+        return max(int(split.labels.max()) for split in splits) + 1
+
+
+def standardise(images: jax.Array, mean: jax.Array, deviation: jax.Array) -> jax.Array:
+    """Gives the channels of the training images mean 0 and standard deviation 1.
+
+    Args:
+        images: [..., H, W, C], of bytes or numbers.
+        mean: [C], as in `Data`. Mean 0 and deviation 1 leave numbers as they are.
+        deviation: [C], as in `Data`.
+
+    Returns:
+        float32 array of the same shape.
+    """
+    channels = (1,) * (jnp.ndim(images) - 1) + (-1,)
+    mean = jnp.reshape(mean, channels)
+    return (jnp.asarray(images, jnp.float32) - mean) / jnp.reshape(deviation, channels)
+
+
+@functools.cache
+def load(name: str, data_dir: str | os.PathLike | None = None) -> Data:
+    """Loads a data set of images of one size.
+
+    Where a set has no validation split, or no test split with labels, the last tenth of
+    its training images (10,000 at most) is the validation set; see
+    `experiments.data.prepared.spans`. Images of bytes (``tfds.features.Image``) are decoded
+    once and then kept; see `experiments.data.array_cache`. Images of numbers
+    (``tfds.features.Tensor``) are standardised here, by the mean and the standard
+    deviation of all training pixels.
+
+    Args:
+        name: the name in tensorflow-datasets, ``mnist``, ``cifar10``, ...; ``digits``,
+            which comes with this package and is prepared at once; or the name of a
+            prepared set of one's own.
+        data_dir: where prepared data is; None is tensorflow-datasets' own place, the
+            environment's ``TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
+
+    Returns:
+        The data on the default device. A second call returns the same arrays.
+
+    Raises:
+        ValueError: for an unknown name, or a set that is not one of images of one size
+            with a class each.
+        FileNotFoundError: if the set is not prepared; the message says how it is.
+        OSError: if the place of the digits cannot be written.
+    """
+    builder = prepared.find(name, data_dir)
+    shape = builder.info.features["image"].shape
+    if len(shape) != 3 or None in shape:
+        raise ValueError(
+            f"the images of data set {name!r} have shape {shape}; only a fixed height, "
+            "width and number of channels makes an array. experiments.data.stream reads "
+            "images of all sizes."
+        )
+    has_files = _has_files(builder)
+    read = _bytes_of if has_files else _numbers_of
+    spans = prepared.spans(builder)
+    whole = {split: read(builder, split) for split in {s.split for s in spans.values()}}
+    parts = {
+        part: Arrays(*(x[span.first : span.stop] for x in whole[span.split]))
+        for part, span in spans.items()
+    }
+    for part, arrays in parts.items():
+        if arrays.labels.min() < 0:
+            raise ValueError(f"data set {name!r} has {part} images without a label.")
+
+    pixels = parts["train"].images
+    if has_files:
+        mean, deviation = _channel_statistics(pixels)
+    else:
+        center, scale = pixels.mean(), pixels.std()
+        parts = {
+            part: arrays._replace(images=(arrays.images - center) / scale)
+            for part, arrays in parts.items()
+        }
+        mean, deviation = np.zeros(shape[-1]), np.ones(shape[-1])
+    dtype = jnp.uint8 if has_files else jnp.float32
+    return Data(
+        **{
+            part: Split(
+                jnp.asarray(arrays.images, dtype), jnp.asarray(arrays.labels, jnp.int32)
+            )
+            for part, arrays in parts.items()
+        },
+        mean=jnp.asarray(mean, jnp.float32),
+        deviation=jnp.asarray(deviation, jnp.float32),
+    )
+
+
+def _has_files(builder: Any) -> bool:
+    """Whether images are PNG or JPEG files, and not arrays of numbers."""
+    import tensorflow_datasets as tfds
+
+    return isinstance(builder.info.features["image"], tfds.features.Image)
+
+
+def _numbers_of(builder: Any, split: str) -> Arrays:
+    """All images of a split in float64, and their labels."""
+    source = prepared.records(builder, split)
+    examples = source.__getitems__(range(len(source)))  # one read, not one each
+    images = np.stack([example["image"] for example in examples]).astype(np.float64)
+    return Arrays(images, np.array([example["label"] for example in examples]))
+
+
+def _bytes_of(builder: Any, split: str) -> Arrays:
+    """All images of a split in uint8, and their labels."""
+
+    def decode() -> Arrays:
+        source = prepared.records(builder, split)
+        count = len(source)
+        shape = builder.info.features["image"].shape
+        arrays = Arrays(np.empty((count, *shape), np.uint8), np.empty(count, np.int32))
+        with tqdm(
+            desc=f"decoding {builder.info.full_name}, {split}",
+            total=count,
+            unit=" images",
+            delay=2,  # seconds: what takes less needs no bar
+            mininterval=0.1 if sys.stderr.isatty() else 10,
+        ) as progress:
+            for first in range(0, count, _CHUNK):
+                chunk = range(first, min(first + _CHUNK, count))
+                examples = source.__getitems__(chunk)
+                for i, example in zip(chunk, examples, strict=True):
+                    where = f"data set {builder.info.full_name}, {split}, record {i}"
+                    arrays.images[i] = _pixels(example["image"], shape, where)
+                    arrays.labels[i] = example["label"]
+                progress.update(len(chunk))
+        return arrays
+
+    return cached(builder, split, decode)
+
+
+def _pixels(file: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(file)) as image:
+            pixels = np.asarray(image.convert(_MODES[shape[-1]]))
+        return pixels.reshape(shape)
+    except Exception as error:  # Pillow raises many
+        raise ValueError(f"{where}: the image cannot be decoded ({error}).") from error
+
+
+def _channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the standard deviation of each channel, from exact sums."""
+    sums, squares = np.zeros((2, *images.shape[1:]), np.uint64)
+    for first in range(0, len(images), _CHUNK):
+        chunk = images[first : first + _CHUNK].astype(np.uint32)
+        sums += chunk.sum(0)
+        squares += np.square(chunk).sum(0)
+    sums, squares = sums.sum((0, 1)), squares.sum((0, 1))
+    count = images[..., 0].size
+    # Python's integers have no end: a difference of float64 could lose digits.
+    variances = np.array(
+        [
+            (count * int(square) - int(total) ** 2) / count**2
+            for total, square in zip(sums, squares, strict=True)
+        ]
+    )
+    # A channel without variation has nothing to divide by.
+    return sums / count, np.sqrt(np.where(variances > 0, variances, 1.0))

@@ -1,0 +1,18 @@
+"""Networks as pairs of pure functions: Flax linen modules behind `init` and `apply`."""
+
+from collections.abc import Callable
+
+from experiments.networks.alexnet import alexnet as alexnet
+from experiments.networks.miniature import miniature_alexnet as miniature_alexnet
+from experiments.networks.model import Model as Model, Variables as Variables
+from experiments.networks.plain import cnn as cnn, mlp as mlp
+from experiments.networks.resnet import resnet as resnet
+
+MODELS: dict[str, Callable[..., Model]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "alexnet": alexnet,
+    "miniature_alexnet": miniature_alexnet,
+    "resnet": resnet,
+}
+"""From the number of classes, and settings by name, to a network."""

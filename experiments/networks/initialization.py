@@ -1,0 +1,87 @@
+"""Mending the initialization, before the first step: what optimizers compete with.
+
+Each takes scaled kernels and gives others; biases and all else stay as they are.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from experiments.networks.init_scales import kernel_positions
+from experiments.networks.model import Model, Variables
+from lars.kernels import preserving_norm
+from lars.norms import unit
+from lars.rules import flatten_with_path, path_string
+from lars.spectral import as_matrices, from_matrices
+
+Initialization = Literal["scaled", "rescaled", "lsuv"]
+
+Mend = Callable[[Model, Variables, jax.Array], Any]
+"""From a model, its variables and images [B, H, W, C] to parameters."""
+
+
+def rescaled(model: Model, variables: Variables, images: jax.Array) -> Any:
+    """Every kernel times what gives it its `preserving_norm`."""
+    del model, images
+
+    def mend(x: jax.Array) -> jax.Array:
+        return unit(x)[0] * preserving_norm(x) if x.ndim >= 2 else x
+
+    return jax.tree.map(mend, variables["params"])
+
+
+def lsuv(model: Model, variables: Variables, images: jax.Array) -> Any:
+    """Layer-sequential unit variance: orthogonal kernels, and outputs of deviation one.
+
+    From the first layer to the last, a kernel is divided by the standard deviation of
+    what the layer puts out for the images.
+
+    References:
+        Mishkin and Matas, `All you need is a good init
+        <https://arxiv.org/abs/1511.06422>`_, 2016
+    """
+    params = variables["params"]
+    named, treedef = flatten_with_path(params)
+    kernels = kernel_positions(params)
+    leaves = [_orthogonal(x) if i in kernels else x for i, (_, x) in enumerate(named)]
+    layers = [path_string(named[i][0]).rpartition("/")[0] for i in kernels]
+
+    def normalize(_: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
+        seen = {**variables, "params": treedef.unflatten(leaves)}
+        outputs = model.outputs(seen, images, None)
+        leaves = list(leaves)
+        for i, layer in zip(kernels, layers, strict=True):
+            deviation = jnp.std(outputs[layer])
+            leaves[i] = leaves[i] / jnp.where(deviation > 0, deviation, 1)
+        return leaves
+
+    # Outputs are linear in the layer's kernel: once what is before it is right, and it
+    # is divided, it is right for good. As many passes as layers are enough for all.
+    return treedef.unflatten(jax.lax.fori_loop(0, len(kernels), normalize, leaves))
+
+
+def initialization_named(name: str) -> Mend | None:
+    """The function of a name of `Initialization`; None for kernels as they are.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in get_args(Initialization):
+        raise ValueError(
+            f"initialization must be one of {', '.join(get_args(Initialization))}, "
+            f"got {name!r}."
+        )
+    return {"scaled": None, "rescaled": rescaled, "lsuv": lsuv}[name]
+
+
+def _orthogonal(x: jax.Array) -> jax.Array:
+    """The orthogonal factor of a kernel, whatever its scale."""
+    matrix = as_matrices(x)
+    is_wide = matrix.shape[0] < matrix.shape[1]
+    q, r = jnp.linalg.qr(matrix.T if is_wide else matrix)
+    # Signs that make the factor that of a matrix with a positive diagonal: as random as
+    # the kernel was.
+    q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)[None]
+    return from_matrices(q.T if is_wide else q, x.shape)

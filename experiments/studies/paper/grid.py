@@ -1,0 +1,161 @@
+"""The runs that several figures of the paper share: batch sizes, and learning rates.
+
+The proxy of the paper's experiments: a miniature of AlexNet, without and with batch
+normalization, on images that two cores can train on. Every optimizer has the same
+epochs, warm-up, decay of the rate, number of learning rates and seeds.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.studies.item import Settings
+from experiments.studies.runs import Setting, at_best_rate, images_in, results_of
+from experiments.studies.style import line_over_seeds, panels
+
+TITLES = {
+    "plain": "without batch normalization",
+    "batch_norm": "with batch normalization",
+}
+
+KEPT_IN = "large_batch"
+"""The table that the items share."""
+
+
+def cells_of(
+    settings: Settings,
+    models: Sequence[str],
+    optimizers: Sequence[str],
+    batch_sizes: Sequence[int],
+    epochs: Sequence[int] | None = None,
+    rates: Sequence[str] = ("all",),
+) -> list[dict[str, Any]]:
+    """The parts for some models, optimizers and batch sizes, one for each seed."""
+    return [
+        {
+            "model": model,
+            "optimizer": optimizer,
+            "batch_size": batch_size,
+            "epochs": length,
+            "rates": kind,
+            "seed": seed,
+        }
+        for model in models
+        for optimizer in optimizers
+        for batch_size in batch_sizes
+        for length in epochs or [settings["epochs"]]
+        for kind in rates
+        for seed in settings["seeds"]
+    ]
+
+
+def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
+    """Trains with every learning rate of the part."""
+    setting = setting_of(cell, settings)
+    rows = results_of(setting, learning_rates(settings, cell), [cell["seed"]])
+    return rows.drop(columns="seed").assign(steps=setting.num_steps)
+
+
+def setting_of(cell: Mapping[str, Any], settings: Settings) -> Setting:
+    """What a part trains: so many whole epochs, with the paper's schedule.
+
+    Args:
+        cell: with ``model`` and ``optimizer``, names in the settings, ``batch_size``
+            and ``epochs``.
+        settings: of the grid.
+    """
+    in_epoch = images_in(settings["dataset"]) // cell["batch_size"]
+    optimizer = settings["optimizers"][cell["optimizer"]]
+    return Setting(
+        dataset=settings["dataset"],
+        model=settings["models"][cell["model"]],
+        optimizer={name: optimizer[name] for name in ("name", "settings")},
+        schedule={
+            "decay": settings["decay"],
+            "warmup_steps": settings["warmup_epochs"] * in_epoch,
+            "warmup_start": 0.0,
+            "restart_after_warmup": False,
+        },
+        num_steps=cell["epochs"] * in_epoch,
+        batch_size=cell["batch_size"],
+    )
+
+
+def learning_rates(settings: Settings, cell: Mapping[str, Any]) -> list[float]:
+    """The learning rates of a part.
+
+    ``rates`` of it is ``"all"``, the search space of its optimizer, times a power of
+    the batch size over the base batch size; ``"between"``, further ones; or
+    ``"longer"``, those of longer training.
+    """
+    if cell["rates"] == "between":
+        return list(settings["rates_between"])
+    if cell["rates"] == "longer":
+        return list(settings["rates_of_longer_training"])
+    optimizer = settings["optimizers"][cell["optimizer"]]
+    factor = cell["batch_size"] / settings["base_batch_size"]
+    return [
+        float(f"{rate * factor ** optimizer['scaling_power']:.4g}")
+        for rate in optimizer["learning_rates"]
+    ]
+
+
+def chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """Of every model, optimizer, batch size and length the rate that is best.
+
+    Chosen by the mean validation accuracy over the seeds, of equal rates the smallest;
+    a diverged run counts as accuracy 0.
+
+    Returns:
+        The rows of the chosen rates, one a seed, with ``accuracy``, the test accuracy
+        or 0 for a run that has diverged.
+    """
+    keys = ["model", "optimizer", "batch_size", "epochs"]
+    return at_best_rate(counted_accuracies(table), keys, "validation")
+
+
+def counted_accuracies(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with ``accuracy`` and ``validation``: 0 where a run has diverged."""
+    return table.assign(
+        accuracy=table["test_accuracy"].mask(table["diverged"], 0.0),
+        validation=table["validation_accuracy"].mask(table["diverged"], 0.0),
+    )
+
+
+def over_seeds(rows: pd.DataFrame, by: str, value: str = "accuracy") -> pd.DataFrame:
+    """The mean, the lowest and the highest of a value over seeds, for each of `by`."""
+    return rows.groupby(by)[value].agg(["mean", "min", "max"]).reset_index()
+
+
+def accuracy_figure(table: pd.DataFrame, settings: Settings, title: str) -> Figure:
+    """Accuracy against batch size, a panel a model that is in the table."""
+    best = chosen(table)
+    models = [model for model in settings["models"] if model in set(best["model"])]
+    seeds = len(settings["seeds"])
+    figure, axes = panels(
+        1,
+        len(models),
+        f"{title}\nLines: mean of {seeds} seeds; bands: lowest to highest.",
+        width=4.6 if len(models) > 1 else 7.0,
+    )
+    for panel, model in zip(axes[0], models, strict=True):
+        for number, (name, arm) in enumerate(settings["optimizers"].items()):
+            rows = best[(best["model"] == model) & (best["optimizer"] == name)]
+            if rows.empty:
+                continue
+            line_over_seeds(
+                panel,
+                rows,
+                "batch_size",
+                "accuracy",
+                number,
+                arm["label"],
+            )
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(settings["batch_sizes"], map(str, settings["batch_sizes"]))
+        panel.minorticks_off()
+        panel.set(xlabel="batch size", ylabel="test accuracy", title=TITLES[model])
+        panel.legend(frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,24 @@
+"""The rescue maps: which starts of which networks each optimizer trains."""
+
+from experiments.studies.item import Item
+from experiments.studies.rescue import cost, items, mechanism
+from experiments.studies.rescue.cost import cost_table
+from experiments.studies.rescue.grid import runs_of, scales_of, starts_in
+
+ITEMS: dict[str, Item] = {
+    "rescue_map": items.MAP,
+    "rescue_start_digits": items.START_DIGITS,
+    "rescue_start_fashion": items.START_FASHION,
+    "rescue_mechanism": mechanism.MECHANISM,
+    "rescue_recovery": mechanism.RECOVERY,
+    "rescue_cost": cost.COST,
+    "rescue_parts": items.PARTS,
+    "rescue_profiles": items.PROFILES,
+    "rescue_normalized": items.NORMALIZED,
+    "rescue_cnn": items.CNN,
+    "rescue_wider_cnn": items.WIDER_CNN,
+    "rescue_elsewhere": items.ELSEWHERE,
+    "rescue_search": items.SEARCH,
+}
+
+__all__ = ["ITEMS", "cost_table", "runs_of", "scales_of", "starts_in"]

@@ -1,0 +1,182 @@
+"""The plane as heat maps: a panel an optimizer, the physical line drawn in.
+
+And, where there is one scale only, accuracies side by side.
+"""
+
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from experiments.studies import style
+from experiments.studies.item import Settings
+from experiments.studies.rescue import coverage
+from experiments.studies.rescue.coverage import CELL
+from experiments.studies.rescue.grid import GOOD_START, runs_of, starts_in
+
+COLUMNS = 4
+
+_LINE = style.COLORS[1]
+
+
+def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
+    """Test accuracy with the best rate of each cell, an optimizer a panel.
+
+    A dot is a cell that is rescued with the one rate that suits the whole map best, a
+    small cross one that is not with the rate that is best there on validation data.
+    Between the orange lines float32 represents the start.
+    """
+    runs, starts = runs_of(table, settings), starts_in(table)
+    summary = coverage.summary(runs, starts, settings["reference"])
+    tuned = coverage.best_rate_per_cell(runs, settings["reference"])
+    fixed = coverage.one_rate(runs, settings["reference"])
+    can = coverage.representable(starts)
+    whole = [
+        name
+        for name in summary.index
+        if settings["optimizers"][name]["initialization"] == "scaled"
+    ]
+    columns = min(COLUMNS, len(whole))
+    rows = -(-len(whole) // columns)
+    lines = len(settings["variants"]) * len(settings["depths"])
+    size = (3 + 3 * max(columns, 3), 1.6 + rows * (0.9 + 0.17 * lines))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    image = None
+    for axes, name in zip(panels.flat, whole, strict=False):
+        mine = tuned[tuned["optimizer"] == name]
+        image = axes.imshow(
+            _grid(mine, "test", settings),
+            cmap="cividis",
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+            origin="upper",
+        )
+        _marks(axes, mine, fixed[fixed["optimizer"] == name], settings)
+        inside = _grid(can, "representable", settings) > 0.5
+        for first in range(0, lines, len(settings["depths"])):
+            _physical_line(axes, inside[first : first + len(settings["depths"])], first)
+        row = summary.loc[name]
+        axes.set_title(
+            f"{textwrap.fill(settings['optimizers'][name]['label'], 30)}\n"
+            f"{row['plane_best']:.1%} of the plane; one rate: {row['plane_one']:.1%}",
+            fontsize=10,
+        )
+        _ticks(axes, settings)
+        axes.tick_params(labelbottom=True)
+    for axes in panels.flat[len(whole) :]:
+        axes.set_axis_off()
+    for axes in panels[:, 0]:
+        axes.set_ylabel("network, depth")
+    figure.supxlabel("init_scale (factor on kernels)", fontsize=10)
+    assert image is not None
+    bar = figure.colorbar(image, ax=panels, shrink=0.5, pad=0.01)
+    bar.set_label("test accuracy\n(best rate of each cell,\nmedian over seeds)")
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.suptitle(
+        f"Which starts does each optimizer train?  {settings['dataset']}, "
+        f"{settings['num_steps']} steps of {settings['batch_size']}.\n"
+        "Dot: rescued with one rate for the whole map; cross: not rescued with the "
+        "rate that is best there\non validation data. "
+        "Between the orange lines float32 represents the start.",
+        fontsize=11,
+    )
+    return figure
+
+
+def good_starts(table: pd.DataFrame, settings: Settings) -> Figure:
+    """Test accuracy from one start with the best rate, a panel a network.
+
+    Points: the median over seeds; lines: from the lowest to the highest. The band is
+    where an optimizer is as good as the best, within `GOOD_START`.
+    """
+    chosen = coverage.best_rate_per_cell(
+        runs_of(table, settings), settings["reference"]
+    )
+    networks = list(chosen.groupby(CELL, sort=False))
+    columns = min(2, len(networks))
+    figure, grid = style.panels(
+        -(-len(networks) // columns),
+        columns,
+        "How well does each optimizer train from a good start?  "
+        f"{settings['dataset']}, {settings['num_steps']} steps of "
+        f"{settings['batch_size']}.\n"
+        f"Best rate on validation data. Points: median of {len(settings['seeds'])} "
+        "seeds; lines: lowest to highest.\n"
+        f"Band: within {100 * GOOD_START:g} points of the best.",
+        height=0.9 + 0.2 * len(settings["optimizers"]),
+        width=5.4,
+    )
+    for axes in grid.flat[len(networks) :]:
+        axes.set_axis_off()
+    for axes, (cell, rows) in zip(grid.flat, networks, strict=False):
+        assert isinstance(cell, tuple)
+        best = rows["test"].max()
+        axes.axvspan(best - GOOD_START, best, color="black", alpha=0.1, linewidth=0)
+        for y, row in enumerate(rows.itertuples()):
+            is_ours = row.optimizer == settings["recommended"]
+            color = style.COLORS[1 if is_ours else 0]
+            axes.plot([row.lowest, row.highest], [y, y], color=color, linewidth=1.6)
+            axes.plot(row.test, y, "D" if is_ours else "o", color=color, markersize=6)
+        labels = [settings["optimizers"][name]["label"] for name in rows["optimizer"]]
+        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        axes.set(
+            xlabel="test accuracy",
+            title=f"{cell[0]}, {cell[1]} layers, init_scale {cell[2]:g}",
+        )
+    return figure
+
+
+def _grid(table: pd.DataFrame, column: str, settings: Settings) -> np.ndarray:
+    """Rows: the depths of each variant; columns: scales. NaN where nothing was run."""
+    rows = pd.MultiIndex.from_product(
+        [settings["variants"], settings["depths"]], names=CELL[:2]
+    )
+    values = table.set_index(CELL)[column].astype(float).unstack("init_scale")
+    wanted = values.reindex(index=rows, columns=list(settings["init_scales"]))
+    return wanted.to_numpy()
+
+
+def _marks(
+    axes: Axes, tuned: pd.DataFrame, fixed: pd.DataFrame, settings: Settings
+) -> None:
+    saved = _grid(tuned, "rescued", settings)
+    with_one = _grid(fixed, "rescued", settings)
+    for where, marker, color in (
+        (with_one == 1, "o", "black"),
+        (saved == 0, "x", "white"),
+    ):
+        y, x = np.nonzero(where)
+        axes.scatter(x, y, s=7, marker=marker, c=color, linewidths=0.7)
+
+
+def _physical_line(axes: Axes, inside: np.ndarray, first: int) -> None:
+    """The border between true and false cells of one variant, from a row on."""
+    for y, x in zip(*np.nonzero(inside[:, 1:] != inside[:, :-1]), strict=True):
+        ends = [first + y - 0.5, first + y + 0.5]
+        axes.plot([x + 0.5] * 2, ends, color=_LINE, linewidth=1.6)
+    for y, x in zip(*np.nonzero(inside[1:] != inside[:-1]), strict=True):
+        axes.plot([x - 0.5, x + 0.5], [first + y + 0.5] * 2, color=_LINE, linewidth=1.6)
+
+
+def _ticks(axes: Axes, settings: Settings) -> None:
+    scales = settings["init_scales"]
+    axes.set_xticks(
+        range(len(scales)), [f"{s:g}" for s in scales], rotation=90, fontsize=7
+    )
+    depths = settings["depths"]
+    names = [
+        f"{variant}  {depth}" if number == 0 else f"{depth}"
+        for variant in settings["variants"]
+        for number, depth in enumerate(depths)
+    ]
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    for number in range(1, len(settings["variants"])):
+        axes.axhline(number * len(depths) - 0.5, color="white", linewidth=1.5)

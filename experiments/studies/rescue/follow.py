@@ -1,0 +1,172 @@
+"""Runs that are followed step by step: what gradients, updates and kernels are like."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+
+from experiments.data import Data
+from experiments.studies.runs import (
+    Setting,
+    network_of,
+    shared_among,
+    stacked_runs,
+    training_of,
+)
+from experiments.training.training import Run, batch_positions, sweep_over
+from lars.kernels import kernels_of, preserving_norm
+from lars.norms import l2_norm, unit, widen
+from lars.spectral import as_matrices
+from lars.waking import WakingState
+
+
+class ObservedState(NamedTuple):
+    """State of `observed`: what the last step was like, a number a kernel."""
+
+    inner_state: optax.OptState
+    # shape=(kernels,): `participation_rank` of the update without its part along the
+    # kernel, which has the kernel's own rank
+    turning_rank: jax.Array
+    radial_part: jax.Array  # the same shape: |cosine| of the update with the kernel
+    moves: jax.Array  # shape=(), float32: by which waking has moved the scale so far
+
+
+class Followed(NamedTuple):
+    """A run, step by step: [steps] or, of each kernel, [steps, kernels]."""
+
+    loss: jax.Array
+    relative_norm: jax.Array  # of `preserving_norm`
+    turning_rank: jax.Array
+    radial_part: jax.Array
+    moves: jax.Array
+
+
+def participation_rank(x: jax.Array) -> jax.Array:
+    r"""About how many directions a matrix has: the participation ratio of its spectrum.
+
+    :math:`(\sum_i \sigma_i^2)^2 / \sum_i \sigma_i^4`, from 1, for a matrix of rank one,
+    to the smaller of its sizes, for one with equal singular values. 0 for zero.
+    """
+    matrix = as_matrices(unit(x)[0])
+    # Of the smaller size, so that it is cheap; the squares of singular values all same.
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.T
+    gram = matrix @ matrix.T
+    fourth = jnp.sum(gram * gram)  # and the sum of the squares is 1
+    return jnp.where(fourth > 0, 1 / jnp.where(fourth > 0, fourth, 1), 0.0)
+
+
+def observed(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer, unchanged, whose state says what its last step was like."""
+
+    def init_fn(params: optax.Params) -> ObservedState:
+        zeros = jnp.zeros(len(kernels_of(params)))
+        return ObservedState(inner.init(params), zeros, zeros, jnp.zeros(()))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, ObservedState]:
+        assert isinstance(state, ObservedState)
+        new, inner_state = inner.update(updates, state.inner_state, params)
+        kernels = [kernel.leaf for kernel in kernels_of(params)]
+        u, w = ([jax.tree.leaves(tree)[i] for i in kernels] for tree in (new, params))
+        turns, radial_parts = zip(*map(_turn, u, w), strict=True)
+        return new, ObservedState(
+            inner_state,
+            jnp.stack([participation_rank(x) for x in turns]),
+            jnp.stack(radial_parts),
+            _moves(inner_state),
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def follow(
+    setting: Setting,
+    learning_rate: float,
+    seeds: Sequence[int],
+    init_scale: float,
+    profile: str,
+) -> pd.DataFrame:
+    """Trains every seed, and looks at each step.
+
+    Args:
+        setting: what is trained.
+        learning_rate: the peak of the schedule.
+        seeds: of the initial weights and the order of the images.
+        init_scale: what initial kernels are multiplied by.
+        profile: which ones, a name of `experiments.networks.init_scales.PROFILES`.
+
+    Returns:
+        A row a seed and step: ``seed``, ``step``, ``loss`` (of the batch, before the
+        step); the medians over kernels of the norm relative to `preserving_norm`,
+        ``median_norm``, of ``turning_rank`` and of ``radial_part``; and ``moves`` so
+        far.
+    """
+    model, data = network_of(setting)
+    training = training_of(setting, model, around=observed)
+
+    def one(run: Run, data: Data) -> Followed:
+        def step(state: Any, batch: jax.Array) -> tuple[Any, Followed]:
+            params = state.variables["params"]
+            w = [jax.tree.leaves(params)[k.leaf] for k in kernels_of(params)]
+            norms = [l2_norm(widen(x)) / preserving_norm(x) for x in w]
+            state, report = training.step(state, run, data, batch)
+            seen = state.opt_state
+            return state, Followed(report.loss, jnp.stack(norms), *seen[1:])
+
+        positions = batch_positions(
+            run.seed,
+            jnp.zeros((), jnp.int32),
+            setting.num_steps,
+            data.train.labels.shape[0],
+            setting.batch_size,
+        )
+        return jax.lax.scan(step, training.init(run, data), positions)[1]
+
+    pairs = [(learning_rate, seed) for seed in seeds]
+    runs = stacked_runs(model, data, pairs, init_scale, profile)
+    devices = jax.devices()[: len(seeds)]
+    followed = shared_among(devices, sweep_over(one, devices, 1), runs, data)
+    return pd.concat(
+        [
+            pd.DataFrame({"seed": seed, **_columns(followed, i)})
+            for i, seed in enumerate(seeds)
+        ],
+        ignore_index=True,
+    )
+
+
+def _columns(followed: Followed, run: int) -> Mapping[str, Any]:
+    x = Followed(*(np.asarray(part)[run] for part in followed))
+    return {
+        "step": np.arange(len(x.loss)),
+        "loss": x.loss,
+        "median_norm": np.median(x.relative_norm, axis=1),
+        "turning_rank": np.median(x.turning_rank, axis=1),
+        "radial_part": np.median(x.radial_part, axis=1),
+        "moves": x.moves,
+    }
+
+
+def _turn(update: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What of the unit update is across the kernel, and how much is along it."""
+    step, u = unit(update)[0], unit(w)[0]
+    along = jnp.sum(step * u)
+    across = step - along * u
+    # Of a step along the kernel only rounding is left, which has a rank, too.
+    is_there = jnp.linalg.norm(across) > 64 * jnp.finfo(across.dtype).eps
+    return jnp.where(is_there, across, 0), jnp.abs(along)
+
+
+def _moves(state: optax.OptState) -> jax.Array:
+    """How often waking has moved the scale, 0 where no waking is."""
+    if isinstance(state, WakingState):
+        return state.reasons.sum().astype(jnp.float32)
+    return jnp.zeros(())

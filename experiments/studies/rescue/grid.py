@@ -1,0 +1,86 @@
+"""The rescue map: which starts of which networks can each optimizer train?
+
+Every item of this kind is the same computation with other settings: ``variants`` are
+the networks, ``depths`` and ``init_scales`` span the plane of each.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from experiments.studies.item import Settings
+from experiments.studies.rescue.coverage import CELL
+from experiments.studies.rescue.starts import starts_of
+from experiments.studies.runs import results_of, setting_of_arm
+
+START = "start"
+"""In the column ``optimizer``: no run, but a look at where runs start."""
+
+GOOD_START = 0.005
+"""How far below the best optimizer the recommended one may be at scale 1."""
+
+_FLAGS = ["is_finite", "has_gradient", "has_signal"]
+_RUN = [
+    "learning_rate",
+    "validation_accuracy",
+    "test_accuracy",
+    "diverged",
+]
+
+
+def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
+    """The starts, then every optimizer, from the shallowest networks on."""
+    return [
+        {"optimizer": name, "variant": variant, "depth": depth, "init_scale": scale}
+        for name in (START, *settings["optimizers"])
+        for depth in settings["depths"]
+        for variant in settings["variants"]
+        for scale in scales_of(settings, name)
+    ]
+
+
+def scales_of(settings: Settings, optimizer: str) -> Sequence[float]:
+    """Which scales an optimizer is run from: where none matters, the extremes and 1."""
+    scales = settings["init_scales"]
+    arm = settings["optimizers"].get(optimizer, {"initialization": "scaled"})
+    if arm["initialization"] == "scaled":
+        return scales
+    return list(dict.fromkeys([min(scales), 1.0, max(scales)]))
+
+
+def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
+    """Trains with every rate and seed from one start, or looks at it."""
+    variant = settings["variants"][cell["variant"]]
+    model = {**variant["model"], "depth": cell["depth"]}
+    if cell["optimizer"] == START:
+        return starts_of(
+            settings["dataset"],
+            model,
+            settings["batch_size"],
+            settings["seeds"],
+            cell["init_scale"],
+            variant["profile"],
+        )
+    arm = settings["optimizers"][cell["optimizer"]]
+    setting = setting_of_arm(settings, model, arm)
+    runs = results_of(
+        setting._replace(initialization=arm["initialization"]),
+        arm["learning_rates"],
+        settings["seeds"],
+        cell["init_scale"],
+        variant["profile"],
+    )
+    return runs.drop(columns="train_loss")
+
+
+def runs_of(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The runs of a table that the optimizers of the settings made."""
+    wanted = table["optimizer"].isin(list(settings["optimizers"]))
+    runs = table[wanted][["optimizer", *CELL, "seed", *_RUN]]
+    return runs.assign(diverged=runs["diverged"].astype(bool))
+
+
+def starts_in(table: pd.DataFrame) -> pd.DataFrame:
+    """The starts that a table has."""
+    return table[table["optimizer"] == START][[*CELL, "seed", *_FLAGS]]

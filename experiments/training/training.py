@@ -1,0 +1,495 @@
+"""The one training function: every run and every sweep is made of these steps.
+
+A run is data (a seed, scales, a learning rate), so that a sweep is an array of runs:
+
+    make_training(model, make_optimizer, ...) ─► init(run) ─► step ... ─► evaluate
+    sweep_over(train) = jit(runs sharded over the devices, and mapped within each)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.data import Data, Split, standardise
+from experiments.data.augmentation import Augmentation, augment
+from experiments.networks import Model, Variables
+from experiments.networks.init_scales import count_kernels, scale_kernels
+from experiments.networks.initialization import Initialization, initialization_named
+from experiments.training.sharding import device_mesh, replicated, split
+from lars.norms import l2_norm
+from lars.rules import flatten_with_path, path_string
+from lars.state import trust_ratios
+
+_Outcome = TypeVar("_Outcome", bound=tuple)
+MakeOptimizer = Callable[[jax.Array], optax.GradientTransformation]
+
+
+class Run(NamedTuple):
+    """What distinguishes one run from another. Arrays, so that runs can be stacked."""
+
+    seed: jax.Array  # shape=(), int32: of the initial weights and of the batches
+    kernel_scales: jax.Array  # shape=(kernels,), float32: factors on initial kernels
+    learning_rate: jax.Array  # shape=(), float32: the peak of the schedule
+
+
+class State(NamedTuple):
+    """Everything that a run carries from step to step."""
+
+    step: jax.Array  # shape=(), int32: steps made
+    variables: Variables  # "params", and "batch_stats" where the model has them
+    opt_state: optax.OptState
+
+
+class Report(NamedTuple):
+    """What a step saw. The norms are those that it was made with, from before it."""
+
+    loss: jax.Array  # shape=(), float32: the mean over the batch
+    weight_norms: jax.Array  # shape=(parameters,), float32, in the order of the tree
+    gradient_norms: jax.Array  # the same
+    trust_ratios: jax.Array | None  # the same; None if the optimizer has none
+
+
+class Metrics(NamedTuple):
+    """The mean over examples."""
+
+    loss: jax.Array  # cross-entropy in nats, without label smoothing
+    accuracy: jax.Array  # in [0, 1]; an example with non-finite logits counts as wrong
+
+
+class Sums(NamedTuple):
+    """The sum over examples: those of the parts of a split add up."""
+
+    loss: Any  # shape=(), float32; or a float where a host adds up
+    correct: Any
+    examples: Any
+
+
+class Curve(NamedTuple):
+    """What a run was like at several points [points, ...], the last of them its end."""
+
+    train_loss: jax.Array  # over as many training images as there are test images
+    test_loss: jax.Array
+    test_accuracy: jax.Array
+    weight_norms: jax.Array  # [points, parameters], as in `Report`: the mean over the
+    gradient_norms: jax.Array  # same number of steps before each point
+
+
+class Result(NamedTuple):
+    """What a finished run reports."""
+
+    train_loss: jax.Array
+    validation_accuracy: jax.Array
+    test_accuracy: jax.Array
+    diverged: jax.Array  # bool: a parameter or the training loss is not finite
+
+
+class Training(NamedTuple):
+    """The parts of a run, and the whole. All are pure, none is compiled."""
+
+    init: Callable[[Run, Data], State]
+    step: Callable[[State, Run, Data, jax.Array | Split], tuple[State, Report]]
+    """Makes one step, on training images at given positions [B] or on given ones."""
+    are_finite: Callable[[State, Run, Data, jax.Array | Split], dict[str, jax.Array]]
+    """Whether each thing that a step computes is finite, by its name and in order: the
+    outputs of the layers, the loss, and the variables after it."""
+    advance: Callable[[State, Run, Data, int], tuple[State, jax.Array]]
+    """Makes a number of steps; returns the state and the loss of each batch."""
+    evaluate: Callable[[State, Data, Split], Metrics]
+    evaluate_part: Callable[[State, Data, Split, jax.Array], Sums]
+    """Sums up over the images whose mask [B] is true."""
+    result: Callable[[State, Data], Result]
+    train: Callable[[Run, Data], Result]
+    """Everything: `init`, all steps, `result`; ends early if a weight is not finite."""
+    curve: Callable[[Run, Data, int], Curve]
+    """Makes the steps of `train`, and looks at the run at a number of points."""
+
+
+def make_training(
+    model: Model,
+    make_optimizer: MakeOptimizer,
+    *,
+    num_steps: int,
+    batch_size: int,
+    label_smoothing: float = 0.0,
+    microbatches: int = 1,
+    augmentation: Augmentation | None = None,
+    initialization: Initialization = "scaled",
+) -> Training:
+    """Puts a model and an optimizer together into a training function.
+
+    Every epoch visits the training images in an order that only the seed decides, in
+    batches of one size; what is left over at an epoch's end is left out of that epoch.
+    Optimizers that are compared with the same seeds therefore start from the same
+    weights and see the same batches.
+
+    Args:
+        model: the network.
+        make_optimizer: from a learning rate (a traced scalar) to the optimizer,
+            including its schedule.
+        num_steps: steps of `Training.train`.
+        batch_size: images a step.
+        label_smoothing: α; the targets of the loss are (1 - α) one-hot + α / classes.
+        microbatches: how many equal parts a batch is worked on in, one after the other,
+            to save memory. The gradient is their mean; batch normalization sees each
+            part alone.
+        augmentation: what to do to the images, if anything.
+        initialization: what is done to the kernels once they are scaled, before the
+            first step, one of `experiments.networks.initialization.Initialization`.
+
+    Raises:
+        ValueError: for a label smoothing that is no part of 1, or an unknown
+            initialization.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(
+            f"label_smoothing must be at least 0 and below 1, got {label_smoothing!r}."
+        )
+    mend = initialization_named(initialization)
+
+    def init(run: Run, data: Data) -> State:
+        init_key, _ = jax.random.split(jax.random.key(run.seed))
+        images = standardise(data.train.images[:1], data.mean, data.deviation)
+        variables = model.init(init_key, images)
+        params = scale_kernels(variables["params"], run.kernel_scales)
+        if mend is not None:
+            start = jnp.zeros((), jnp.int32)
+            first = batch_positions(
+                run.seed, start, 1, len(data.train.labels), batch_size
+            )
+            batch = standardise(data.train.images[first[0]], data.mean, data.deviation)
+            params = mend(model, {**variables, "params": params}, batch)
+        opt_state = make_optimizer(run.learning_rate).init(params)
+        return State(
+            jnp.zeros((), jnp.int32), {**variables, "params": params}, opt_state
+        )
+
+    def seen(
+        data: Data, batch: jax.Array | Split, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The images and labels that the model is given, and the key of its dropout."""
+        images, labels = (
+            batch
+            if isinstance(batch, Split)
+            else (data.train.images[batch], data.train.labels[batch])
+        )
+        model_key, image_key = jax.random.split(key)
+        images = standardise(images, data.mean, data.deviation)
+        if augmentation is not None:
+            images = augment(image_key, images, augmentation)
+        return images, labels, model_key
+
+    def parts_of(
+        state: State, run: Run, batch: jax.Array | Split
+    ) -> tuple[jax.Array | Split, jax.Array]:
+        """The microbatches [microbatches, ...], and a key for each."""
+        init_key, _ = jax.random.split(jax.random.key(run.seed))
+        key = jax.random.fold_in(init_key, state.step)
+        # Every so manieth image, so that each device works on its own ones.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        keys = key[None] if microbatches == 1 else jax.random.split(key, microbatches)
+        return parts, keys
+
+    def gradient(
+        variables: Variables, data: Data, batch: jax.Array | Split, key: jax.Array
+    ) -> tuple[jax.Array, Variables, Any]:
+        images, labels, model_key = seen(data, batch, key)
+
+        def loss_of(params: Any) -> tuple[jax.Array, Variables]:
+            logits, updated = model.apply(
+                {**variables, "params": params}, images, model_key
+            )
+            return _smoothed_cross_entropy(logits, labels, label_smoothing), updated
+
+        (loss, updated), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            variables["params"]
+        )
+        return loss, updated, gradients
+
+    def step(
+        state: State, run: Run, data: Data, batch: jax.Array | Split
+    ) -> tuple[State, Report]:
+        params = state.variables["params"]
+        loss, variables, gradients = _mean_over_parts(
+            lambda variables, part, key: gradient(variables, data, part, key),
+            state.variables,
+            *parts_of(state, run, batch),
+        )
+        updates, opt_state = make_optimizer(run.learning_rate).update(
+            gradients, state.opt_state, params
+        )
+        weight_norms, gradient_norms = (
+            jnp.stack([l2_norm(x).astype(jnp.float32) for x in jax.tree.leaves(tree)])
+            for tree in (params, gradients)
+        )
+        params = optax.apply_updates(params, updates)
+        state = State(state.step + 1, {**variables, "params": params}, opt_state)
+        return state, Report(
+            loss, weight_norms, gradient_norms, _trust_ratios(opt_state)
+        )
+
+    def are_finite(
+        state: State, run: Run, data: Data, batch: jax.Array | Split
+    ) -> dict[str, jax.Array]:
+        def outputs(part_and_key: Any) -> dict[str, jax.Array]:
+            images, _, model_key = seen(data, *part_and_key)
+            made = model.outputs(state.variables, images, model_key)
+            names[:] = made  # in their order, which dictionaries lose in `map`
+            return {name: jnp.isfinite(x).all() for name, x in made.items()}
+
+        names: list[str] = []
+        flags = jax.lax.map(outputs, parts_of(state, run, batch))
+        after, report = step(state, run, data, batch)
+        return {
+            **{name: flags[name].all() for name in names},
+            "the loss": jnp.isfinite(report.loss),
+            **{
+                f"the step of {path_string(path)}": jnp.isfinite(leaf).all()
+                for path, leaf in flatten_with_path(after.variables)[0]
+            },
+        }
+
+    def advance_reporting(
+        state: State, run: Run, data: Data, steps: int, kept: Callable[[Report], Any]
+    ) -> tuple[State, Any]:
+        """Makes steps, and stacks what is kept of their reports."""
+
+        def step_and_keep(state: State, batch: jax.Array) -> tuple[State, Any]:
+            state, report = step(state, run, data, batch)
+            return state, kept(report)
+
+        positions = batch_positions(
+            run.seed, state.step, steps, data.train.labels.shape[0], batch_size
+        )
+        return jax.lax.scan(step_and_keep, state, positions)
+
+    def advance(
+        state: State, run: Run, data: Data, steps: int
+    ) -> tuple[State, jax.Array]:
+        return advance_reporting(state, run, data, steps, lambda report: report.loss)
+
+    def evaluate_part(state: State, data: Data, split: Split, mask: jax.Array) -> Sums:
+        images = standardise(split.images, data.mean, data.deviation)
+        logits, _ = model.apply(state.variables, images, None)
+        correct = jnp.argmax(logits, axis=-1) == split.labels
+        correct &= jnp.isfinite(logits).all(axis=-1)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
+        return Sums(
+            jnp.where(mask, loss, 0).sum(),
+            (correct & mask).astype(jnp.float32).sum(),
+            mask.astype(jnp.float32).sum(),
+        )
+
+    def evaluate(state: State, data: Data, split: Split) -> Metrics:
+        everything = jnp.ones(split.labels.shape, bool)
+        return metrics_of(evaluate_part(state, data, split, everything))
+
+    def result(state: State, data: Data) -> Result:
+        train_loss = evaluate(state, data, data.train).loss
+        return Result(
+            train_loss=train_loss,
+            validation_accuracy=evaluate(state, data, data.validation).accuracy,
+            test_accuracy=evaluate(state, data, data.test).accuracy,
+            diverged=~(jnp.isfinite(train_loss) & all_finite(state.variables)),
+        )
+
+    def train(run: Run, data: Data) -> Result:
+        count = data.train.labels.shape[0]
+        start = jnp.zeros((), jnp.int32)
+        positions = batch_positions(run.seed, start, num_steps, count, batch_size)
+
+        def goes_on(state: State) -> jax.Array:
+            # Updates are added: what is not finite once is never finite again.
+            is_alive = all_finite(state.variables["params"])
+            return (state.step < num_steps) & is_alive
+
+        def next_state(state: State) -> State:
+            return step(state, run, data, positions[state.step])[0]
+
+        state = jax.lax.while_loop(goes_on, next_state, init(run, data))
+        return result(state, data)
+
+    def curve(run: Run, data: Data, num_points: int) -> Curve:
+        between = num_steps // num_points
+        if not between:
+            raise ValueError(
+                f"num_points must be at most num_steps ({num_steps}), got {num_points}."
+            )
+        # As many training images as there are test images: as good a mean of the loss.
+        unseen = data.test
+        seen = Split(*(x[: len(unseen.labels)] for x in data.train))
+
+        def to_next_point(state: State, _: None) -> tuple[State, Curve]:
+            state, norms = advance_reporting(
+                state,
+                run,
+                data,
+                between,
+                lambda report: (report.weight_norms, report.gradient_norms),
+            )
+            test = evaluate(state, data, unseen)
+            return state, Curve(
+                evaluate(state, data, seen).loss,
+                test.loss,
+                test.accuracy,
+                *(norm.mean(axis=0) for norm in norms),
+            )
+
+        # What does not divide comes before the first point: the last is the end.
+        state, before = init(run, data), num_steps % num_points
+        if before:
+            state, _ = advance(state, run, data, before)
+        _, points = jax.lax.scan(to_next_point, state, length=num_points)
+        return points
+
+    return Training(
+        init, step, are_finite, advance, evaluate, evaluate_part, result, train, curve
+    )
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def metrics_of(sums: Sums) -> Metrics:
+    """The means over all examples that were summed up."""
+    return Metrics(sums.loss / sums.examples, sums.correct / sums.examples)
+
+
+def epoch_order(seed: jax.Array, epoch: jax.Array, num_images: int) -> jax.Array:
+    """The order in which an epoch visits the images.
+
+    Returns:
+        int32 array of shape [num_images] of positions in the training set.
+    """
+    _, data_key = jax.random.split(jax.random.key(seed))
+    return jax.random.permutation(jax.random.fold_in(data_key, epoch), num_images)
+
+
+def batch_positions(
+    seed: jax.Array, first_step: jax.Array, steps: int, num_images: int, batch_size: int
+) -> jax.Array:
+    """Which images the steps from `first_step` on are made on.
+
+    Returns:
+        int32 array of shape [steps, batch_size] of positions in the training set.
+
+    Raises:
+        ValueError: if a batch is larger than the data.
+    """
+    if not 1 <= batch_size <= num_images:
+        raise ValueError(
+            f"batch_size must be from 1 to the {num_images} training images, "
+            f"got {batch_size}."
+        )
+    steps_per_epoch = num_images // batch_size
+    step = first_step + jnp.arange(steps)
+    first_epoch = first_step // steps_per_epoch
+    # Steps that do not begin with an epoch reach into one epoch more.
+    epochs = first_epoch + jnp.arange((steps - 1) // steps_per_epoch + 2)
+    order = jax.vmap(lambda epoch: epoch_order(seed, epoch, num_images))(epochs)
+    order = order[:, : steps_per_epoch * batch_size].reshape(-1, batch_size)
+    return order[step - first_epoch * steps_per_epoch]
+
+
+def sweep_over(
+    train: Callable[[Run, Data], _Outcome],
+    devices: Sequence[Any],
+    runs_per_vmap: int,
+) -> Callable[[Run, Data], _Outcome]:
+    """Compiles a training function for stacked runs, shared among the devices.
+
+    Args:
+        train: `Training.train`, or another function of a run.
+        devices: where to run, of all hosts; each gets an equal part of the runs.
+        runs_per_vmap: how many runs a device vectorises at a time. The stacked runs
+            must be a multiple of ``len(devices) * runs_per_vmap``. More is not faster
+            on a CPU, and necessary to fill a GPU.
+
+    Returns:
+        A jitted function from stacked runs and data to stacked results.
+    """
+    mesh = device_mesh(devices)
+    one, parts = replicated(mesh).spec, split(mesh).spec
+
+    def on_one_device(runs: Run, data: Data) -> _Outcome:
+        return jax.lax.map(
+            lambda run: train(run, data),
+            runs,
+            batch_size=None if runs_per_vmap == 1 else runs_per_vmap,
+        )
+
+    return jax.jit(
+        # The check does not know that a run's loop stays on its device.
+        jax.shard_map(
+            on_one_device,
+            mesh=mesh,
+            in_specs=(parts, one),
+            out_specs=parts,
+            check_vma=False,
+        )
+    )
+
+
+def num_kernels(model: Model, data: Data) -> int:
+    """How many scales a `Run` of this model has."""
+    variables = jax.eval_shape(
+        lambda key, data: model.init(
+            key, standardise(data.train.images[:1], data.mean, data.deviation)
+        ),
+        jax.random.key(0),
+        data,
+    )
+    return count_kernels(variables["params"])
+
+
+def _trust_ratios(opt_state: optax.OptState) -> jax.Array | None:
+    try:
+        ratios = trust_ratios(opt_state)
+    except ValueError:  # not a LARS
+        return None
+    return jnp.stack(jax.tree.leaves(ratios))
+
+
+def _mean_over_parts(
+    gradient: Callable[..., tuple[jax.Array, Variables, Any]],
+    variables: Variables,
+    parts: Any,
+    keys: jax.Array,
+) -> tuple[jax.Array, Variables, Any]:
+    """The mean loss and gradient; statistics are updated by one part after another."""
+    count = len(keys)
+    if count == 1:
+        return gradient(variables, *_first((parts, keys)))
+
+    def add(carry: Any, part_and_key: Any) -> tuple[Any, None]:
+        loss_sum, updated, gradient_sum = carry
+        loss, updated, gradients = gradient(updated, *part_and_key)
+        total = jax.tree.map(jnp.add, gradient_sum, gradients)
+        return (loss_sum + loss, updated, total), None
+
+    zeros = jax.tree.map(jnp.zeros_like, variables["params"])
+    start = (jnp.zeros(()), variables, zeros)
+    (loss, updated, total), _ = jax.lax.scan(add, start, (parts, keys))
+    return loss / count, updated, jax.tree.map(lambda g: g / count, total)
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def _smoothed_cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float
+) -> jax.Array:
+    if not smoothing:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+        targets = optax.smooth_labels(one_hot, smoothing)
+        losses = optax.softmax_cross_entropy(logits, targets)
+    return losses.mean()
