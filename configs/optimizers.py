@@ -2,8 +2,9 @@
 
 The five ``learning_rates`` of an optimizer are its whole search space. They are those
 of fourteen that rescue the most scales on validation data
-(`experiments.studies.rescue.scales.most_useful_rates`), and the settings those of the variant that rescues
-the most with five rates, of equal ones the simplest; a test holds this to the results:
+(`experiments.studies.rescue.scales.most_useful_rates`). The settings are those of the
+variant that rescues the most with five rates; of equal variants, the simplest. A test
+compares both with the results:
 
     python -m experiments.rescue --config=configs/rescue.py:search \
         --workdir=results/search

@@ -41,7 +41,7 @@ def get_config(kind: str = "compared") -> config_dict.ConfigDict:
                 *(1.0, 1e1, 1e2, 1e3, 1e4, 1e6, 1e8),
             ),
             "seeds": (0, 1, 2),
-            # None: what experiments.studies.rescue.sweep.default_runs_per_vmap says of the devices.
+            # None: `default_runs_per_vmap` of the devices.
             "runs_per_vmap": config_dict.placeholder(int),
         },
         sort_keys=False,  # the order of the optimizers is that of tables and legends

@@ -17,8 +17,8 @@ import pandas as pd
 from absl import flags
 from tqdm import tqdm
 
+from experiments import results
 from experiments.cli import command
-from experiments.results import files as results
 from experiments.speed import step_cost as benchmark
 from experiments.training.setup import check_count, check_positive
 

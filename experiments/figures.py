@@ -26,9 +26,8 @@ from absl import flags
 from tqdm import tqdm
 
 from configs import figures as sizes
-from experiments import data as datasets
+from experiments import data as datasets, results
 from experiments.cli import command
-from experiments.results import files as results
 from experiments.studies import Item, Settings, book, paper, rescue as plane
 from experiments.training.devices import use_every_core
 

@@ -19,9 +19,9 @@ from typing import Any
 import pandas as pd
 from absl import app, logging
 
-from experiments import figures
+from experiments import figures, results
 from experiments.figures import DOCS, SOURCES
-from experiments.results import files as results, pages
+from experiments.results import pages
 from experiments.speed import step_cost as benchmark, throughput
 from experiments.studies import page, rescue as plane
 from experiments.studies.page import Entry

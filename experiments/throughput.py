@@ -23,8 +23,8 @@ import pandas as pd
 from absl import flags
 from tqdm import tqdm
 
+from experiments import results
 from experiments.cli import command
-from experiments.results import files as results
 from experiments.speed import throughput
 from experiments.speed.timed import JOBS
 from experiments.training.setup import check_count, check_positive

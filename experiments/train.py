@@ -22,9 +22,9 @@ from typing import Any
 import jax
 from absl import flags
 
+from experiments import results
 from experiments.cli import command, hosts
 from experiments.cli.watching import Display, Interruption
-from experiments.results import files as results
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.metrics import MetricsWriter, finished_metrics
 from experiments.training.plan import Plan, plan_of, print_plan

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.results import files as results
+from experiments import results
 from experiments.speed import step_cost as benchmark
 
 CASES = benchmark.cases()

@@ -12,9 +12,8 @@ import pytest
 
 import configs
 from configs import digits_mlp, optimizers, rescue
-from experiments import data as datasets, publish
+from experiments import data as datasets, publish, results
 from experiments.rescue import describe
-from experiments.results import files as results
 from experiments.studies.rescue import scales as analysis, search, sweep, sweeps
 from experiments.training import plan
 from experiments.training.setup import model_of, training_of

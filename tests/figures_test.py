@@ -12,9 +12,8 @@ import pytest
 from matplotlib.image import imread
 
 from configs import figures as sizes
-from experiments import data as datasets, figures
+from experiments import data as datasets, figures, results
 from experiments.cli import command
-from experiments.results import files as results
 from experiments.studies import (
     Claim,
     Item,

@@ -6,8 +6,7 @@ import json
 import pandas as pd
 import pytest
 
-from experiments import publish
-from experiments.results import files as results, pages
+from experiments import pages, publish, results
 from experiments.training.metrics import finished_metrics
 
 PAGE = "Prose.\n\n<!-- begin one -->\nold\n<!-- end one -->\n\nMore {braces} \\1.\n"

@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 
 import lars
-from experiments import data as datasets
+from experiments import data as datasets, results
 from experiments.figures import settings_of
-from experiments.results import files as results
 from experiments.studies.rescue import coverage, settings as plane
 from experiments.studies.rescue.cost import (
     cells as cost_cells,

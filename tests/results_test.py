@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.results import files as results
+from experiments import results
 
 CONFIG = {"steps": 3, "rates": (0.1, 1.0), "model": {"name": "mlp", "width": 8}}
 

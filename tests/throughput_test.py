@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments import results
 from experiments.networks import cnn, mlp
-from experiments.results import files as results
 from experiments.speed import throughput
 
 PLAIN = {

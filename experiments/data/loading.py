@@ -68,8 +68,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Data:
 
     Where a set has no validation split, or no test split with labels, the last tenth of
     its training images (10,000 at most) is the validation set; see
-    `experiments.data.prepared.spans`. Images of bytes (``tfds.features.Image``) are decoded
-    once and then kept; see `experiments.data.array_cache`. Images of numbers
+    `experiments.data.prepared.spans`. Images of bytes (``tfds.features.Image``) are
+    decoded once and then kept; see `experiments.data.array_cache`. Images of numbers
     (``tfds.features.Tensor``) are standardised here, by the mean and the standard
     deviation of all training pixels.
 
@@ -94,8 +94,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Data:
     if len(shape) != 3 or None in shape:
         raise ValueError(
             f"the images of data set {name!r} have shape {shape}; only a fixed height, "
-            "width and number of channels makes an array. experiments.data.stream reads "
-            "images of all sizes."
+            "width and number of channels makes an array. experiments.data.stream "
+            "reads images of all sizes."
         )
     has_files = _has_files(builder)
     read = _bytes_of if has_files else _numbers_of

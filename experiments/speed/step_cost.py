@@ -22,7 +22,7 @@ import numpy as np
 import optax
 import pandas as pd
 
-from experiments.results import files as results
+from experiments import results
 from lars.optimizer import lars
 
 PASSES = 7

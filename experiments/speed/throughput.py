@@ -31,7 +31,8 @@ def forward_flops(model: Model, variables: Variables, image: jax.Array) -> float
         return model.apply(variables, image[None], None)[0]
 
     # What XLA counts before it optimizes: the model as it is written, with convolutions
-    # as such, whose zeros beyond the edges are no work (`experiments.networks.convolution`).
+    # as such, whose zeros beyond the edges are no work: see
+    # `experiments.networks.convolution`.
     traced = jax.jit(logits).trace(variables, image)
     analysis: Any = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
     return float(analysis["flops"])

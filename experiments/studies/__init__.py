@@ -1,7 +1,7 @@
 """Figures, tables and claims of the LARS paper and of the book's section, one by one.
 
 An `Item` knows what its source says, computes a table, draws it, and judges from the
-table alone what became of each claim. `experiments.studies.book` and `experiments.studies.paper` list
+table alone what became of each claim. The packages `paper`, `book` and `rescue` list
 them.
 """
 

@@ -11,7 +11,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
-from experiments.results.files import write_whole
+from experiments.results import write_whole
 
 METRICS = "metrics.jsonl"
 

@@ -104,7 +104,7 @@ def optimizer_maker(
         name: one of `OPTIMIZERS`.
         hyperparameters: its other arguments, by their names. A mask is given as the
             arguments of `lars.select`: ``{"path": "kernel$"}`` or ``{"rank": (2, 4)}``.
-        schedule: the settings of `experiments.training.schedules.learning_rate_schedule`.
+        schedule: the settings of `schedules.learning_rate_schedule`.
         num_steps: how long the schedule is.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One long run: the steps of `experiments.training.training`, a few a call, from a loop on the host.
+"""One long run: the steps of `training`, a few a call, from a loop on the host.
 
 So checkpoints and metrics fit between calls; and where steps are short, one call makes
 many, so that the devices do not wait for Python.
@@ -83,7 +83,7 @@ def compile_run(
         mesh: the devices.
         run: whose shapes are compiled for.
         batch_size: images a step.
-        placement: where the parameters are, as in `experiments.training.sharding.shardings_of`.
+        placement: where the parameters are, as in `sharding.shardings_of`.
         log_every: the mean loss of the steps begins anew after as many.
         eval_batch_size: images that are evaluated at a time; rounded up to what the
             devices can share.

@@ -1,7 +1,7 @@
 """How much of a plane of networks and scales each optimizer rescues.
 
-What `experiments.studies.rescue.scales` says of one network, for many: tables have the columns ``variant``
-and ``depth`` besides its own, and a cell is measured against its variant.
+What `scales` says of one network, for many: tables have the columns ``variant`` and
+``depth`` besides its own, and a cell is measured against its variant.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ def standards(
 ) -> dict[str, float]:
     """The accuracy from which on a cell counts as rescued, for every variant.
 
-    That is `experiments.studies.rescue.scales.threshold` of its shallowest network: a standard that does not
-    sink where networks are too deep to be trained.
+    That is `scales.threshold` of its shallowest network: a standard that does not sink
+    where networks are too deep to be trained.
 
     Raises:
         ValueError: if the reference was not run there at scale 1.
@@ -36,7 +36,7 @@ def standards(
 def best_rate_per_cell(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
     """For every optimizer and cell, the rate with the best median validation accuracy.
 
-    Of equal rates the smallest. Returns the columns of `experiments.studies.rescue.scales.medians`, and
+    Of equal rates the smallest. Returns the columns of `scales.medians`, and
     ``rescued``.
     """
     chosen = rescue.best_rates(rescue.medians(runs))
@@ -46,8 +46,8 @@ def best_rate_per_cell(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
 def one_rate(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
     """For every optimizer, the one rate that rescues the most cells.
 
-    Chosen as by `experiments.studies.rescue.scales.one_rate`. Returns the columns of `experiments.studies.rescue.scales.medians`,
-    and ``rescued``.
+    Chosen as by `scales.one_rate`. Returns the columns of `scales.medians`, and
+    ``rescued``.
     """
     chosen = rescue.at_rate_of_most(_judged_on_validation(runs, reference))
     return _judged(chosen, standards(runs, reference))
@@ -59,8 +59,8 @@ def most_useful_rates(
     """The rates that a search of limited size should try for each optimizer.
 
     That which alone rescues the most cells, as of `one_rate`; and the others that
-    together with it rescue the most, as of `experiments.studies.rescue.scales.most_useful_rates`. So neither
-    one rate for all cells nor a rate for each suffers more than it must.
+    together with it rescue the most, as of `scales.most_useful_rates`. So neither one
+    rate for all cells nor a rate for each suffers more than it must.
     """
     judged = _judged_on_validation(runs, reference)
     one = rescue.at_rate_of_most(judged).groupby("optimizer")["learning_rate"].first()

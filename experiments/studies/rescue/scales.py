@@ -1,11 +1,11 @@
 """What a sweep over initial scales says: which scales does an optimizer rescue?
 
-All functions take a table of results (`experiments.studies.rescue.sweep.COLUMNS`) and return tables. Settings
-are chosen by validation accuracy, what is reported is test accuracy. A diverged run
-counts as accuracy 0: it failed, and is not left out.
+All functions take a table of results (`sweep.COLUMNS`) and return tables. Settings are
+chosen by validation accuracy; test accuracy is reported. A diverged run counts as
+accuracy 0: it failed, and is not left out.
 
 A *cell* is a start that an optimizer is judged from: an initial scale and, in tables of
-several networks, which `experiments.studies.rescue.coverage` is about, a ``variant`` and a ``depth``.
+several networks, which `coverage` is about, a ``variant`` and a ``depth``.
 """
 
 import itertools

@@ -86,8 +86,8 @@ PEERS: dict[str, Arm] = {
     ),
     "muon": _arm("Muon", "muon", _MUON, _USEFUL["muon"]),
 }
-"""The field: other optimizers, with what the search of experiments/studies/rescue/search.py found best for
-those that it had."""
+"""The field: other optimizers, with what the search in search.py found best for those
+that it had."""
 
 OURS: dict[str, Arm] = {
     "module": _arm(

@@ -41,7 +41,7 @@ def grid(
     Args:
         arms: the learning rates of each optimizer, by its name.
         init_scales: initial scales s.
-        profile: what s applies to, a name of `experiments.networks.init_scales.PROFILES`.
+        profile: what s applies to, a name of `init_scales.PROFILES`.
         seeds: one run for each.
     """
     rows = [

@@ -11,11 +11,10 @@ import jax
 import pandas as pd
 from tqdm import tqdm
 
-from experiments import data as datasets
+from experiments import data as datasets, results
 from experiments.cli import hosts
 from experiments.cli.command import Config, interrupt_on_signals, reported_errors
 from experiments.networks.init_scales import check_profile
-from experiments.results import files as results
 from experiments.studies.rescue import sweep
 from experiments.training.devices import use_every_core
 from experiments.training.optimizers import check_learning_rate

@@ -1,0 +1,1 @@
+"""What commands share: flags and errors, several hosts, progress."""

@@ -1,0 +1,1 @@
+"""What steps of optimizers and of training cost."""
