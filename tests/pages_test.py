@@ -6,7 +6,8 @@ import json
 import pandas as pd
 import pytest
 
-from experiments import pages, publish, results
+from experiments import publish, results
+from experiments.results import pages
 from experiments.training.metrics import finished_metrics
 
 PAGE = "Prose.\n\n<!-- begin one -->\nold\n<!-- end one -->\n\nMore {braces} \\1.\n"
