@@ -6,20 +6,14 @@ SAMPLE ?= 12
 
 .PHONY: rescue figures runs benchmark test lint types pytest mutants clean
 
-## Two small rescue maps, on the embedded digits: of 13 scales in one network, in
-## results/rescue/, and of two depths, in results/quick/rescue_map/
+## The small rescue map, on the embedded digits, with its picture: results/rescue/
 rescue: .venv/runtime
-	$(BIN)/python -m experiments.rescue --config=configs/rescue.py \
-	  --workdir=results/rescue
-	$(BIN)/python -m experiments.figures --figure=rescue_map --quick \
-	  --workdir=results/quick
+	$(BIN)/python -m experiments.figures --figure=rescue --recompute --workdir=results
 
-## Every figure and table of the pages: the paper's and the book's, the rescue map, and
-## the wider search behind it. Many hours on two cores; it goes on where it was stopped.
-figures: rescue
+## Every figure and table of the pages: the paper's, the book's and the rescue maps. Many
+## hours on two cores; the command goes on where it was stopped.
+figures: .venv/runtime
 	$(BIN)/python -m experiments.figures --figure=all --recompute --workdir=results/figures
-	$(BIN)/python -m experiments.rescue --config=configs/rescue.py:search \
-	  --workdir=results/search
 	$(BIN)/python -m experiments.publish
 
 ## The single runs of the README: half an hour on two cores, once their data is there

@@ -1,15 +1,8 @@
-"""Settings and learning rates of the optimizers that the experiments compare.
+"""The optimizers that experiments compare, and settings that configurations share.
 
-The five ``learning_rates`` of an optimizer are its whole search space. They are those
-of fourteen that rescue the most scales on validation data
-(`experiments.studies.rescue.scales.most_useful_rates`). The settings are those of the
-variant that rescues the most with five rates; of equal variants, the simplest. A test
-compares both with the results:
-
-    python -m experiments.rescue --config=configs/rescue.py:search \
-        --workdir=results/search
-
-A single run's ``learning_rate`` is the best of the five at scale 1, likewise.
+`ARMS` has what each optimizer is. Its learning rates depend on the task: those of the
+rescue maps are in ``experiments/studies/rescue/settings.py``. A single run on the
+digits has the best of these from a good start, on validation data.
 """
 
 from typing import Any
@@ -70,50 +63,43 @@ def of_the_paper(name: str, learning_rate: float, weight_decay: float) -> Arm:
     return {"name": name, "settings": settings, "learning_rate": learning_rate}
 
 
-COMPARED: dict[str, Arm] = {
-    "sgd": {
-        "label": "SGD with momentum",
-        "name": "sgd",
-        "settings": {"momentum": 0.9},
-        "learning_rate": 0.3,
-        "learning_rates": (1e-09, 1e-07, 1e-05, 0.001, 0.3),
-    },
-    "adam": {
-        "label": "Adam",
-        "name": "adam",
-        "settings": {},
-        "learning_rate": 0.03,
-        "learning_rates": (0.03, 1.0, 100.0, 10000.0, 1000000.0),
-    },
-    "lamb": {
-        "label": "LAMB (optax)",
-        "name": "lamb",
-        "settings": {},
-        "learning_rate": 0.003,
-        "learning_rates": (1e-06, 0.003, 0.01, 0.03, 0.1),
-    },
-    "optax_lars": {
-        "label": "LARS (optax.lars)",
-        "name": "optax_lars",
-        "settings": {"weight_decay": 5e-4, "nesterov": True},
-        "learning_rate": 10.0,
-        "learning_rates": (10.0, 20.0, 80.0, 160.0, 320.0),
-    },
+def _arm(
+    label: str,
+    learning_rate: float,
+    name: str,
+    initialization: str = "scaled",
+    **settings: Any,
+) -> Arm:
+    return {
+        "label": label,
+        "name": name,
+        "settings": settings,
+        "initialization": initialization,
+        "learning_rate": learning_rate,
+    }
+
+
+ARMS: dict[str, Arm] = {
+    # One ratio for a kernel and its bias, whose own would start from a norm of zero. No
+    # decay, whose term in the ratio stops a layer with a small gradient.
+    "module": _arm("LARS, a ratio a module", 2.0, "lars", layer="module"),
+    "polar_waking": _arm("polar LARS, waking", 0.3, "polar_waking"),
+    "sgd": _arm("SGD with momentum", 0.03, "sgd", momentum=0.9),
+    "clipped_sgd": _arm(
+        "SGD, clipped", 0.03, "clipped_sgd", momentum=0.9, max_norm=1.0
+    ),
+    "adam": _arm("Adam", 0.01, "adam"),
+    "lamb": _arm("LAMB", 0.003, "lamb"),
+    "fromage": _arm("Fromage", 0.02, "fromage"),
+    "optax_lars": _arm(
+        "LARS (optax.lars)", 1.0, "optax_lars", weight_decay=5e-4, nesterov=True
+    ),
     # The paper's own momentum and decay, whatever others would do better here.
-    "paper": {
-        "label": "LARS (the paper, lars.lars)",
-        "name": "lars",
-        "settings": {"weight_decay": 5e-4},
-        "learning_rate": 20.0,
-        "learning_rates": (0.1, 0.5, 20.0, 160.0, 320.0),
-    },
-    # No decay, whose term in the ratio stops a layer with a small gradient; and one
-    # ratio for a kernel and its bias, whose own would start from a norm of zero.
-    "recommended": {
-        "label": "LARS (recommended, lars.lars)",
-        "name": "lars",
-        "settings": {"layer": "module"},
-        "learning_rate": 0.5,
-        "learning_rates": (0.05, 0.5, 5.0, 20.0, 40.0),
-    },
+    "paper": _arm("LARS (the paper)", 2.0, "lars", weight_decay=5e-4),
+    "muon": _arm("Muon", 0.01, "muon"),
+    "adam_waking": _arm("Adam, waking", 0.01, "adam_waking"),
+    "sgd_rescaled": _arm(
+        "SGD, kernels rescaled once", 0.03, "sgd", "rescaled", momentum=0.9
+    ),
+    "sgd_lsuv": _arm("SGD, LSUV", 0.01, "sgd", "lsuv", momentum=0.9),
 }

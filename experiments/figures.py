@@ -3,16 +3,17 @@
     python -m experiments.figures --figure=NAME --workdir=results/figures
 
 NAME is ``table1`` ... ``table5`` or ``figure1`` ... ``figure5`` of the paper, one of
-the book's items (``book_...``), one of the rescue map's (``rescue_...``), several with
-commas between them, or ``paper``, ``book``, ``plane`` or ``all``. Writes NAME/NAME.csv,
-NAME/NAME.png and ``provenance.json`` to the workdir, and prints what became of each
-claim. Results that docs/ has of the same settings are drawn from there, at once, but
-for figures that share their runs; ``--recompute`` computes them anew. Interrupted, the
-same command goes on where it stopped; figures that need the same runs share them.
+the book's items (``book_...``), one of the rescue maps (``rescue``, the small one, and
+``rescue_...``), several with commas between them, or ``paper``, ``book``, ``maps`` or
+``all``. Writes NAME/NAME.csv, NAME/NAME.png and ``provenance.json`` to the workdir, and
+prints what became of each claim. Results that docs/ has of the same settings are drawn
+from there, at once; ``--recompute`` computes them anew. Interrupted, the same command
+goes on where it stopped; figures that need the same runs share them.
 ``--quick`` makes a small version, in less than two minutes, that is not what the pages
 show.
 """
 
+import copy
 import json
 import sys
 import time
@@ -25,20 +26,32 @@ import pandas as pd
 from absl import flags
 from tqdm import tqdm
 
-from configs import figures as sizes
 from experiments import data as datasets, results
 from experiments.cli import command
-from experiments.studies import Item, Settings, book, paper, rescue as plane
+from experiments.results import pages
+from experiments.studies import Item, Settings, book, paper, rescue
 from experiments.training.devices import use_every_core
 
+STUDIES = {"paper": paper, "book": book, "rescue": rescue}
+"""By the names of their pages in docs/, and of the folders beside these."""
+
 SOURCES: dict[str, Mapping[str, Item]] = {
-    "paper": paper.ITEMS,
-    "book": book.ITEMS,
-    "plane": plane.ITEMS,
+    name: study.ITEMS for name, study in STUDIES.items()
 }
 ITEMS: dict[str, Item] = {
     name: item for items in SOURCES.values() for name, item in items.items()
 }
+GROUPS: dict[str, Mapping[str, Item]] = {
+    "paper": paper.ITEMS,
+    "book": book.ITEMS,
+    "maps": rescue.ITEMS,
+    "all": ITEMS,
+}
+"""What ``--figure`` calls several items."""
+
+SIZES = {name: x for study in STUDIES.values() for name, x in study.SIZES.items()}
+QUICK_SIZES = {name: x for study in STUDIES.values() for name, x in study.QUICK.items()}
+
 DOCS = Path(__file__).parent.parent / "docs"
 """Where the results that pages show are kept, a folder an item of each source."""
 
@@ -46,7 +59,7 @@ SECONDS_BETWEEN_SAVES = 10
 """What a machine that fails may cost; an interrupt costs nothing."""
 
 FIGURE = flags.DEFINE_list(
-    "figure", None, "Names of figures, or paper, book, plane or all."
+    "figure", None, "Names of figures, or paper, book, maps or all."
 )
 QUICK = flags.DEFINE_bool("quick", False, "A small version, in less than two minutes.")
 RECOMPUTE = flags.DEFINE_bool(
@@ -61,12 +74,14 @@ def main(workdir: str) -> None:
         names = chosen(FIGURE.value)
         for name in names:
             settings = settings_of(name, QUICK.value)
-            if "dataset" in settings:  # read now: what is missing is said at once
-                datasets.load(settings["dataset"])
-            for folder in {place(workdir, name), kept_place(workdir, name)}:
+            kept = kept_place(workdir, name)
+            for folder in {place(workdir, name), kept}:
                 results.claim(folder, settings)
             if not RECOMPUTE.value:
-                take_published(name, kept_place(workdir, name), settings)
+                take_published(name, kept, settings)
+            # A data set that is missing is named before anything is computed.
+            if "dataset" in settings and not is_complete(name, kept, settings):
+                datasets.load(settings["dataset"])
     check_interrupt = command.interrupt_on_signals()
     if QUICK.value:
         print("Quick versions: smaller, and not what the pages show and judge.")
@@ -90,6 +105,8 @@ def make(
     )
     item.draw(table, settings).savefig(folder / f"{name}.png", dpi=120)
     print(f"\n{name}: {item.title}")
+    if item.overview is not None:
+        print(f"\n{pages.markdown(item.overview(table, settings))}\n")
     for claim in item.claims(table, settings):
         print(f"  {claim.verdict:>13}: {claim.says}\n{'':17}{claim.found}")
     print(f"  Picture: {folder / name}.png   Table: {folder / name}.csv")
@@ -97,25 +114,46 @@ def make(
 
 
 def take_published(name: str, folder: Path, settings: Settings) -> None:
-    """Copies what docs/ has of an item to a folder that has no results yet.
+    """Adds the parts of an item that docs/ has, and a folder has not, to the folder.
 
-    Nothing, if docs/ has none, or results of other settings, or the folder has some; or
-    if the item shares them with other items, of which it would lack the rows.
+    It adds nothing if docs/ has no results of these settings.
     """
     (source,) = (source for source, items in SOURCES.items() if name in items)
-    kept = DOCS / source / name
-    if ITEMS[name].kept_in or (folder / "results.csv").exists():
-        return
-    config = kept / "config.json"
+    published = DOCS / source / name
+    config = published / "config.json"
     as_read = json.loads(json.dumps(settings))  # without tuples
     if not config.exists() or json.loads(config.read_text()) != as_read:
         return
-    for file, copy in (
-        ("provenance.json", "provenance.json"),
-        (f"{name}.csv", "results.csv"),
-    ):
-        results.write_whole(folder / copy, (kept / file).read_text())
-    print(f"{name}: results of {kept}; --recompute computes them anew.")
+    rows = results.read_table(published / f"{name}.csv")
+    held = held_parts(name, folder, settings)
+    keys = list(ITEMS[name].cells(settings)[0])
+    new = [part for key, part in _by_cell(rows, keys).items() if key not in held]
+    if not new:
+        return
+    file, provenance = folder / "results.csv", folder / "provenance.json"
+    old = [results.read_table(file)] if file.exists() else []
+    results.write_table(file, pd.concat([*old, *new], ignore_index=True))
+    sessions = json.loads(provenance.read_text()) if provenance.exists() else []
+    sessions += json.loads((published / "provenance.json").read_text())
+    results.write_whole(provenance, json.dumps(sessions, indent=2) + "\n")
+    print(f"{name}: results of {published}; --recompute computes them anew.")
+
+
+def held_parts(
+    name: str, folder: Path, settings: Settings
+) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """The parts that a folder has of an item, by the values of their cells."""
+    file = folder / "results.csv"
+    table = results.read_table(file) if file.exists() else pd.DataFrame()
+    if table.empty:
+        return {}
+    return _by_cell(table, list(ITEMS[name].cells(settings)[0]))
+
+
+def is_complete(name: str, folder: Path, settings: Settings) -> bool:
+    """Whether a folder has all parts of an item."""
+    held = held_parts(name, folder, settings)
+    return all(tuple(c.values()) in held for c in ITEMS[name].cells(settings))
 
 
 def computed(
@@ -125,10 +163,9 @@ def computed(
     check_interrupt: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """The table of an item, of what the folder holds and what is computed now."""
-    item, file = ITEMS[name], folder / "results.csv"
+    file, cells = folder / "results.csv", ITEMS[name].cells(settings)
     kept = results.read_table(file) if file.exists() else pd.DataFrame()
-    cells = item.cells(settings)
-    held = {} if kept.empty else _by_cell(kept, list(cells[0]))
+    held = held_parts(name, folder, settings)
     left = [cell for cell in cells if tuple(cell.values()) not in held]
     if left:
         session = results.Session(folder, parts_before=len(held))
@@ -197,7 +234,8 @@ def seconds_of(name: str, table: pd.DataFrame, settings: Settings) -> float:
 
 def settings_of(name: str, quick: bool) -> dict[str, Any]:
     """The sizes of an item; items that share a table share its sizes."""
-    return sizes.settings(ITEMS[name].kept_in or name, quick)
+    owner = ITEMS[name].kept_in or name
+    return copy.deepcopy(SIZES[owner] | (QUICK_SIZES[owner] if quick else {}))
 
 
 def chosen(names: Sequence[str] | None) -> list[str]:
@@ -206,14 +244,13 @@ def chosen(names: Sequence[str] | None) -> list[str]:
     Raises:
         ValueError: for a name that there is not.
     """
-    groups = {"all": ITEMS, **SOURCES}
-    known = ", ".join([*groups, *ITEMS])
+    known = ", ".join([*GROUPS, *ITEMS])
     if not names:
         raise ValueError(f"--figure=NAME is missing; NAME is one or more of {known}.")
     for name in names:
-        if name not in ITEMS and name not in groups:
+        if name not in ITEMS and name not in GROUPS:
             raise ValueError(f"--figure must be of {known}, got {name!r}.")
-    return list(dict.fromkeys(x for name in names for x in groups.get(name, [name])))
+    return list(dict.fromkeys(x for name in names for x in GROUPS.get(name, [name])))
 
 
 def place(workdir: str, name: str) -> Path:

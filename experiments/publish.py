@@ -12,7 +12,7 @@ what the pages say, and a test compares the two.
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ from absl import app, logging
 from experiments import figures, results
 from experiments.figures import DOCS, SOURCES
 from experiments.results import pages
+from experiments.results.pages import markdown
 from experiments.speed import step_cost as benchmark, throughput
-from experiments.studies import page, rescue as plane
+from experiments.studies import page
 from experiments.studies.page import Entry
-from experiments.studies.rescue import coverage, scales as rescue, sweep
+from experiments.studies.rescue import coverage
+from experiments.studies.rescue.cost import cost_table
+from experiments.studies.rescue.grid import runs_of, scales_of, starts_in
 from experiments.training.metrics import finished_metrics
 from lars import presets
 
@@ -34,14 +37,14 @@ PAGES = (
     ROOT / "README.md",
     *(DOCS / name for name in ("rescue.md", "paper.md", "book.md")),
 )
-RESCUES = ("rescue", "search")
 RUNS = ("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn")
+
+
+def _files_of(item: str) -> tuple[str, ...]:
+    return ("config.json", f"{item}.csv", "provenance.json", f"{item}.png")
+
+
 KEPT = {  # of results/NAME, in docs/FOLDER
-    "rescue": (
-        "rescue/rescue",
-        ("config.json", "results.csv", "provenance.json", "rescue.png"),
-    ),
-    "search": ("rescue/search", ("config.json", "results.csv", "provenance.json")),
     "benchmark": ("benchmark", ("benchmark.csv", "provenance.json")),
     "throughput": ("throughput", ("throughput.csv", "provenance.json")),
     **{
@@ -51,10 +54,12 @@ KEPT = {  # of results/NAME, in docs/FOLDER
         )
         for name in RUNS
     },
+    # What `make rescue` has made, and the figures of each study.
+    "rescue": ("rescue/rescue", _files_of("rescue")),
     **{
         f"figures/{name}": (
             f"{source}/{name}",
-            ("config.json", f"{name}.csv", "provenance.json", f"{name}.png"),
+            _files_of(name),
         )
         for source, items in SOURCES.items()
         for name in items
@@ -89,14 +94,13 @@ def all_blocks() -> dict[str, str]:
         for name, module in (("benchmark", benchmark), ("throughput", throughput))
     }
     return {
-        **rescue_blocks(),
         **{
             mark: text
             for name, (folder, markdown) in measured.items()
             if folder.exists()
             for mark, text in benchmark.blocks(name, folder, markdown).items()
         },
-        "variants": rescue.markdown(variants_table()),
+        "variants": markdown(variants_table()),
         **runs_blocks(),
         **{
             mark: text
@@ -104,8 +108,9 @@ def all_blocks() -> dict[str, str]:
             if (DOCS / source).exists()
             for mark, text in figure_blocks(source).items()
         },
-        **(plane_blocks() if is_finished("plane", "rescue_map") else {}),
-        **(cost_blocks() if is_finished("plane", "rescue_cost") else {}),
+        **(map_blocks() if is_finished("rescue", "rescue_map") else {}),
+        **(cost_blocks() if is_finished("rescue", "rescue_cost") else {}),
+        **(small_blocks() if is_finished("rescue", "rescue") else {}),
     }
 
 
@@ -135,59 +140,72 @@ def figure_blocks(source: str) -> dict[str, str]:
     }
 
 
-def plane_blocks() -> dict[str, str]:
+SHORT = ("polar_waking", "muon", "optax_lars", "sgd")
+"""The optimizers of the README's table: the recommended one and three that are known.
+Muon rescues the most of the others."""
+
+
+def map_blocks() -> dict[str, str]:
     """The tables of the rescue map: coverage, and with which rates."""
-    table, settings = kept_figure("plane", "rescue_map")
-    runs, starts = plane.runs_of(table, settings), plane.starts_in(table)
+    table, settings = kept_figure("rescue", "rescue_map")
+    runs, starts = runs_of(table, settings), starts_in(table)
     reference, arms = settings["reference"], settings["optimizers"]
+    whole = SOURCES["rescue"]["rescue_map"].overview
+    assert whole is not None
     counts = coverage.summary(runs, starts, reference)
-    cells = coverage.representable(starts)
-    sizes = (len(cells), int(cells["representable"].sum()))
-    on_whole_plane = {
-        name: arm["label"]
-        for name, arm in arms.items()
-        if arm["initialization"] == "scaled"
-    }
-    mended = counts.loc[[name for name in counts.index if name not in on_whole_plane]]
-    some = ", ".join(f"{x:g}" for x in plane.scales_of(settings, str(mended.index[0])))
+    short = coverage.coverage_table(
+        counts,
+        {name: arms[name]["label"] for name in SHORT if name in arms},
+        coverage.represented(starts),
+    )
+    mended = [name for name in counts.index if arms[name]["initialization"] != "scaled"]
+    some = ", ".join(f"{x:g}" for x in scales_of(settings, str(mended[0])))
+    rows = counts.loc[mended]
     standards = coverage.standards(runs, reference)
     return {
-        "plane-coverage": rescue.markdown(
-            coverage.coverage_table(counts, on_whole_plane, *sizes)
-        ),
-        "plane-mended": rescue.markdown(
+        "map-coverage": markdown(whole(table, settings)),
+        "map-short": markdown(short.iloc[:, :3]),
+        "map-mended": markdown(
             pd.DataFrame(
                 {
                     "optimizer, and what is done to its start": [
-                        arms[str(name)]["label"] for name in mended.index
+                        arms[str(name)]["label"] for name in mended
                     ],
-                    f"of the starts from {some}": [
-                        coverage.interval(row, "plane_best")
-                        for _, row in mended.iterrows()
-                    ],
-                    "with one rate for all": [
-                        coverage.interval(row, "plane_one")
-                        for _, row in mended.iterrows()
-                    ],
-                    "that rate": [f"{rate:g}" for rate in mended["one_rate"]],
+                    **{
+                        heading: [
+                            coverage.interval(row, column) for _, row in rows.iterrows()
+                        ]
+                        for heading, column in (
+                            (f"of the starts from {some}", "all_best"),
+                            ("with one rate for all", "all_one"),
+                        )
+                    },
+                    "that rate": [f"{rate:g}" for rate in rows["one_rate"]],
                 }
             )
         ),
-        "plane-rates": rescue.markdown(rescue.search_space_table(arms)),
-        "plane-standards": (
+        "map-rates": markdown(coverage.search_space_table(arms)),
+        "map-standards": (
             "Rescued means a median test accuracy over "
             f"{runs['seed'].nunique()} seeds of at least "
             + ", ".join(f"{x:.3f} ({name})" for name, x in standards.items())
-            + f": {rescue.RESCUED:g} of what tuned {arms[reference]['label']} reaches "
-            f"at scale 1 in the shallowest network, {min(settings['depths'])} layers."
+            + f": {coverage.RESCUED:g} of what tuned {arms[reference]['label']} "
+            "reaches at scale 1 in the shallowest network, "
+            f"{min(settings['depths'])} layers."
         ),
     }
 
 
 def cost_blocks() -> dict[str, str]:
     """What a step of each optimizer of the rescue map costs."""
-    table = plane.cost_table(*kept_figure("plane", "rescue_cost"))
-    return {"plane-cost": rescue.markdown(table)}
+    return {"map-cost": markdown(cost_table(*kept_figure("rescue", "rescue_cost")))}
+
+
+def small_blocks() -> dict[str, str]:
+    """The table of the small rescue map."""
+    overview = SOURCES["rescue"]["rescue"].overview
+    assert overview is not None
+    return {"small-overview": markdown(overview(*kept_figure("rescue", "rescue")))}
 
 
 def is_finished(source: str, name: str) -> bool:
@@ -250,57 +268,9 @@ def runs_blocks() -> dict[str, str]:
             }
         )
     return {
-        "runs": rescue.markdown(pd.DataFrame(rows)),
+        "runs": markdown(pd.DataFrame(rows)),
         "runs-provenance": provenance(len(rows), sessions),
     }
-
-
-def rescue_blocks() -> dict[str, str]:
-    """The tables of the pages, from the results kept in docs/."""
-    blocks = {}
-    for name in RESCUES:
-        folder = DOCS / "rescue" / name
-        config = json.loads((folder / "config.json").read_text())
-        table = results.read_table(folder / "results.csv", sweep.DTYPES)
-        reference = config["reference"]
-        arms = config["optimizers"]
-        labels = {arm: settings["label"] for arm, settings in arms.items()}
-        overview = rescue.overview_table(table, reference, labels)
-        sessions = json.loads((folder / "provenance.json").read_text())
-        blocks |= {
-            f"{name}-overview": rescue.markdown(overview),
-            f"{name}-rates": rescue.markdown(searched_rates_table(table, config)),
-            f"{name}-accuracy": rescue.markdown(
-                rescue.accuracy_table(table, reference, labels)
-            ),
-            f"{name}-space": rescue.markdown(rescue.search_space_table(arms)),
-            f"{name}-threshold": (
-                f"Rescued means a median test accuracy of at least "
-                f"{rescue.threshold(table, reference):.4f} over "
-                f"{table['seed'].nunique()} seeds."
-            ),
-            f"{name}-provenance": provenance(len(table), sessions),
-        }
-    return blocks
-
-
-def searched_rates_table(
-    table: pd.DataFrame, config: Mapping[str, Any]
-) -> pd.DataFrame:
-    """The five rates of each optimizer that cover the most scales, beside all tried."""
-    useful = rescue.most_useful_rates(table, config["reference"], count=5)
-    tried = rescue.search_space_table(config["optimizers"])
-    return tried.rename(columns={"learning rates": "learning rates tried"}).assign(
-        **{
-            "the five most useful": [
-                ", ".join(f"{rate:g}" for rate in rates)
-                for rates in useful["learning_rates"]
-            ],
-            "rescue on validation": [
-                f"{row.rescued}, mean {row.accuracy:.4f}" for row in useful.itertuples()
-            ],
-        }
-    )
 
 
 def provenance(

@@ -10,6 +10,8 @@ A page marks the places of its tables:
 import re
 from collections.abc import Mapping
 
+import pandas as pd
+
 _BLOCK = re.compile(
     r"(?P<begin><!-- begin (?P<name>[\w-]+) -->\n)(?P<body>.*?)"
     r"(?P<end><!-- end (?P=name) -->)",
@@ -20,6 +22,11 @@ _BLOCK = re.compile(
 def blocks_of(page: str) -> dict[str, str]:
     """What stands between the marks of a page, by name."""
     return {m["name"]: m["body"].strip("\n") for m in _BLOCK.finditer(page)}
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown, cells as they are."""
+    return table.to_markdown(index=False, disable_numparse=True)
 
 
 def fill(page: str, blocks: Mapping[str, str]) -> str:

@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from configs import rescue
+from configs import digits_mlp
 from experiments import data as datasets
 from experiments.cli.watching import Display
 from experiments.data import standardise
 from experiments.speed import throughput
-from experiments.studies.rescue import sweep
 from experiments.training.devices import use_every_core
 from experiments.training.metrics import MetricsWriter
 from experiments.training.plan import plan_of
 from experiments.training.setup import model_of, training_of
 from experiments.training.single_run import layer_metrics
-from experiments.training.training import Training, num_kernels, sweep_over
+from experiments.training.training import Run, Training, sweep_over
 
 
 class Timed(NamedTuple):
@@ -112,38 +112,36 @@ def matrix_product(what: str, seconds: float) -> Timed:
     return Timed(0.0, _device(), lambda: {"seconds": measure()})
 
 
-def _digits() -> tuple[Any, datasets.Data, Training, int, float]:
-    """The runs of the recommended optimizer in ``configs/rescue.py``."""
-    config = rescue.get_config()
+def _digits() -> tuple[Any, datasets.Data, Training, float]:
+    """Runs of ``configs/digits_mlp.py``."""
+    config = digits_mlp.get_config()
     data = datasets.load(config.dataset)
     model = model_of(config.model, data.num_classes)
-    training = training_of(
-        config, config.optimizers.recommended, model, len(data.train.labels)
-    )
-    kernels = num_kernels(model, data)
+    training = training_of(config, config.optimizer, model, len(data.train.labels))
     variables = model.init(jax.random.key(0), data.train.images[:1])
     forward = throughput.forward_flops(model, variables, data.train.images[0])
-    return config, data, training, kernels, throughput.training_flops(forward, 1)
+    return config, data, training, throughput.training_flops(forward, 1)
 
 
-def _runs(config: Any, count: int, kernels: int) -> Any:
-    arm = config.optimizers.recommended
-    runs = sweep.grid(
-        {"recommended": arm.learning_rates}, (1.0,), config.profile, range(count)
+def _runs(config: Any, count: int) -> Run:
+    return Run(
+        seed=jnp.arange(count, dtype=jnp.int32),
+        kernel_scales=jnp.ones((count, config.model.depth)),
+        learning_rate=jnp.full(count, config.optimizer.learning_rate),
     )
-    return sweep.stack_runs(runs.iloc[:count], kernels)
 
 
 def whole_sweep(what: str, seconds: float) -> Timed:
-    """Runs as `experiments.rescue` makes them: sharded, and mapped on each device."""
+    """Runs as figures make them: sharded, and mapped on each device."""
     del what, seconds  # a piece takes as long as it takes
     use_every_core()
-    config, data, training, kernels, flops = _digits()
+    config, data, training, flops = _digits()
     devices = jax.devices()
-    runs_per_vmap = sweep.default_runs_per_vmap(devices)
-    count = max(sweep.RUNS_PER_PIECE, runs_per_vmap) * len(devices)
+    # An accelerator needs many runs to be busy; on a CPU many at once are no faster.
+    runs_per_vmap = 1 if devices[0].platform == "cpu" else 64
+    count = max(8, runs_per_vmap) * len(devices)
     compute = sweep_over(training.train, devices, runs_per_vmap)
-    runs = _runs(config, count, kernels)
+    runs = _runs(config, count)
     jax.block_until_ready(compute(runs, data))
     images = count * config.num_steps * config.batch_size
 
@@ -161,9 +159,9 @@ def whole_sweep(what: str, seconds: float) -> Timed:
 def plain_loop(what: str, seconds: float) -> Timed:
     """The same runs one after the other, each a call of a jitted function."""
     del what
-    config, data, training, kernels, flops = _digits()
+    config, data, training, flops = _digits()
     train = jax.jit(training.train)
-    runs = _runs(config, 8, kernels)
+    runs = _runs(config, 8)
 
     def loop(count: int) -> None:
         for i in range(count):
@@ -184,7 +182,7 @@ def torch_loop(what: str, seconds: float) -> Timed:
     del what
     import torch  # pyright: ignore[reportMissingImports]
 
-    config, data, _, _, flops = _digits()
+    config, data, _, flops = _digits()
     images = torch.tensor(np.asarray(data.train.images).reshape(-1, 64))
     labels = torch.tensor(np.asarray(data.train.labels)).long()
     test_images = torch.tensor(np.asarray(data.test.images).reshape(-1, 64))

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 Settings = Mapping[str, Any]
-"""The sizes of an item, from ``configs/figures.py``."""
+"""The sizes of an item, from the ``settings.py`` of its study."""
 
 Verdict = Literal["confirmed", "partly", "not confirmed", "misprint", "untested"]
 
@@ -38,6 +38,8 @@ class Item(NamedTuple):
     or, of what only other sources can tell, from what these print."""
     kept_in: str | None = None
     """The name of a table that several items share; None is a table of its own."""
+    overview: Callable[[pd.DataFrame, Settings], pd.DataFrame] | None = None
+    """The table in short, for people."""
 
 
 def mean_and_spread(values: Any, digits: int = 3) -> str:

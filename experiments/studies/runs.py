@@ -201,12 +201,20 @@ def curves_of(
     )
 
 
+def runs_per_vmap(devices: Sequence[Any], runs: int) -> int:
+    """How many of some runs a device vectorises at a time.
+
+    On a CPU one: more are no faster. An accelerator needs many to be busy.
+    """
+    return 1 if devices[0].platform == "cpu" else -(-runs // len(devices))
+
+
 def shared_among(
     devices: Sequence[Any],
     compute: Callable[[Run, Data], Any],
     runs: Run,
     data: Data,
-    runs_per_vmap: int = 1,
+    per_vmap: int = 1,
 ) -> Any:
     """Computes stacked runs, in equal parts on the devices.
 
@@ -217,12 +225,12 @@ def shared_among(
         compute: what `experiments.training.training.sweep_over` made.
         runs: any number of runs.
         data: what to train and evaluate on.
-        runs_per_vmap: as in `sweep_over`.
+        per_vmap: runs that a device vectorises at a time, as in `sweep_over`.
 
     Returns:
         What `compute` returns of each run, in NumPy arrays.
     """
-    count, at_once = len(runs.seed), len(devices) * runs_per_vmap
+    count, at_once = len(runs.seed), len(devices) * per_vmap
     filled = np.arange(-(-count // at_once) * at_once) % count
     mesh = device_mesh(devices)
     stacked = put(jax.tree.map(lambda x: x[filled], runs), split(mesh))
@@ -273,7 +281,8 @@ def _prepare(description: str, runs: int, num_points: int | None) -> _Prepared:
 
     devices = jax.devices()[:runs]
     data = put(data, replicated(device_mesh(devices)))
-    return _Prepared(model, data, sweep_over(function, devices, 1))
+    compute = sweep_over(function, devices, runs_per_vmap(devices, runs))
+    return _Prepared(model, data, compute)
 
 
 def _run(
@@ -285,7 +294,8 @@ def _run(
     """Runs pairs of a rate and a seed, shared among the devices."""
     runs = stacked_runs(prepared.model, prepared.data, pairs, init_scale, profile)
     devices = jax.devices()[: len(pairs)]
-    return shared_among(devices, prepared.compute, runs, prepared.data)
+    per_vmap = runs_per_vmap(devices, len(pairs))
+    return shared_among(devices, prepared.compute, runs, prepared.data, per_vmap)
 
 
 def _parameter_names(prepared: _Prepared) -> list[str]:

@@ -83,6 +83,7 @@ class Result(NamedTuple):
     train_loss: jax.Array
     validation_accuracy: jax.Array
     test_accuracy: jax.Array
+    test_loss: jax.Array
     diverged: jax.Array  # bool: a parameter or the training loss is not finite
 
 
@@ -290,10 +291,12 @@ def make_training(
 
     def result(state: State, data: Data) -> Result:
         train_loss = evaluate(state, data, data.train).loss
+        test = evaluate(state, data, data.test)
         return Result(
             train_loss=train_loss,
             validation_accuracy=evaluate(state, data, data.validation).accuracy,
-            test_accuracy=evaluate(state, data, data.test).accuracy,
+            test_accuracy=test.accuracy,
+            test_loss=test.loss,
             diverged=~(jnp.isfinite(train_loss) & all_finite(state.variables)),
         )
 

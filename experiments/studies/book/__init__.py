@@ -19,6 +19,7 @@ from experiments.studies.book import (
     underflow,
     variance,
 )
+from experiments.studies.book.settings import QUICK as QUICK, SIZES as SIZES
 from experiments.studies.item import Item
 
 ITEMS: dict[str, Item] = {

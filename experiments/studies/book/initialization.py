@@ -13,8 +13,7 @@ from experiments.data import Data, load
 from experiments.networks import mlp
 from experiments.networks.plain import Activation
 from experiments.studies.item import Settings
-from experiments.studies.rescue.sweep import default_runs_per_vmap
-from experiments.studies.runs import shared_among
+from experiments.studies.runs import runs_per_vmap, shared_among
 from experiments.training.optimizers import optimizer_maker
 from experiments.training.training import Run, Training, make_training, sweep_over
 
@@ -121,7 +120,7 @@ def train_all(
         data: what to train and evaluate on.
     """
     devices = jax.devices()
-    per_vmap = min(default_runs_per_vmap(devices), len(runs))
+    per_vmap = runs_per_vmap(devices, len(runs))
     stacked = Run(
         jnp.asarray(runs["seed"].to_numpy(), jnp.int32),
         jnp.asarray(np.array(scales), jnp.float32),

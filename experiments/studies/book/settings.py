@@ -2,15 +2,7 @@
 
 from typing import Any
 
-from configs import rescue
 from configs.optimizers import LINEAR
-
-# The map of configs/rescue.py, without what only its command needs.
-_EXERCISE4: dict[str, Any] = {
-    name: value
-    for name, value in rescue.get_config().to_dict().items()
-    if name not in ("profile", "runs_per_vmap")
-}
 
 SIZES: dict[str, dict[str, Any]] = {
     "book_sigmoid": {"x_max": 8.0, "points": 161, "max_layers": 10},
@@ -131,7 +123,6 @@ SIZES: dict[str, dict[str, Any]] = {
             "one hidden layer": 512,
         },
     },
-    "book_exercise4": _EXERCISE4,
     "book_exercise3": {
         "pairs": 250,
         "pair_size": 4,
@@ -203,16 +194,6 @@ QUICK: dict[str, dict[str, Any]] = {
             "softmax regression": 1024,
             "one hidden layer": 128,
         },
-    },
-    "book_exercise4": {
-        "optimizers": {
-            name: {**arm, "learning_rates": arm["learning_rates"][1:4:2]}
-            for name, arm in _EXERCISE4["optimizers"].items()
-            if name in ("sgd", "recommended")
-        },
-        "init_scales": (1e-4, 1.0, 1e4),
-        "num_steps": 150,
-        "seeds": (0,),
     },
     "book_exercise3": {"pairs": 50, "seeds": 2, "depths": (1, 3, 10, 100, 1000)},
     "book_sigmoid_or_relu": {

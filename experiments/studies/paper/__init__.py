@@ -18,6 +18,7 @@ from experiments.studies.paper import (
     table4,
     table5,
 )
+from experiments.studies.paper.settings import QUICK as QUICK, SIZES as SIZES
 
 ITEMS: dict[str, Item] = {
     "table1": table1.ITEM,

@@ -2,10 +2,10 @@
 
 from experiments.studies.item import Item
 from experiments.studies.rescue import cost, items, mechanism
-from experiments.studies.rescue.cost import cost_table
-from experiments.studies.rescue.grid import runs_of, scales_of, starts_in
+from experiments.studies.rescue.settings import QUICK as QUICK, SIZES as SIZES
 
 ITEMS: dict[str, Item] = {
+    "rescue": items.SMALL,
     "rescue_map": items.MAP,
     "rescue_start_digits": items.START_DIGITS,
     "rescue_start_fashion": items.START_FASHION,
@@ -20,5 +20,3 @@ ITEMS: dict[str, Item] = {
     "rescue_elsewhere": items.ELSEWHERE,
     "rescue_search": items.SEARCH,
 }
-
-__all__ = ["ITEMS", "cost_table", "runs_of", "scales_of", "starts_in"]

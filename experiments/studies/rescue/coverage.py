@@ -1,55 +1,107 @@
-"""How much of a plane of networks and scales each optimizer rescues.
+"""Which starts does an optimizer rescue? Tables of runs in, tables of verdicts out.
 
-What `scales` says of one network, for many: tables have the columns ``variant`` and
-``depth`` besides its own, and a cell is measured against its variant.
+A *cell* is a start that optimizers are judged from: a network (``variant`` and
+``depth``) and an initial scale. Learning rates are chosen by validation accuracy; test
+accuracy is reported. A diverged run counts as accuracy 0: it failed, and is not left
+out.
 """
 
+import itertools
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from experiments.studies.rescue import scales as rescue
+CELL = ["variant", "depth", "init_scale"]
+"""The columns that name a cell."""
 
-CELL = [*rescue.NETWORK, "init_scale"]
-"""The columns that name a cell of the plane."""
+RESCUED = 0.95
+"""A cell is rescued if the median test accuracy over the seeds is at least this part of
+the standard of its variant, see `standards`."""
+
+
+def medians(runs: pd.DataFrame) -> pd.DataFrame:
+    """The median over seeds of every optimizer, cell and learning rate.
+
+    Args:
+        runs: a row a run: ``optimizer``, the columns of `CELL`, ``learning_rate``,
+            ``seed``, ``validation_accuracy``, ``test_accuracy`` and ``diverged``.
+
+    Returns:
+        ``optimizer``, the columns of `CELL` and ``learning_rate``; the medians of both
+        accuracies, ``validation`` and ``test``; and the extremes of the latter over
+        seeds, ``lowest`` and ``highest``.
+    """
+    counted = runs.assign(
+        **{
+            column: runs[column].mask(runs["diverged"], 0.0)
+            for column in ("validation_accuracy", "test_accuracy")
+        }
+    )
+    return (
+        counted.groupby(["optimizer", *CELL, "learning_rate"], sort=False)
+        .agg(
+            validation=("validation_accuracy", "median"),
+            test=("test_accuracy", "median"),
+            lowest=("test_accuracy", "min"),
+            highest=("test_accuracy", "max"),
+        )
+        .reset_index()
+    )
 
 
 def standards(
     runs: pd.DataFrame, reference: str, measure: str = "test"
 ) -> dict[str, float]:
-    """The accuracy from which on a cell counts as rescued, for every variant.
+    """The accuracy from which on a cell of each variant counts as rescued.
 
-    That is `scales.threshold` of its shallowest network: a standard that does not sink
-    where networks are too deep to be trained.
+    It is the part `RESCUED` of what the tuned reference reaches at scale 1 in the
+    shallowest network. So the standard does not sink where networks are too deep to be
+    trained.
+
+    Args:
+        runs: as for `medians`.
+        reference: the optimizer that sets the standard.
+        measure: ``"test"``, or ``"validation"`` for choosing without the test data.
 
     Raises:
         ValueError: if the reference was not run there at scale 1.
     """
-    return {
-        str(variant): rescue.threshold(
-            rows[rows["depth"] == rows["depth"].min()], reference, measure
-        )
-        for variant, rows in runs.groupby("variant", sort=False)
-    }
+    table = medians(runs)
+    found = {}
+    for variant, rows in table.groupby("variant", sort=False):
+        usual = rows[
+            (rows["depth"] == rows["depth"].min())
+            & (rows["optimizer"] == reference)
+            & (rows["init_scale"] == 1.0)
+        ]
+        if usual.empty:
+            raise ValueError(
+                f"no results of the reference {reference!r} at init_scale 1 for "
+                f"{variant!r}: nothing to measure a rescue against."
+            )
+        found[str(variant)] = RESCUED * float(_at_best_rates(usual)[measure].iloc[0])
+    return found
 
 
 def best_rate_per_cell(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
     """For every optimizer and cell, the rate with the best median validation accuracy.
 
-    Of equal rates the smallest. Returns the columns of `scales.medians`, and
+    Of equal rates it is the smallest. Returns the columns of `medians`, and
     ``rescued``.
     """
-    chosen = rescue.best_rates(rescue.medians(runs))
-    return _judged(chosen, standards(runs, reference))
+    return _judged(_at_best_rates(medians(runs)), standards(runs, reference))
 
 
 def one_rate(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
     """For every optimizer, the one rate that rescues the most cells.
 
-    Chosen as by `scales.one_rate`. Returns the columns of `scales.medians`, and
-    ``rescued``.
+    They are counted on validation data. Of equal rates it is the one with the best mean
+    validation accuracy over the cells, and then the smallest. Returns the columns of
+    `medians`, and ``rescued``.
     """
-    chosen = rescue.at_rate_of_most(_judged_on_validation(runs, reference))
+    chosen = _at_rate_of_most(_judged_on_validation(runs, reference))
     return _judged(chosen, standards(runs, reference))
 
 
@@ -58,44 +110,65 @@ def most_useful_rates(
 ) -> dict[str, tuple[float, ...]]:
     """The rates that a search of limited size should try for each optimizer.
 
-    That which alone rescues the most cells, as of `one_rate`; and the others that
-    together with it rescue the most, as of `scales.most_useful_rates`. So neither one
-    rate for all cells nor a rate for each suffers more than it must.
+    One is that of `one_rate`. With the others it rescues more cells than with any other
+    choice, if each cell has its best rate, all on validation data. Of equal choices it
+    is that of the best mean validation accuracy, and then of the smallest rates. So
+    neither one rate for all cells nor a rate for each suffers more than it must.
+
+    Raises:
+        ValueError: for an optimizer with fewer rates than that.
     """
     judged = _judged_on_validation(runs, reference)
-    one = rescue.at_rate_of_most(judged).groupby("optimizer")["learning_rate"].first()
-    table = rescue.rates_that_cover(judged, count, one.to_dict())
-    return table["learning_rates"].to_dict()
+    alone = _at_rate_of_most(judged).groupby("optimizer")["learning_rate"].first()
+    useful = {}
+    for name, rows in judged.groupby("optimizer", sort=False):
+        by_rate = rows.pivot(index="learning_rate", columns=CELL, values="validation")
+        rescued = rows.pivot(index="learning_rate", columns=CELL, values="rescued")
+        if len(by_rate) < count:
+            raise ValueError(
+                f"{count} rates are to be chosen for {name!r}, "
+                f"which has {len(by_rate)}."
+            )
+        choices = np.array(list(itertools.combinations(range(len(by_rate)), count)))
+        given = by_rate.index.get_loc(alone[str(name)])
+        choices = choices[(choices == given).any(axis=1)]
+        accuracy = by_rate.to_numpy()[choices].max(axis=1).mean(axis=1)
+        cells = rescued.to_numpy(bool)[choices].any(axis=1).sum(axis=1)
+        # Rounded: sums in another order must not decide.
+        best = np.lexsort((-accuracy.round(10), -cells))[0]
+        useful[str(name)] = tuple(by_rate.index[choices[best]])
+    return useful
 
 
-def representable(starts: pd.DataFrame) -> pd.DataFrame:
-    """Which cells float32 can represent at the start: in most seeds.
+def represented(starts: pd.DataFrame) -> pd.DataFrame:
+    """Which cells float32 represents at the start: in most seeds.
 
     Args:
         starts: a row a cell and seed, with the columns of `CELL` and 0 or 1 in each of
             ``is_finite``, ``has_gradient`` and ``has_signal``.
 
     Returns:
-        The columns of `CELL` and ``representable``.
+        The columns of `CELL` and ``represented``.
     """
     flags = starts[["is_finite", "has_gradient", "has_signal"]].min(axis=1)
-    cells = starts.assign(representable=flags).groupby(CELL, sort=False)
-    return (cells["representable"].median() > 0.5).reset_index()
+    cells = starts.assign(represented=flags).groupby(CELL, sort=False)
+    return (cells["represented"].median() > 0.5).reset_index()
 
 
 def summary(runs: pd.DataFrame, starts: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """The part of the plane that each optimizer rescues, a row an optimizer.
+    """The part of the map that each optimizer rescues, a row an optimizer.
 
     Returns:
-        Indexed by optimizer, in the order of the results: of all cells and of those
-        that float32 represents, with the best rate of each cell and with one rate for
-        all, the part that is rescued, from 0 to 1: ``plane_best``, ``plane_one``,
-        ``representable_best``, ``representable_one``, each also with ``_lowest`` and
-        ``_highest``, the extremes if one seed alone were judged with the same rates and
-        standards; ``one_rate`` itself, ``runs`` and ``diverged_runs``.
+        Indexed by optimizer, in the order of the runs. Parts are from 0 to 1, of all
+        cells and of those that float32 represents, with the best rate of each cell and
+        with one rate for all: ``all_best``, ``all_one``, ``represented_best``,
+        ``represented_one``. With ``_lowest`` and ``_highest`` behind these names, the
+        extremes if one seed alone were judged with the same rates and standards. And
+        ``one_rate`` itself, ``runs`` and ``diverged_runs``. Where runs have a
+        ``test_loss``, its median over the cells that are rescued with their best rates,
+        ``loss``, and ``loss_lowest`` and ``loss_highest``, those of single seeds.
     """
-    standard = standards(runs, reference)
-    can = representable(starts)
+    standard, can = standards(runs, reference), represented(starts)
     fixed = one_rate(runs, reference)
     by_optimizer = runs.groupby("optimizer")
     columns = {
@@ -103,43 +176,55 @@ def summary(runs: pd.DataFrame, starts: pd.DataFrame, reference: str) -> pd.Data
         "runs": by_optimizer.size(),
         "diverged_runs": by_optimizer["diverged"].sum(),
     }
+    parts = {"all": can, "represented": can[can["represented"]]}
     for kind, chosen in (("best", best_rate_per_cell(runs, reference)), ("one", fixed)):
-        alone = rescue.single_runs(runs, chosen)
+        alone = runs.merge(chosen[["optimizer", *CELL, "learning_rate"]])
         reached = alone["test_accuracy"] >= alone["variant"].map(standard)
         alone["rescued"] = ~alone["diverged"] & reached
-        for part, wanted in (
-            ("plane", can),
-            ("representable", can[can["representable"]]),
-        ):
+        for part, cells in parts.items():
             name = f"{part}_{kind}"
-            of_median = chosen.merge(wanted[CELL]).groupby("optimizer")["rescued"]
-            by_seed = alone.merge(wanted[CELL]).groupby(["optimizer", "seed"])
+            of_median = chosen.merge(cells[CELL]).groupby("optimizer")["rescued"]
+            by_seed = alone.merge(cells[CELL]).groupby(["optimizer", "seed"])
             of_seeds = by_seed["rescued"].mean().groupby("optimizer")
             columns[name] = of_median.mean()
             columns[f"{name}_lowest"] = of_seeds.min()
             columns[f"{name}_highest"] = of_seeds.max()
+    if "test_loss" in runs:
+        chosen = best_rate_per_cell(runs, reference)
+        rescued = chosen[chosen["rescued"]][["optimizer", *CELL, "learning_rate"]]
+        losses = runs.merge(rescued).groupby(["optimizer", "seed"])["test_loss"]
+        by_seed = losses.median().groupby("optimizer")
+        columns["loss"] = by_seed.median()
+        columns["loss_lowest"], columns["loss_highest"] = by_seed.min(), by_seed.max()
     return pd.DataFrame(columns).reindex(runs["optimizer"].unique())
 
 
 def coverage_table(
-    counts: pd.DataFrame, labels: Mapping[str, str], cells: int, representable: int
+    counts: pd.DataFrame, labels: Mapping[str, str], can: pd.DataFrame
 ) -> pd.DataFrame:
     """`summary` for people: in %, with spelled-out headings.
 
-    In brackets the lowest and the highest part if one seed alone were judged.
+    In brackets are the lowest and the highest part if one seed alone were judged.
 
     Args:
-        counts: what `summary` returns.
-        labels: of the optimizers, which are also those of the table.
-        cells: how many there are.
-        representable: how many of them float32 represents.
+        counts: the result of `summary`.
+        labels: of the optimizers that the table shows.
+        can: the result of `represented`.
     """
     rows = counts.loc[[name for name in labels if name in counts.index]]
+    losses = {}
+    if "loss" in rows:
+        losses["test loss where rescued"] = [
+            f"{row.loss:.3g} ({row.loss_lowest:.3g} to {row.loss_highest:.3g})"
+            for row in rows.itertuples()
+        ]
     headings = {
-        "representable_best": f"of the {representable} starts that float32 represents",
-        "representable_one": "of these with one rate for all",
-        "plane_best": f"of all {cells} starts",
-        "plane_one": "of all with one rate for all",
+        "represented_best": (
+            f"of the {int(can['represented'].sum())} starts that float32 represents"
+        ),
+        "represented_one": "of these with one rate for all",
+        "all_best": f"of all {len(can)} starts",
+        "all_one": "of all with one rate for all",
     }
     return pd.DataFrame(
         {
@@ -149,6 +234,7 @@ def coverage_table(
                 for column, heading in headings.items()
             },
             "that rate": [f"{rate:g}" for rate in rows["one_rate"]],
+            **losses,
             "diverged runs": [
                 f"{row.diverged_runs} of {row.runs}" for row in rows.itertuples()
             ],
@@ -162,12 +248,53 @@ def interval(row: pd.Series, column: str) -> str:
     return f"{100 * row[column]:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _judged(chosen: pd.DataFrame, standard: dict[str, float]) -> pd.DataFrame:
+def search_space_table(arms: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The settings and the learning rates of every optimizer, for people."""
+    return pd.DataFrame(
+        {
+            "optimizer": [arm["label"] for arm in arms.values()],
+            "is": [
+                "`{}({})`".format(
+                    arm["name"],
+                    ", ".join(f"{k}={v!r}" for k, v in arm["settings"].items()),
+                )
+                for arm in arms.values()
+            ],
+            "learning rates": [
+                ", ".join(f"{rate:g}" for rate in arm["learning_rates"])
+                for arm in arms.values()
+            ],
+        }
+    )
+
+
+def _at_best_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Of `medians`, the rows of the best validation accuracy of each cell."""
+    ordered = table.sort_values("learning_rate", kind="stable")
+    cells = ordered.groupby(["optimizer", *CELL], sort=False)
+    return ordered.loc[cells["validation"].idxmax()]
+
+
+def _at_rate_of_most(judged: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the one rate of each optimizer that rescues the most cells."""
+    score = (
+        judged.groupby(["optimizer", "learning_rate"], sort=True)[
+            ["rescued", "validation"]
+        ]
+        .mean()
+        .reset_index()
+        .sort_values(["rescued", "validation"], ascending=False, kind="stable")
+        .drop_duplicates("optimizer")
+    )
+    return judged.merge(score[["optimizer", "learning_rate"]])
+
+
+def _judged(chosen: pd.DataFrame, standard: Mapping[str, float]) -> pd.DataFrame:
     reached = chosen["test"] >= chosen["variant"].map(standard)
     return chosen.assign(rescued=reached).reset_index(drop=True)
 
 
 def _judged_on_validation(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
-    table = rescue.medians(runs)
+    table = medians(runs)
     standard = standards(runs, reference, "validation")
     return table.assign(rescued=table["validation"] >= table["variant"].map(standard))

@@ -1,7 +1,4 @@
-"""The plane as heat maps: a panel an optimizer, the physical line drawn in.
-
-And, where there is one scale only, accuracies side by side.
-"""
+"""Pictures of maps: heat maps, lines over the scale, and accuracies from one start."""
 
 import textwrap
 
@@ -9,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from experiments.studies import style
 from experiments.studies.item import Settings
@@ -33,7 +30,7 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
     summary = coverage.summary(runs, starts, settings["reference"])
     tuned = coverage.best_rate_per_cell(runs, settings["reference"])
     fixed = coverage.one_rate(runs, settings["reference"])
-    can = coverage.representable(starts)
+    can = coverage.represented(starts)
     whole = [
         name
         for name in summary.index
@@ -57,13 +54,13 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
             origin="upper",
         )
         _marks(axes, mine, fixed[fixed["optimizer"] == name], settings)
-        inside = _grid(can, "representable", settings) > 0.5
+        inside = _grid(can, "represented", settings) > 0.5
         for first in range(0, lines, len(settings["depths"])):
             _physical_line(axes, inside[first : first + len(settings["depths"])], first)
         row = summary.loc[name]
         axes.set_title(
             f"{textwrap.fill(settings['optimizers'][name]['label'], 30)}\n"
-            f"{row['plane_best']:.1%} of the plane; one rate: {row['plane_one']:.1%}",
+            f"{row['all_best']:.1%} of all starts; one rate: {row['all_one']:.1%}",
             fontsize=10,
         )
         _ticks(axes, settings)
@@ -80,12 +77,76 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
     figure.suptitle(
         f"Which starts does each optimizer train?  {settings['dataset']}, "
         f"{settings['num_steps']} steps of {settings['batch_size']}.\n"
-        "Dot: rescued with one rate for the whole map; cross: not rescued with the "
-        "rate that is best there\non validation data. "
+        "Dot: rescued with one rate for the whole map; cross: not rescued, neither "
+        "with it nor with the rate that is best there on\nvalidation data; no mark: "
+        "rescued with its best rate alone. "
         "Between the orange lines float32 represents the start.",
         fontsize=11,
     )
     return figure
+
+
+def lines_over_scales(table: pd.DataFrame, settings: Settings) -> Figure:
+    """Test accuracy against the initial scale of one network, a panel an optimizer.
+
+    In each panel: the optimizer with the best rate of each scale, and with one rate for
+    all; and in grey, for comparison, the others with their best rates. A filled marker
+    is a start that is rescued.
+    """
+    runs = runs_of(table, settings)
+    counts = coverage.summary(runs, starts_in(table), settings["reference"])
+    tuned = coverage.best_rate_per_cell(runs, settings["reference"])
+    fixed = coverage.one_rate(runs, settings["reference"])
+    ((_, standard),) = coverage.standards(runs, settings["reference"]).items()
+    columns = min(COLUMNS, len(counts))
+    figure, panels = style.panels(
+        -(-len(counts) // columns),
+        columns,
+        f"Which initial scales does each optimizer rescue?  {settings['dataset']}, "
+        f"{settings['num_steps']} steps of {settings['batch_size']}.\n"
+        f"Lines: median of {len(settings['seeds'])} seeds; bands: lowest to highest. "
+        "Filled markers: rescued, from the dotted line on.\n"
+        "Blue: the best rate of each scale; orange: one rate for all; grey: the "
+        "others with their best rates.",
+        height=2.5,
+        width=3.3,
+    )
+    for axes in panels.flat[len(counts) :]:
+        axes.set_axis_off()
+    for axes, (name, row) in zip(panels.flat, counts.iterrows(), strict=False):
+        for _, other in tuned[tuned["optimizer"] != name].groupby("optimizer"):
+            axes.plot(other["init_scale"], other["test"], color="0.85", linewidth=1)
+        axes.axhline(standard, color="0.4", linestyle=":", linewidth=1)
+        for number, chosen in ((1, fixed), (0, tuned)):
+            _line(axes, chosen[chosen["optimizer"] == name], number)
+        axes.set(
+            title=f"{settings['optimizers'][name]['label']}\n"
+            f"rescues {row['all_best']:.0%}, with one rate {row['all_one']:.0%}",
+            xlabel="init_scale (factor on kernels)",
+            ylabel="test accuracy",
+            xscale="log",
+            ylim=(-0.03, 1.03),
+        )
+        axes.title.set_fontsize(9.5)
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return figure
+
+
+def _line(axes: Axes, rows: pd.DataFrame, number: int) -> None:
+    """The median and the spread over seeds; markers of rescued starts are filled."""
+    rows = rows.sort_values("init_scale")
+    style.line_with_band(
+        axes,
+        *(rows[name] for name in ("init_scale", "test", "lowest", "highest")),
+        number=number,
+        label="",
+        markerfacecolor="white",
+    )
+    rescued, look = rows[rows["rescued"]], style.look(number)
+    look["linestyle"] = "none"
+    axes.plot(rescued["init_scale"], rescued["test"], **look, markersize=4.5, zorder=3)
 
 
 def good_starts(table: pd.DataFrame, settings: Settings) -> Figure:

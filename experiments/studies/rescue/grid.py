@@ -1,7 +1,7 @@
 """The rescue map: which starts of which networks can each optimizer train?
 
 Every item of this kind is the same computation with other settings: ``variants`` are
-the networks, ``depths`` and ``init_scales`` span the plane of each.
+the networks, ``depths`` and ``init_scales`` span the map of each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ _RUN = [
     "learning_rate",
     "validation_accuracy",
     "test_accuracy",
+    "test_loss",
     "diverged",
 ]
 
@@ -77,7 +78,9 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
 def runs_of(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The runs of a table that the optimizers of the settings made."""
     wanted = table["optimizer"].isin(list(settings["optimizers"]))
-    runs = table[wanted][["optimizer", *CELL, "seed", *_RUN]]
+    columns = ["optimizer", *CELL, "seed", *_RUN]
+    # Tables that are older than the test loss have none.
+    runs = table[wanted][[name for name in columns if name in table]]
     return runs.assign(diverged=runs["diverged"].astype(bool))
 
 

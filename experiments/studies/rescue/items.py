@@ -1,4 +1,4 @@
-"""The items of the rescue map: the same computation of several planes."""
+"""The rescue maps: the same computation with different settings."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,11 @@ from matplotlib.figure import Figure
 from experiments.studies.item import Claim, Item, Settings, judged
 from experiments.studies.rescue import coverage
 from experiments.studies.rescue.coverage import CELL, interval
-from experiments.studies.rescue.drawing import good_starts, heat_maps
+from experiments.studies.rescue.drawing import (
+    good_starts,
+    heat_maps,
+    lines_over_scales,
+)
 from experiments.studies.rescue.grid import (
     GOOD_START,
     cells,
@@ -16,9 +20,8 @@ from experiments.studies.rescue.grid import (
     runs_of,
     starts_in,
 )
-from experiments.studies.rescue.scales import medians
 
-GOAL_OF_CELLS, GOAL_OF_PLANE, GOAL_OF_ONE_RATE = 1.0, 0.95, 0.95
+GOAL_OF_CELLS, GOAL_OF_ALL, GOAL_OF_ONE_RATE = 1.0, 0.95, 0.95
 """What the recommended setting is to rescue: of the cells that float32 represents and
 of all cells, with a rate for each; and of those it represents, with one rate."""
 
@@ -40,9 +43,9 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
     chosen = coverage.best_rate_per_cell(runs, settings["reference"])
     chosen = chosen[chosen["optimizer"] == settings["recommended"]]
-    left = chosen[~chosen["rescued"]].merge(coverage.representable(starts))
+    left = chosen[~chosen["rescued"]].merge(coverage.represented(starts))
     at = ["optimizer", *CELL]
-    by_rate = medians(runs).set_index(at)
+    by_rate = coverage.medians(runs).set_index(at)
     resisting = [
         _resisting(row, by_rate.loc[tuple(row[c] for c in at)])
         for _, row in left.iterrows()
@@ -62,18 +65,18 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         claim(
             "The recommended setting rescues every start that float32 represents, with "
             "a learning rate for each.",
-            "representable_best",
+            "represented_best",
             GOAL_OF_CELLS,
         ),
         claim(
             f"With one rate for the whole map, {GOAL_OF_ONE_RATE:.0%} of them.",
-            "representable_one",
+            "represented_one",
             GOAL_OF_ONE_RATE,
         ),
         claim(
-            f"Of all starts {GOAL_OF_PLANE:.0%}, with a rate for each.",
-            "plane_best",
-            GOAL_OF_PLANE,
+            f"Of all starts {GOAL_OF_ALL:.0%}, with a rate for each.",
+            "all_best",
+            GOAL_OF_ALL,
         ),
         Claim(
             "There is nothing that it does not rescue.",
@@ -84,12 +87,24 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
+def overview(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """How much each optimizer rescues; without those whose start is mended."""
+    runs, starts = runs_of(table, settings), starts_in(table)
+    labels = {
+        name: arm["label"]
+        for name, arm in settings["optimizers"].items()
+        if arm["initialization"] == "scaled"
+    }
+    counts = coverage.summary(runs, starts, settings["reference"])
+    return coverage.coverage_table(counts, labels, coverage.represented(starts))
+
+
 def _resisting(row: pd.Series, by_rate: pd.DataFrame) -> str:
     """A start that is not rescued, and how far it gets with each rate."""
     others = by_rate[by_rate["learning_rate"] != row["learning_rate"]]
     return (
         f"{row.variant}, {row.depth} layers, from {row.init_scale:g} "
-        f"({'' if row.representable else 'not '}represented): {row.test:.3f} "
+        f"({'' if row.represented else 'not '}represented): {row.test:.3f} "
         f"({row.lowest:.3f} to {row.highest:.3f}) with {row.learning_rate:g}, "
         "with the others "
         + ", ".join(f"{x.test:.3f} ({x.learning_rate:g})" for x in others.itertuples())
@@ -158,6 +173,7 @@ def _item(
         measure=measure,
         draw=draw,
         claims=lambda table, settings: list(claims(table, settings)),
+        overview=overview,
     )
 
 
@@ -173,6 +189,12 @@ MAP = _item(
     "A perceptron without normalization on real digits, every kernel times "
     "`init_scale`. The same steps, batches, seeds and number of rates for each "
     "optimizer.",
+)
+SMALL = _item(
+    "The small map",
+    "One perceptron of three layers, ReLU, from more scales: the large map in a "
+    "minute. Every optimizer has the rates that it has there.",
+    draw=lines_over_scales,
 )
 NORMALIZED = _item(
     "The map with normalization layers",

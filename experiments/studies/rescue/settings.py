@@ -12,11 +12,9 @@ together with it. From scale 1 each has all twelve.
 
 from typing import Any
 
-from configs.optimizers import LINEAR
+from configs.optimizers import ARMS, LINEAR, Arm
 
-Arm = dict[str, Any]
-
-_USEFUL: dict[str, tuple[float, ...]] = {  # docs/plane/rescue_search
+_USEFUL: dict[str, tuple[float, ...]] = {  # docs/rescue/rescue_search
     "module": (0.5, 10.0, 40.0),
     "polar_waking": (0.15, 0.25, 0.4),
     "sgd": (0.01, 0.1, 0.3),
@@ -32,7 +30,7 @@ _USEFUL: dict[str, tuple[float, ...]] = {  # docs/plane/rescue_search
     "sgd_lsuv": (1e-8, 0.001, 0.3),
 }
 
-# Twelve each, over what of the plane an optimizer can train at all.
+# Twelve each, over all that an optimizer can train from any start.
 _SGD = (1e-8, 1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 _CLIPPED = (1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4, 1e6, 1e8)
 _ADAM = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 1.0, 10.0, 100.0, 1e4, 1e6, 1e8)
@@ -42,78 +40,34 @@ _LARS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 _POLAR = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
 
 
-def _arm(
-    label: str,
-    name: str,
-    searched: tuple[float, ...],
-    learning_rates: tuple[float, ...],
-    initialization: str = "scaled",
-    **settings: Any,
+_SEARCHED_RATES: dict[str, tuple[float, ...]] = {
+    "module": _LARS,
+    "polar_waking": _POLAR,
+    "sgd": _SGD,
+    "clipped_sgd": _CLIPPED,
+    "adam": _ADAM,
+    "lamb": _RELATIVE,
+    "fromage": _RELATIVE,
+    "optax_lars": _LARS,
+    "paper": _LARS,
+    "muon": _MUON,
+    "adam_waking": _ADAM,
+    "sgd_rescaled": _SGD,
+    "sgd_lsuv": _SGD,
+}
+
+
+def _with_rates(
+    name: str, searched: tuple[float, ...], learning_rates: tuple[float, ...]
 ) -> Arm:
-    return {
-        "label": label,
-        "name": name,
-        "settings": settings,
-        "initialization": initialization,
-        "searched_rates": searched,
-        "learning_rates": learning_rates,
-    }
+    """An optimizer with the rates that it has in maps."""
+    arm = {key: x for key, x in ARMS[name].items() if key != "learning_rate"}
+    return {**arm, "searched_rates": searched, "learning_rates": learning_rates}
 
 
-PEERS: dict[str, Arm] = {
-    "sgd": _arm("SGD with momentum", "sgd", _SGD, _USEFUL["sgd"], momentum=0.9),
-    "clipped_sgd": _arm(
-        "SGD, clipped",
-        "clipped_sgd",
-        _CLIPPED,
-        _USEFUL["clipped_sgd"],
-        momentum=0.9,
-        max_norm=1.0,
-    ),
-    "adam": _arm("Adam", "adam", _ADAM, _USEFUL["adam"]),
-    "lamb": _arm("LAMB", "lamb", _RELATIVE, _USEFUL["lamb"]),
-    "fromage": _arm("Fromage", "fromage", _RELATIVE, _USEFUL["fromage"]),
-    "optax_lars": _arm(
-        "LARS (optax.lars)",
-        "optax_lars",
-        _LARS,
-        _USEFUL["optax_lars"],
-        weight_decay=5e-4,
-        nesterov=True,
-    ),
-    "paper": _arm(
-        "LARS (the paper)", "lars", _LARS, _USEFUL["paper"], weight_decay=5e-4
-    ),
-    "muon": _arm("Muon", "muon", _MUON, _USEFUL["muon"]),
+_OPTIMIZERS: dict[str, Arm] = {
+    name: _with_rates(name, _SEARCHED_RATES[name], _USEFUL[name]) for name in _USEFUL
 }
-"""The field: other optimizers, with what the search in search.py found best for those
-that it had."""
-
-OURS: dict[str, Arm] = {
-    "module": _arm(
-        "LARS, a ratio a module", "lars", _LARS, _USEFUL["module"], layer="module"
-    ),
-    "polar_waking": _arm(
-        "polar LARS, waking", "polar_waking", _POLAR, _USEFUL["polar_waking"]
-    ),
-}
-
-BESIDE: dict[str, Arm] = {
-    "adam_waking": _arm("Adam, waking", "adam_waking", _ADAM, _USEFUL["adam_waking"]),
-    "sgd_rescaled": _arm(
-        "SGD, kernels rescaled once",
-        "sgd",
-        _SGD,
-        _USEFUL["sgd_rescaled"],
-        "rescaled",
-        momentum=0.9,
-    ),
-    "sgd_lsuv": _arm(
-        "SGD, LSUV", "sgd", _SGD, _USEFUL["sgd_lsuv"], "lsuv", momentum=0.9
-    ),
-}
-"""Not optimizers alone: what touches the initialization, and the waking of silent
-layers around an optimizer that knows no layers."""
 
 
 _OF_PARTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
@@ -123,11 +77,16 @@ may be best. Eight layers that share none have 0.05 where those that do have 0.4
 
 def _without(label: str, name: str = "polar_waking", **settings: Any) -> Arm:
     """The recommended setting with another one in some place."""
-    return _arm(f"polar LARS {label}", name, _POLAR, _OF_PARTS, **settings)
+    return {
+        **_with_rates("polar_waking", _POLAR, _OF_PARTS),
+        "label": f"polar LARS {label}",
+        "name": name,
+        "settings": settings,
+    }
 
 
 PARTS: dict[str, Arm] = {
-    "polar_waking": {**OURS["polar_waking"], "learning_rates": _OF_PARTS},
+    "polar_waking": _with_rates("polar_waking", _POLAR, _OF_PARTS),
     "alone": _without("alone, not waking", "polar"),
     "no_radial": _without(
         "without radial steps, or waiting for them", radial_rate=0.0, yielding=0.0
@@ -137,7 +96,7 @@ PARTS: dict[str, Arm] = {
     "no_orthogonal": _without("without orthogonal steps", steps=0),
     "no_sharing": _without("without sharing among layers", depth_exponent=0.0),
     "no_share": _without("with biases bound by their rows alone", bias_share=1e9),
-    "sgd": PEERS["sgd"],
+    "sgd": _OPTIMIZERS["sgd"],
 }
 """The recommended setting, and what is left of it without each of its parts."""
 
@@ -168,6 +127,11 @@ def _cnn(width: int) -> dict[str, Any]:
 
 _SCALES = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e4, 1e6, 1e8)
 
+_MORE_SCALES = (
+    *(1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1),
+    *(1.0, 1e1, 1e2, 1e3, 1e4, 1e6, 1e8),
+)
+
 _FEWER_SCALES = (1e-8, 1e-4, 1.0, 1e4, 1e8)
 
 _MAP: dict[str, Any] = {
@@ -175,7 +139,7 @@ _MAP: dict[str, Any] = {
     "variants": {name: _mlp(name) for name in ("relu", "tanh", "sigmoid", "gelu")},
     "depths": (2, 4, 8, 16, 32),
     "init_scales": _SCALES,
-    "optimizers": {**OURS, **PEERS, **BESIDE},
+    "optimizers": _OPTIMIZERS,
     "recommended": "polar_waking",
     "reference": "sgd",
     "schedule": LINEAR,
@@ -192,8 +156,8 @@ _SEARCHED: dict[str, Arm] = {
 
 _SMALL: dict[str, Any] = {
     "optimizers": {
-        "polar_waking": OURS["polar_waking"],
-        **{name: PEERS[name] for name in ("sgd", "adam", "optax_lars")},
+        name: _OPTIMIZERS[name]
+        for name in ("polar_waking", "sgd", "adam", "optax_lars")
     },
 }
 """What the smaller maps show beside the recommended setting: a peer of each kind."""
@@ -214,11 +178,11 @@ _MECHANISM: dict[str, Any] = {
         "tanh, 16 layers, from 100": _start("tanh", 16, 1e2),
     },
     "optimizers": {
-        "polar_waking": OURS["polar_waking"],
+        "polar_waking": _OPTIMIZERS["polar_waking"],
         "polar": {**PARTS["alone"], "learning_rates": _USEFUL["polar_waking"]},
-        "module": OURS["module"],
-        "optax_lars": PEERS["optax_lars"],
-        "sgd": PEERS["sgd"],
+        "module": _OPTIMIZERS["module"],
+        "optax_lars": _OPTIMIZERS["optax_lars"],
+        "sgd": _OPTIMIZERS["sgd"],
     },
     "recommended": "polar_waking",
     "layerwise": "module",
@@ -234,22 +198,20 @@ _RECOVERY: dict[str, Any] = {
     "seeds": (0, 1, 2),
     "init_scales": (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
     "optimizers": {
-        "module": _arm(
-            "LARS, a ratio a module",
-            "lars",
-            _LARS,
-            (5.0, 20.0),
-            layer="module",
-            trust_coefficient=0.001,
-            momentum=0.9,
-        ),
-        "polar": _arm(
-            "polar LARS, not waking",
-            "polar",
-            _POLAR,
-            (0.05, 0.2),
-            radial_rate=3.0,
-        ),
+        "module": {
+            **_with_rates("module", _LARS, (5.0, 20.0)),
+            "settings": {
+                "layer": "module",
+                "trust_coefficient": 0.001,
+                "momentum": 0.9,
+            },
+        },
+        "polar": {
+            **_with_rates("polar_waking", _POLAR, (0.05, 0.2)),
+            "label": "polar LARS, not waking",
+            "name": "polar",
+            "settings": {"radial_rate": 3.0},
+        },
     },
 }
 
@@ -282,6 +244,17 @@ SIZES: dict[str, dict[str, Any]] = {
         "depths": (2, 16, 32),  # the deepest too: rates that train 16 may fail there
         "optimizers": _SEARCHED,
         "seeds": (0,),
+    },
+    "rescue": {
+        **_MAP,
+        "variants": {"relu": _mlp("relu")},
+        "depths": (3,),
+        "init_scales": _MORE_SCALES,
+        "optimizers": {
+            name: arm
+            for name, arm in _OPTIMIZERS.items()
+            if arm["initialization"] == "scaled"
+        },
     },
     "rescue_map": _MAP,
     "rescue_parts": {
@@ -388,12 +361,4 @@ QUICK |= {
     }
     for name, sizes in SIZES.items()
     if name not in QUICK
-}
-QUICK["rescue_map"] |= {  # what `make rescue` shows
-    "depths": (2, 8),
-    "init_scales": (1e-8, 1e-4, 1.0, 1e4, 1e8),
-    "optimizers": {
-        name: _MAP["optimizers"][name] for name in ("polar_waking", "sgd", "optax_lars")
-    },
-    "num_steps": 200,
 }
