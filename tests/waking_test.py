@@ -261,15 +261,11 @@ def test_a_kernel_that_has_been_zero_was_started_so_on_purpose():
 # ------------------------------------------------------------------- what is left alone
 
 
-@pytest.mark.parametrize("inner", [optax.adam(1e-2), lars.polar(0.02, steps=1)])
+@pytest.mark.parametrize(
+    "inner", [optax.adam(1e-2), optax.sgd(0.1, 0.9), lars.polar(0.02, steps=1)]
+)
 def test_a_healthy_run_is_the_same_to_the_bit(inner):
     assert_left_alone(inner, network(), gradient)
-
-
-def test_a_network_that_has_learnt_its_images_is_left_alone():
-    # What is left of its gradients looks like silence: it is that of few images.
-    plain = assert_left_alone(optax.sgd(0.2, 0.9), network(), gradient, 200)
-    assert reason(gradient(plain), plain)
 
 
 def test_a_branch_whose_last_scale_starts_at_zero_is_no_silent_layer():
@@ -311,6 +307,7 @@ def test_silence_must_last_as_long_as_patience():
 
 
 def test_an_awake_network_is_left_alone_for_good():
+    # One that has learnt its images may look silent: few of them still make errors.
     params = network(100.0)
     healthy = gradient(params)
     silent, nan = without(healthy, "output"), not_finite(healthy)
@@ -591,14 +588,16 @@ def test_what_is_not_of_the_optimizer_is_refused():
             optimizer.init({**params, "kernel": jnp.ones((4, 3), dtype)})
 
 
-# NETWORKS
+# ------------------------------------------------- what inner optimizers train alone
+
+
 class _Perceptron(nn.Module):
     @nn.compact
     def __call__(self, x):
-        h = x.reshape(len(x), -1)
+        h = x[:, 0]
         for _ in range(2):
-            h = nn.relu(nn.Dense(16)(h))
-        return nn.Dense(10)(h)
+            h = nn.relu(nn.Dense(8)(h))
+        return nn.Dense(8)(h)
 
 
 class _Convolutions(nn.Module):
@@ -606,13 +605,13 @@ class _Convolutions(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = nn.Conv(8, (3, 3))(x[..., None])
+        h = nn.Conv(8, (3,))(x)
         if self.is_residual:
-            branch = nn.relu(nn.Conv(8, (3, 3), use_bias=False)(h))
+            branch = nn.relu(nn.Conv(8, (3,), use_bias=False)(h))
             h += nn.GroupNorm(2, scale_init=nn.initializers.zeros)(branch)
         else:
-            h = nn.relu(nn.Conv(8, (3, 3))(h))
-        return nn.Dense(10)(h.mean((1, 2)))
+            h = nn.relu(nn.Conv(8, (3,))(h))
+        return nn.Dense(8)(h[:, 0])
 
 
 class _Transformer(nn.Module):
@@ -621,21 +620,21 @@ class _Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        embed = nn.Embed(32, 16)
-        tokens = x[:, :, 0].astype(jnp.int32) % 32
-        h = embed(tokens) if self.is_tied else nn.Dense(16)(x)
-        h += self.param("positions", nn.initializers.normal(0.02), (8, 16))[None]
+        embed = nn.Embed(8, 8)
+        tokens = x[:, :, 0].astype(jnp.int32) % 8
+        h = embed(tokens) if self.is_tied else nn.Dense(8)(x)
+        h += self.param("positions", nn.initializers.normal(0.02), (8, 8))[None]
         norm = nn.LayerNorm if self.normalizes else lambda: lambda x: x
-        h += nn.MultiHeadDotProductAttention(4)(norm()(h))
-        h += nn.Dense(16)(nn.gelu(nn.Dense(32)(norm()(h))))
+        h += nn.MultiHeadDotProductAttention(2)(norm()(h))
+        h += nn.Dense(8)(nn.gelu(nn.Dense(8)(norm()(h))))
         h = norm()(h).mean(1)
-        return embed.attend(h)[:, :10] if self.is_tied else nn.Dense(10)(h)
+        return embed.attend(h) if self.is_tied else nn.Dense(8)(h)
 
 
 class _Recurrent(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(10)(jnp.asarray(nn.RNN(nn.SimpleCell(16))(x))[:, -1])
+        return nn.Dense(8)(jnp.asarray(nn.RNN(nn.SimpleCell(8))(x))[:, -1])
 
 
 class _Adapter(nn.Module):
@@ -643,14 +642,13 @@ class _Adapter(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = x.reshape(len(x), -1)
+        h = x[:, 0]
         for i in range(2):
-            shape = h.shape[-1], 16
-            frozen = self.param(f"frozen{i}", nn.initializers.he_normal(), shape)
-            down = self.param(f"down{i}", nn.initializers.he_normal(), (shape[0], 2))
-            up = self.param(f"up{i}", nn.initializers.zeros, (2, shape[1]))
+            frozen = self.param(f"frozen{i}", nn.initializers.he_normal(), (8, 8))
+            down = self.param(f"down{i}", nn.initializers.he_normal(), (8, 2))
+            up = self.param(f"up{i}", nn.initializers.zeros, (2, 8))
             h = nn.relu(h @ jax.lax.stop_gradient(frozen) + h @ down @ up)
-        return nn.Dense(10)(h)
+        return nn.Dense(8)(h)
 
 
 class _Probe(nn.Module):
@@ -658,8 +656,8 @@ class _Probe(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = nn.relu(nn.Dense(16)(nn.relu(nn.Dense(16)(x.reshape(len(x), -1)))))
-        return nn.Dense(10)(jax.lax.stop_gradient(h))
+        h = nn.relu(nn.Dense(8)(nn.relu(nn.Dense(8)(x[:, 0]))))
+        return nn.Dense(8)(jax.lax.stop_gradient(h))
 
 
 NETWORKS = {
@@ -705,17 +703,20 @@ def one_of(optimizers):
 def test_a_network_that_its_inner_optimizer_trains_is_left_alone(name):
     model = NETWORKS[name]
     optimizer = lars.wake_silent_layers(one_of(list(TRAINERS.values())))
-    labels = jnp.arange(64) % 10
-    noise = jax.random.normal(jax.random.key(1), (64, 8, 8))
-    images = noise + jnp.eye(8)[labels % 8][:, None]
+    rng = np.random.default_rng(1)
+    labels = np.arange(64) % 8
+    noise = rng.normal(size=(64, 8, 8)).astype(np.float32)
+    images = jnp.asarray(noise + np.eye(8, dtype=np.float32)[labels][:, None])
+    batches = jnp.asarray(rng.integers(0, 64, (60, 16)))
 
-    def loss(params, batch):
-        logits = model.apply({"params": params}, images[batch])
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits, labels[batch]
-        ).mean()
-
+    @jax.jit
     def run(number):
+        def loss(params, batch):
+            logits = model.apply({"params": params}, images[batch])
+            return optax.softmax_cross_entropy_with_integer_labels(
+                logits, jnp.asarray(labels)[batch]
+            ).mean()
+
         def step(carry, batch):
             params, state = carry
             grads = jax.grad(loss)(params, batch)
@@ -723,12 +724,10 @@ def test_a_network_that_its_inner_optimizer_trains_is_left_alone(name):
             return (optax.apply_updates(params, updates), state), None
 
         params = model.init(jax.random.key(0), images[:1])["params"]
-        batches = jnp.asarray(np.random.default_rng(1).integers(0, 64, (40, 16)))
         state = jax.lax.scan(step, (params, optimizer.init(params)), batches)[0][1]
         return state.reasons, state.signal_steps
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        run = jax.jit(run)
         for number, trainer in enumerate(TRAINERS):
             reasons, signal_steps = run(number)
             assert not reasons.any(), trainer
