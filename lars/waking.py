@@ -25,6 +25,7 @@ from lars.silence import (
     Seen,
     look,
     network_of,
+    silence as silence,
 )
 from lars.state import check_same_shapes
 
