@@ -26,6 +26,7 @@ TESTS = {
     "norms": ["norms", "sharding"],
     "presets": ["presets"],
     "polar_optimizer": ["polar_optimizer"],
+    "silence": ["waking"],
     "waking": ["waking"],
 }
 """The modules, and the files of tests that are run for each."""
