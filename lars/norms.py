@@ -148,23 +148,35 @@ def _scaled_l2_norms(axes: tuple[ArrayAxes, ...], arrays: tuple[jax.Array, ...])
     local_sums = list(map(_sum_of_squares, stacks, groups))
     sums = over_devices(jax.lax.psum, local_sums, groups)
     are_safe = list(map(_are_safe, sums, groups))
-    roots = [jnp.sqrt(s) for s in sums]
     zeros = [jnp.zeros_like(s, jnp.int32) for s in sums]
 
-    def norms(roots, exponents):
+    def norms(sums, exponents):
+        roots = [jnp.sqrt(s) for s in sums]
         return Scaled(in_order(roots, groups), in_order(exponents, groups))
 
+    def where_needed(operation, done, *exponents):
+        arguments = zip(groups, *exponents, strict=True)
+        operations = [functools.partial(operation, done, *more) for more in arguments]
+        return list(map(_unless_safe, are_safe, local_sums, stacks, operations))
+
     def rescue(carry):
+        # XLA moves out of the loop, and computes always, whatever does not change in
+        # it. Therefore all depends on `done`, which is false.
         done, _ = carry
-        squares, exponents = _rescued(stacks, groups, local_sums, are_safe, done)
-        rescued = [jnp.sqrt(s) for s in squares]
+        # Above zero, which stands for the layers of other devices.
+        offset = 2**20
+        shifted = [exponent + offset for exponent in where_needed(_exponents, done)]
+        exponents = [e - offset for e in over_devices(jax.lax.pmax, shifted, groups)]
+        local = [group.local(e) for group, e in zip(groups, exponents, strict=True)]
+        rescaled_sums = where_needed(_rescaled_sum, done, local)
+        rescaled_sums = over_devices(jax.lax.psum, rescaled_sums, groups)
         return done | True, norms(
-            list(map(jnp.where, are_safe, roots, rescued)),
+            list(map(jnp.where, are_safe, sums, rescaled_sums)),
             list(map(jnp.where, are_safe, zeros, exponents)),
         )
 
     all_safe = functools.reduce(jnp.logical_and, map(jnp.all, are_safe))
-    start = (all_safe, norms(roots, zeros))
+    start = (all_safe, norms(sums, zeros))
     return jax.lax.while_loop(lambda carry: ~carry[0], rescue, start)[1]
 
 
@@ -172,24 +184,21 @@ def _scaled_l2_norms(axes: tuple[ArrayAxes, ...], arrays: tuple[jax.Array, ...])
 def _scaled_l2_norms_jvp(axes, primals, tangents):
     (arrays,), (d_arrays,) = primals, tangents
     norms = _scaled_l2_norms(axes, arrays)
-    groups = [
-        Group((i,), of_x, x.shape)
-        for i, (x, of_x) in enumerate(zip(arrays, axes, strict=True))
-    ]
-    changes, start = [], 0
-    for x, dx, group in zip(arrays, d_arrays, groups, strict=True):
-        shape = group.axes.layer_shape(x.shape)
+    groups, changes, start = [], [], 0
+    for i, (x, dx, of_x) in enumerate(zip(arrays, d_arrays, axes, strict=True)):
+        groups.append(Group((i,), of_x, x.shape))
+        shape = of_x.layer_shape(x.shape)
         end = start + math.prod(shape)
         fraction, exponent = (
-            spread(of_layers[start:end].reshape(shape), group.axes, x.shape)
+            spread(of_layers[start:end].reshape(shape), of_x, x.shape)
             for of_layers in (norms.fraction.astype(x.dtype), norms.exponent)
         )
         start = end
         # d‖x‖ = (x / ‖x‖) · dx, and 0 at ‖x‖ = 0.
-        unit = multiply_by_power_of_two(x, -exponent)
-        unit = unit / jnp.where(fraction == 0, 1, fraction)
-        change = multiply_by_power_of_two(unit * dx, -exponent)
-        changes.append(group.reduce(jnp.sum, change[None]))
+        direction = multiply_by_power_of_two(x, -exponent)
+        direction = direction / jnp.where(fraction == 0, 1, fraction)
+        change = multiply_by_power_of_two(direction * dx, -exponent)
+        changes.append(groups[i].reduce(jnp.sum, change[None]))
     tangent = in_order(over_devices(jax.lax.psum, changes, groups), groups)
     no_tangent = np.zeros(norms.exponent.shape, jax.dtypes.float0)
     return norms, Scaled(tangent, no_tangent)  # pyright: ignore[reportArgumentType]
@@ -201,90 +210,41 @@ def _sum_of_squares(x: jax.Array, group: Group) -> jax.Array:
 
 def _are_safe(sums_of_squares: jax.Array, group: Group) -> jax.Array:
     info = jnp.finfo(sums_of_squares.dtype)
-    # Squares below `tiny` are flushed. Each is so far below the last bit of a sum that
-    # passes, that it would change how this is rounded in one case of 2**30.
-    margin = float(info.tiny) * 2.0 ** (info.nmant + 31)
-    return (sums_of_squares >= group.layer_size() * margin) & (
-        sums_of_squares <= float(info.max)
-    )
+    # Squares below `tiny` are flushed. Beside a sum that passes, each is so small that
+    # it would change how this is rounded in one case of 2**30.
+    lowest = group.layer_size() * float(info.tiny) * 2.0 ** (info.nmant + 31)
+    return (sums_of_squares >= lowest) & (sums_of_squares <= float(info.max))
 
 
-def _rescued(
-    stacks: Sequence[jax.Array],
-    groups: Sequence[Group],
-    local_sums: Sequence[jax.Array],
-    are_safe: Sequence[jax.Array],
-    done: jax.Array,
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The second pass: sums of rescaled squares, and the exponents of the scales.
-
-    Args:
-        stacks: the arrays of each group.
-        groups: of arrays.
-        local_sums: the sums of squares of the local parts, from the first pass.
-        are_safe: which of the sums over all devices need no second pass.
-        done: false. XLA moves out of a loop what depends on nothing that changes in it,
-            and would compute it always. Therefore all depends on this.
-    """
-
-    def computed(operation, *exponents):
-        return [
-            _unless_all(*arguments, operation=functools.partial(operation, done))
-            for arguments in zip(
-                are_safe, local_sums, stacks, groups, *exponents, strict=True
-            )
-        ]
-
-    # Above zero, which stands for the layers of other devices.
-    offset = 2**20
-    shifted = [exponent + offset for exponent in computed(_exponents)]
-    exponents = [e - offset for e in over_devices(jax.lax.pmax, shifted, groups)]
-    local = [group.local(e) for group, e in zip(groups, exponents, strict=True)]
-    return over_devices(jax.lax.psum, computed(_rescaled_sum, local), groups), exponents
-
-
-def _unless_all(
-    are_safe: jax.Array,
-    local_sum: jax.Array,
-    x: jax.Array,
-    group: Group,
-    *exponent: jax.Array,
-    operation: Any,
+def _unless_safe(
+    are_safe: jax.Array, local_sum: jax.Array, x: jax.Array, operation: Any
 ) -> jax.Array:
-    """The operation's result, or zeros where no member of the group needs it.
-
-    Like the result, the zeros differ between devices where the local sums of squares
-    do: for `jax.shard_map` that is part of their type.
-    """
-
-    def result(x: jax.Array) -> jax.Array:
-        return operation(x, group, *exponent)
+    """The operation's result, or zeros where no member of the group needs it."""
 
     def zeros(x: jax.Array) -> jax.Array:
-        zero = jnp.zeros((), jax.eval_shape(result, x).dtype)
-        like = functools.reduce(
-            jnp.logical_or, [y != y for y in (local_sum, *exponent)]
-        )
-        return jnp.where(like, zero, zero)
+        # Made of a sum that differs between devices where the result does: for
+        # `jax.shard_map` that is part of their type.
+        dtype = jax.eval_shape(operation, x).dtype
+        return (local_sum != local_sum).astype(dtype)
 
-    return jax.lax.cond(jnp.all(are_safe), zeros, result, x)
+    return jax.lax.cond(jnp.all(are_safe), zeros, operation, x)
 
 
-def _exponents(done: jax.Array, x: jax.Array, group: Group) -> jax.Array:
+def _exponents(done: jax.Array, group: Group, x: jax.Array) -> jax.Array:
     # An empty array has no maximum: the initial value stands in for it.
-    largest = functools.partial(jnp.max, initial=0)
-    sizes = magnitude(jnp.where(done, 0, x))
-    return scale_exponent(group.reduce(largest, sizes), x.dtype)
+    maximum = functools.partial(jnp.max, initial=0)
+    largest = group.reduce(maximum, magnitude(jnp.where(done, 0, x)))
+    return scale_exponent(largest, x.dtype)
 
 
 def _rescaled_sum(
-    done: jax.Array, x: jax.Array, group: Group, exponent: jax.Array
+    done: jax.Array, group: Group, exponent: jax.Array, x: jax.Array
 ) -> jax.Array:
+    def rescue(carry):
+        done, x = carry
+        return done | True, rescaled(x, group.expanded(exponent))
+
     # The result of a loop, which runs once, lies in memory, as x does at first. Without
-    # it XLA rescales inside the sum, and takes that in another order.
-    _, x = jax.lax.while_loop(
-        lambda carry: ~carry[0],
-        lambda carry: (carry[0] | True, rescaled(carry[1], group.expanded(exponent))),
-        (done, x),
-    )
+    # it XLA rescales inside the sum, and adds up in another order.
+    _, x = jax.lax.while_loop(lambda carry: ~carry[0], rescue, (done, x))
     return _sum_of_squares(x, group)
