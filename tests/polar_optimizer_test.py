@@ -521,6 +521,9 @@ def test_numbers_may_be_injected_known_or_traced():
     given = jax.jit(injected.update)(grads, state, params)
     for updates, _ in (closed, given):
         near(updates, right, 1e-5)
+    # Optax makes them of the parameters' dtype, and steps are computed in a wider one.
+    half = {"kernel": jnp.ones((2, 3), jnp.bfloat16)}
+    jax.eval_shape(injected.update, half, injected.init(half), half)
     with pytest.raises(TypeError, match="inject_hyperparams it is a static argument"):
         optax.inject_hyperparams(lars.polar)(RATE, steps=3).init(params)
     # Arrays that are known, where everything that is computed is traced.
