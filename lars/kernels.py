@@ -1,8 +1,8 @@
-"""Kernels and their biases in a tree of parameters, and what the one says of the other.
+"""Kernels and their biases in a tree of parameters, and constant inputs of layers.
 
-A kernel is an array of two axes or more. Where nothing else is said, the last of them
-counts outputs, as in Flax and Haiku. Where weights are stored the other way round, as
-in Equinox, what is said here of inputs is said of outputs.
+A kernel is an array of two axes or more. By default the last axis counts its outputs,
+as in Flax and Haiku. In Equinox the first axis does: without ``output_axes``, inputs
+and outputs are taken for each other there.
 """
 
 import math
@@ -21,7 +21,7 @@ from lars.spectral import as_matrices
 
 
 class Kernel(NamedTuple):
-    """A leaf of a tree that is a kernel, or many of them, and what its axes count."""
+    """A leaf of a tree that is a kernel, or a stack of them, and its axes."""
 
     leaf: int  # its number among the leaves
     layer_axes: tuple[int, ...] = ()  # each index is a kernel of its own; ascending
@@ -29,7 +29,7 @@ class Kernel(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """What the leaves of a tree are."""
+    """The kernels and the biases among the leaves of a tree."""
 
     kernels: list[Kernel]  # in the order of the tree
     biases: dict[int, int]  # the bias of each kernel that has one, both as leaves
@@ -39,56 +39,54 @@ class Roles(NamedTuple):
 def roles_of(
     params: optax.Params, stacked: AxesRules = (), output_axes: AxesRules = ()
 ) -> Roles:
-    """Which leaves of a tree are kernels, and which are whose bias.
+    """Which leaves of a tree are kernels, and which are their biases.
 
-    A kernel has two axes or more beside those that index layers. A bias is an array
-    whose path differs from that of the kernel in the last key only, with an element for
-    each of the kernel's outputs, in each of its layers; of several, the first. Where
-    several kernels lie side by side nothing says whose bias an array is, and none is.
+    A kernel has two axes or more beside those that index layers. Its bias is an array
+    whose path differs in the last key only, with an element for each output in each
+    layer; of several, the first. Kernels that lie side by side have no bias.
 
-    The outputs of a kernel are its last axis, unless ``output_axes`` says otherwise, or
-    a bias does: where all that lies beside it and could be a kernel is smaller, and of
-    the shape of its last few axes, these are its outputs and that is its bias, as
-    the bias [heads, features] of an attention kernel [inputs, heads, features].
+    The last axis counts outputs, unless ``output_axes`` names others or a bias shows
+    them: one with the shape of the kernel's last few axes, as [heads, features] beside
+    an attention kernel [inputs, heads, features], where no other kernel lies.
 
     Args:
         params: arrays, or anything with shapes.
         stacked: which axes index layers. A bias that is not selected has them where its
             shape says so.
-        output_axes: which of the other axes count outputs; an empty tuple is for one
-            output.
+        output_axes: which of the others count outputs; ``()`` is for a single output.
 
     Raises:
-        ValueError: for axes that an array does not have, that are named twice or that
-            index layers as well.
+        ValueError: for axes that do not fit an array.
     """
     named, _ = flatten_with_path(params)
-    shapes = [np.shape(x) for _, x in named]
     axes = selected_axes(params, stacked, output_axes)
-    layers = [tuple(sorted(of_layers)) for of_layers, _ in axes]
-    outputs = [None if out is None else tuple(sorted(out)) for _, out in axes]
+    arrays = [
+        _Array(np.shape(x), tuple(sorted(layers)), outputs)
+        for (_, x), (layers, outputs) in zip(named, axes, strict=True)
+    ]
     modules: dict[Any, list[int]] = {}
     for i, (path, _) in enumerate(named):
         modules.setdefault(path[:-1], []).append(i)
-    arrays = [_Array(*x) for x in zip(shapes, layers, outputs, strict=True)]
     kernels, biases = [], {}
     for members in modules.values():
         large = [
-            i
-            for i in members
-            if len(arrays[i].others) >= 2 and math.prod(shapes[i]) > 0
+            i for i in members if len(arrays[i].others) > 1 and 0 not in arrays[i].shape
         ]
         if not large:
             continue
-        top = max(large, key=lambda i: len(shapes[i]))
-        choice, of_top = _with_bias(arrays, top, members)
-        if all(i == top or i in of_top for i in large):
-            kernels.append(Kernel(top, layers[top], choice))
-            for bias, axes in reversed(of_top.items()):
-                biases[top], layers[bias] = bias, axes
+        top = max(large, key=lambda i: len(arrays[i].shape))
+        outputs, of_top = _with_biases(arrays, top, members)
+        if set(large) <= {top, *of_top}:
+            kernels.append(Kernel(top, arrays[top].layer_axes, outputs))
+            biases |= {top: min(of_top)} if of_top else {}
+            for i, bias in of_top.items():
+                arrays[i] = bias
         else:
-            kernels += [Kernel(i, layers[i], arrays[i].usual_outputs) for i in large]
-    return Roles(sorted(kernels), dict(sorted(biases.items())), layers)
+            kernels += [
+                Kernel(i, arrays[i].layer_axes, arrays[i].usual_outputs) for i in large
+            ]
+    layer_axes = [x.layer_axes for x in arrays]
+    return Roles(sorted(kernels), dict(sorted(biases.items())), layer_axes)
 
 
 def kernels_of(
@@ -117,59 +115,42 @@ class _Array(NamedTuple):
 
     @property
     def usual_outputs(self) -> tuple[int, ...]:
-        return self.others[-1:] if self.output_axes is None else self.output_axes
+        named = self.output_axes
+        return self.others[-1:] if named is None else tuple(sorted(named))
 
-    def lengths(self, axes: Sequence[int]) -> tuple[int, ...]:
-        return tuple(self.shape[axis] for axis in axes)
-
-    def layer_axes_beside(
-        self, kernel: "_Array", outputs: tuple[int, ...]
-    ) -> tuple[int, ...] | None:
-        """The axes that index layers if this is the kernel's bias; None if it is not.
-
-        Args:
-            kernel: that lies beside it.
-            outputs: the kernel's axes that count outputs, if they are these.
-        """
+    def as_bias(self, kernel: "_Array", outputs: tuple[int, ...]) -> "_Array | None":
+        """With its layer axes, if it is the bias of a kernel with these output axes."""
         kept = sorted(kernel.layer_axes + outputs)
-        if kernel.layer_axes and not self.layer_axes:
-            if self.shape != kernel.lengths(kept):
-                return None
-            return tuple(kept.index(axis) for axis in kernel.layer_axes)
-        is_bias = self.lengths(self.others) == kernel.lengths(outputs) and self.lengths(
-            self.layer_axes
-        ) == kernel.lengths(kernel.layer_axes)
-        return self.layer_axes if is_bias else None
+        layers = self.layer_axes or tuple(map(kept.index, kernel.layer_axes))
+        bias = self._replace(layer_axes=layers)
+        if len(layers) != len(kernel.layer_axes) or len(self.shape) != len(kept):
+            return None
+        shape = [self.shape[axis] for axis in layers + bias.others]
+        needed = [kernel.shape[axis] for axis in kernel.layer_axes + outputs]
+        return bias if shape == needed else None
 
 
-def _with_bias(
+def _with_biases(
     arrays: Sequence[_Array], kernel: int, members: Sequence[int]
-) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]]]:
-    """A kernel's output axes, and what lies beside it and has an element for each."""
+) -> tuple[tuple[int, ...], dict[int, _Array]]:
+    """A kernel's output axes, and all members of its module that could be its bias."""
     x = arrays[kernel]
     choices = [x.usual_outputs]
     if x.output_axes is None:
         choices += [x.others[-n:] for n in range(2, len(x.others))]
     for outputs in choices:
-        beside = {
-            i: arrays[i].layer_axes_beside(x, outputs) for i in members if i != kernel
-        }
-        found = {i: axes for i, axes in beside.items() if axes is not None}
+        beside = {i: arrays[i].as_bias(x, outputs) for i in members if i != kernel}
+        found = {i: bias for i, bias in beside.items() if bias is not None}
         if found and len(outputs) < len(x.others):
             return outputs, found
     return x.usual_outputs, {}
 
 
-def outputs_of(kernel: Any, output_axes: Sequence[int] = (-1,)) -> int:
-    """The number of outputs of a kernel, of which only the shape is looked at."""
-    return math.prod(kernel.shape[axis] for axis in output_axes)
-
-
 def preserving_norm(kernel: Any, output_axes: Sequence[int] = (-1,)) -> float:
-    r"""The norm of a kernel whose layer keeps the mean square of its inputs.
+    r"""The norm of a kernel that keeps the mean square of what rectifiers hand on.
 
-    Elements of the size :math:`\sqrt{2 / \text{fan-in}}`, as of normal ones for a
-    rectifier: :math:`\sqrt{2 \cdot \text{outputs}}`.
+    It is :math:`\sqrt{2 \cdot \text{outputs}}`, the norm of normal elements with the
+    standard deviation :math:`\sqrt{2 / \text{inputs}}`.
 
     Args:
         kernel: an array, or anything with its shape.
@@ -179,22 +160,15 @@ def preserving_norm(kernel: Any, output_axes: Sequence[int] = (-1,)) -> float:
         He, Zhang, Ren and Sun, `Delving Deep into Rectifiers
         <https://arxiv.org/abs/1502.01852>`_, 2015
     """
-    return math.sqrt(2.0 * outputs_of(kernel, output_axes))
+    return math.sqrt(2.0 * math.prod(kernel.shape[axis] for axis in output_axes))
 
 
 def can_tell_constant_input(bias_gradient: jax.Array) -> jax.Array:
-    """Whether the gradient of a kernel can say that its inputs are constant.
+    """Whether a kernel's gradient can show that its inputs are constant, shape [].
 
-    With one output every gradient has the form of one that a constant input makes, and
-    with two whose gradients are opposite numbers, as those of a softmax are. Outputs
-    that get no gradient beside the others, as those of units that are shut, do not
-    count.
-
-    Args:
-        bias_gradient: of the kernel's bias, one for each output.
-
-    Returns:
-        A boolean of shape [].
+    With one output it cannot, nor with two whose gradients are opposite numbers, as
+    behind a softmax: a constant input makes all such gradients. Outputs without a
+    gradient, as those of rectifiers that are shut, do not count.
     """
     parts = jnp.abs(unit(bias_gradient)[0])  # of any scale, also of subnormal numbers
     return (parts > jnp.finfo(parts.dtype).eps).sum() > 2
@@ -207,14 +181,16 @@ def by_constant_input(
 ) -> tuple[jax.Array, jax.Array]:
     r"""A kernel's gradient as the part that a constant input makes, and the rest.
 
-    From inputs h and output gradients δ of the images i of a batch, the gradient of a
-    kernel is :math:`G = \sum_i h_i \delta_i^\top`, that of its bias
-    :math:`b = \sum_i \delta_i`. Constant inputs make :math:`G = h\,b^\top`; the part of
-    G of this form is :math:`G\,b b^\top / \|b\|^2`.
+    .. math::
+        G = \sum_i h_i \delta_i^\top = G\,\frac{b b^\top}{\|b\|^2} + \text{rest},
+        \qquad b = \sum_i \delta_i
+
+    is the gradient of a kernel, and b that of its bias, from the inputs :math:`h_i` and
+    the output gradients :math:`\delta_i` of a batch. Of constant inputs the rest is 0.
 
     Args:
         gradient: of a kernel, of any shape and scale.
-        bias_gradient: of its bias, of the same images.
+        bias_gradient: of its bias, of the same batch.
         output_axes: of the kernel; None is the last.
 
     Returns:

@@ -1,9 +1,8 @@
 r"""Euclidean norms over the whole range of float32.
 
-Squaring halves the usable exponent range: in float32 ``sum(x * x)`` overflows from
-|x| of 2e19 on and underflows below 1e-23, and in float16 from 256 on. A layerwise
-ratio of two such norms is then infinite, zero, or a silent fallback. Here the sum of
-squares is taken as it is where that is safe, and of rescaled elements where it is not.
+Squaring halves the range of exponents: in float32 ``sum(x * x)`` overflows from |x| of
+2e19 on, and underflows below 1e-23. A ratio of two such norms would be infinite or
+zero. Here elements are rescaled before they are squared, where that is needed.
 """
 
 import functools
@@ -33,24 +32,22 @@ def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
         \|x\| = 2^k \sqrt{\textstyle\sum_i (2^{-k} x_i)^2},
         \qquad 2^k \approx \max_i |x_i|
 
-    The ordinary case reads the data once, with :math:`k = 0`. Only where the plain sum
-    of squares leaves the safe range does a second pass read the data again, with a
-    power of two as the scale so that nothing is rounded twice. Subnormal elements
-    count, also on backends that flush them to zero in arithmetic (XLA's CPU backend
-    does): their bits are read as integers.
+    The ordinary case reads the data once, with :math:`k = 0`. Only where that sum of
+    squares leaves the safe range, a second pass reads the data again. The scale is a
+    power of two, so that nothing is rounded twice. Subnormal elements count, also on
+    backends that flush them to zero in arithmetic, as XLA's CPU backend does.
 
-    The derivative is :math:`x / \|x\|`, and zero at :math:`x = 0`, where the norm has
-    the subgradient 0.
+    The derivative is :math:`x / \|x\|`, and zero at :math:`x = 0`.
 
     Args:
         x: floating-point or complex array of any shape. float16 and bfloat16 are
-            widened to float32 first, the others keep their precision.
+            widened to float32 first.
 
     Returns:
         Scalar of dtype float32 (float64 for float64 and complex128). Elements from
         1e-38 to 1e38 give a relative error below 1e-6. A norm that float32 cannot hold
-        is inf; a NaN element gives NaN; an empty array gives 0. As long as no element
-        is subnormal, ``l2_norm(x * 2**k)`` is ``l2_norm(x) * 2**k`` to the last bit.
+        is inf; a NaN element gives NaN; an empty array gives 0. If no element is
+        subnormal, ``l2_norm(x * 2**k)`` is ``l2_norm(x) * 2**k`` to the last bit.
 
     Raises:
         TypeError: if ``x`` is not one array of floating-point or complex numbers.
@@ -76,7 +73,7 @@ def l2_norm(x: jax.typing.ArrayLike) -> jax.Array:
         ) from error
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(f"l2_norm needs a floating-point array, got {x.dtype}.")
-    return _l2_norm(_real(x.astype(accumulation_dtype(x.dtype))))
+    return _l2_norm(_real(widen(x)))
 
 
 def accumulation_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
@@ -85,13 +82,8 @@ def accumulation_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     return jnp.dtype(dtype if dtype in wide else jnp.float32)
 
 
-def real_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """The dtype that norms and ratios are computed in: float32 or float64."""
-    return jnp.finfo(accumulation_dtype(dtype)).dtype
-
-
 def widen(x: jax.typing.ArrayLike) -> jax.Array:
-    """The array in the dtype that steps are computed in, float32 or wider."""
+    """The array in its `accumulation_dtype`."""
     x = jnp.asarray(x)
     return x.astype(accumulation_dtype(x.dtype))
 
@@ -99,17 +91,16 @@ def widen(x: jax.typing.ArrayLike) -> jax.Array:
 def scaled_l2_norms(arrays: Sequence[jax.Array], axes: Sequence[ArrayAxes]) -> Scaled:
     """The norms of the layers of many arrays, with the exponent apart.
 
-    The ordinary case reads every array once. Whether all sums of squares are safe is
-    one question for all arrays, and the second pass over those that are not is the body
-    of a loop that then runs once: unlike a conditional, a loop is still skipped when it
-    is vectorised by `jax.vmap` and no instance needs it.
+    The ordinary case reads every array once. One condition for all arrays says whether
+    a second pass is needed. That is a loop, which runs once or not at all: `jax.vmap`
+    keeps a loop that no instance needs from running, but not a conditional.
 
     Args:
         arrays: of any shapes, float32 or float64 or complex numbers of these.
         axes: what is a layer in each of them.
 
     Returns:
-        A vector with an element for each layer, in the order of the arrays, in the
+        Vectors with an element for each layer, in the order of the arrays, in the
         widest real dtype of these. Exponents are 0 in the ordinary case.
     """
     if not arrays:
@@ -157,23 +148,35 @@ def _scaled_l2_norms(axes: tuple[ArrayAxes, ...], arrays: tuple[jax.Array, ...])
     local_sums = list(map(_sum_of_squares, stacks, groups))
     sums = over_devices(jax.lax.psum, local_sums, groups)
     are_safe = list(map(_are_safe, sums, groups))
-    roots = [jnp.sqrt(s) for s in sums]
     zeros = [jnp.zeros_like(s, jnp.int32) for s in sums]
 
-    def norms(roots, exponents):
+    def norms(sums, exponents):
+        roots = [jnp.sqrt(s) for s in sums]
         return Scaled(in_order(roots, groups), in_order(exponents, groups))
 
+    def where_needed(operation, done, *exponents):
+        arguments = zip(groups, *exponents, strict=True)
+        operations = [functools.partial(operation, done, *more) for more in arguments]
+        return list(map(_unless_safe, are_safe, local_sums, stacks, operations))
+
     def rescue(carry):
+        # XLA moves out of the loop, and computes always, whatever does not change in
+        # it. Therefore all depends on `done`, which is false.
         done, _ = carry
-        squares, exponents = _rescued(stacks, groups, local_sums, are_safe, done)
-        rescued = [jnp.sqrt(s) for s in squares]
+        # Above zero, which stands for the layers of other devices.
+        offset = 2**20
+        shifted = [exponent + offset for exponent in where_needed(_exponents, done)]
+        exponents = [e - offset for e in over_devices(jax.lax.pmax, shifted, groups)]
+        local = [group.local(e) for group, e in zip(groups, exponents, strict=True)]
+        rescaled_sums = where_needed(_rescaled_sum, done, local)
+        rescaled_sums = over_devices(jax.lax.psum, rescaled_sums, groups)
         return done | True, norms(
-            list(map(jnp.where, are_safe, roots, rescued)),
+            list(map(jnp.where, are_safe, sums, rescaled_sums)),
             list(map(jnp.where, are_safe, zeros, exponents)),
         )
 
     all_safe = functools.reduce(jnp.logical_and, map(jnp.all, are_safe))
-    start = (all_safe, norms(roots, zeros))
+    start = (all_safe, norms(sums, zeros))
     return jax.lax.while_loop(lambda carry: ~carry[0], rescue, start)[1]
 
 
@@ -181,24 +184,21 @@ def _scaled_l2_norms(axes: tuple[ArrayAxes, ...], arrays: tuple[jax.Array, ...])
 def _scaled_l2_norms_jvp(axes, primals, tangents):
     (arrays,), (d_arrays,) = primals, tangents
     norms = _scaled_l2_norms(axes, arrays)
-    groups = [
-        Group((i,), of_x, x.shape)
-        for i, (x, of_x) in enumerate(zip(arrays, axes, strict=True))
-    ]
-    changes, start = [], 0
-    for x, dx, group in zip(arrays, d_arrays, groups, strict=True):
-        shape = group.axes.layer_shape(x.shape)
-        piece = slice(start, start + math.prod(shape))
+    groups, changes, start = [], [], 0
+    for i, (x, dx, of_x) in enumerate(zip(arrays, d_arrays, axes, strict=True)):
+        groups.append(Group((i,), of_x, x.shape))
+        shape = of_x.layer_shape(x.shape)
+        end = start + math.prod(shape)
         fraction, exponent = (
-            spread(part[piece].reshape(shape).astype(dtype), group.axes, x.shape)
-            for part, dtype in ((norms.fraction, x.dtype), (norms.exponent, jnp.int32))
+            spread(of_layers[start:end].reshape(shape), of_x, x.shape)
+            for of_layers in (norms.fraction.astype(x.dtype), norms.exponent)
         )
+        start = end
         # d‖x‖ = (x / ‖x‖) · dx, and 0 at ‖x‖ = 0.
-        unit = multiply_by_power_of_two(x, -exponent)
-        unit = unit / jnp.where(fraction == 0, 1, fraction)
-        change = multiply_by_power_of_two(unit * dx, -exponent)
-        changes.append(group.reduce(jnp.sum, change[None]))
-        start = piece.stop
+        direction = multiply_by_power_of_two(x, -exponent)
+        direction = direction / jnp.where(fraction == 0, 1, fraction)
+        change = multiply_by_power_of_two(direction * dx, -exponent)
+        changes.append(groups[i].reduce(jnp.sum, change[None]))
     tangent = in_order(over_devices(jax.lax.psum, changes, groups), groups)
     no_tangent = np.zeros(norms.exponent.shape, jax.dtypes.float0)
     return norms, Scaled(tangent, no_tangent)  # pyright: ignore[reportArgumentType]
@@ -210,93 +210,41 @@ def _sum_of_squares(x: jax.Array, group: Group) -> jax.Array:
 
 def _are_safe(sums_of_squares: jax.Array, group: Group) -> jax.Array:
     info = jnp.finfo(sums_of_squares.dtype)
-    # Squares below `tiny` are flushed. Each is so far below the last bit of a sum that
-    # passes, that it would change how this is rounded in one case of 2**30.
-    margin = float(info.tiny) * 2.0 ** (info.nmant + 31)
-    return (sums_of_squares >= group.layer_size() * margin) & (
-        sums_of_squares <= float(info.max)
-    )
+    # Squares below `tiny` are flushed. Beside a sum that passes, each is so small that
+    # it would change how this is rounded in one case of 2**30.
+    lowest = group.layer_size() * float(info.tiny) * 2.0 ** (info.nmant + 31)
+    return (sums_of_squares >= lowest) & (sums_of_squares <= float(info.max))
 
 
-def _rescued(
-    stacks: Sequence[jax.Array],
-    groups: Sequence[Group],
-    local_sums: Sequence[jax.Array],
-    are_safe: Sequence[jax.Array],
-    done: jax.Array,
-) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The second pass: sums of squares, and exponents of the scales in them.
-
-    Args:
-        stacks: the arrays of each group.
-        groups: of arrays.
-        local_sums: of the squares of the local parts, from the first pass.
-        are_safe: which of the sums over all devices need no second pass.
-        done: false.
-    """
-
-    def computed(operation, *exponents):
-        return [
-            _unless_all(safe, done, operation, x, group, local, *more)
-            for safe, x, group, local, *more in zip(
-                are_safe, stacks, groups, local_sums, *exponents, strict=True
-            )
-        ]
-
-    # Above zero, which stands for the layers of other devices.
-    offset = 2**20
-    shifted = [exponent + offset for exponent in computed(_exponents)]
-    exponents = [e - offset for e in over_devices(jax.lax.pmax, shifted, groups)]
-    local = [group.local(e) for group, e in zip(groups, exponents, strict=True)]
-    return over_devices(jax.lax.psum, computed(_rescaled_sum, local), groups), exponents
-
-
-def _unless_all(
-    are_safe: jax.Array,
-    done: jax.Array,
-    operation: Any,
-    x: jax.Array,
-    group: Group,
-    local: jax.Array,
-    *exponent: jax.Array,
+def _unless_safe(
+    are_safe: jax.Array, local_sum: jax.Array, x: jax.Array, operation: Any
 ) -> jax.Array:
-    """The operation's result, or zeros where no member of the group needs it.
+    """The operation's result, or zeros where no member of the group needs it."""
 
-    XLA would move out of the loop, and compute always, what depends on nothing that
-    changes in it: under `jax.vmap`, where no conditional holds it, all of this. It is
-    therefore made to depend on ``done``, which is false in the loop.
+    def zeros(x: jax.Array) -> jax.Array:
+        # Made of a sum that differs between devices where the result does: for
+        # `jax.shard_map` that is part of their type.
+        dtype = jax.eval_shape(operation, x).dtype
+        return (local_sum != local_sum).astype(dtype)
 
-    Like the result, the zeros differ between devices where the local sums of squares
-    do: for `jax.shard_map` that is part of their type.
-    """
-    dtype = jax.eval_shape(lambda x: operation(x, group, done, *exponent), x).dtype
-
-    def zeros(_: jax.Array) -> jax.Array:
-        like = functools.reduce(jnp.logical_or, [y != y for y in (local, *exponent)])
-        return jnp.where(like, jnp.zeros((), dtype), jnp.zeros((), dtype))
-
-    def result(x: jax.Array) -> jax.Array:
-        return operation(x, group, done, *exponent)
-
-    return jax.lax.cond(jnp.all(are_safe), zeros, result, x)
+    return jax.lax.cond(jnp.all(are_safe), zeros, operation, x)
 
 
-def _exponents(x: jax.Array, group: Group, done: jax.Array) -> jax.Array:
+def _exponents(done: jax.Array, group: Group, x: jax.Array) -> jax.Array:
     # An empty array has no maximum: the initial value stands in for it.
-    sizes = magnitude(jnp.where(done, 0, x))
-    return scale_exponent(
-        group.reduce(functools.partial(jnp.max, initial=0), sizes), x.dtype
-    )
+    maximum = functools.partial(jnp.max, initial=0)
+    largest = group.reduce(maximum, magnitude(jnp.where(done, 0, x)))
+    return scale_exponent(largest, x.dtype)
 
 
 def _rescaled_sum(
-    x: jax.Array, group: Group, done: jax.Array, exponent: jax.Array
+    done: jax.Array, group: Group, exponent: jax.Array, x: jax.Array
 ) -> jax.Array:
+    def rescue(carry):
+        done, x = carry
+        return done | True, rescaled(x, group.expanded(exponent))
+
     # The result of a loop, which runs once, lies in memory, as x does at first. Without
-    # it XLA rescales inside the sum, and takes that in another order.
-    _, x = jax.lax.while_loop(
-        lambda carry: ~carry[0],
-        lambda carry: (carry[0] | True, rescaled(carry[1], group.expanded(exponent))),
-        (done, x),
-    )
+    # it XLA rescales inside the sum, and adds up in another order.
+    _, x = jax.lax.while_loop(lambda carry: ~carry[0], rescue, (done, x))
     return _sum_of_squares(x, group)

@@ -1,24 +1,7 @@
-r"""LARS in polar coordinates: the direction and the size of every kernel, apart.
-
-For every kernel w with gradient g, with ρ = ‖w‖, u = w / ρ, L kernels in all, and
-γ' = γ / Lᵖ the learning rate of each:
-
-    ĝ ← g of norm 1, in which what a constant input makes is no larger than the rest
-    v ← m v + (1 - m) ĝ
-    o ← polar factor of v, of Frobenius norm 1, without its part along u
-    s ← average of sign⟨g, u⟩, from -1 to 1
-    w ← exp(-γ' (κ s + γ β)) w                  how large,
-        - γ' √(1 - σ²) ρ ‖v‖ o                  and where to,
-
-where σ, by how much directions wait, is s if that is positive and ρ larger than the
-norm of a kernel that keeps the size of its inputs, else 0. But for that, and where a
-kernel is zero, nothing depends on the sizes of gradients, losses or kernels, only on
-their ratios.
-"""
+"""The optimizer that moves the direction and the size of every kernel apart."""
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +10,6 @@ import numpy as np
 import optax
 
 from lars.kernels import (
-    Roles,
     can_tell_constant_input,
     preserving_norm,
     roles_of,
@@ -42,10 +24,10 @@ from lars.spectral import as_matrices, from_matrices, orthogonalize, root
 from lars.state import check_same_shapes
 
 _ROUNDING = 64
-"""How many units in the last place what differs between images must be more than."""
+"""Units in the last place up to which a part of a gradient counts as rounding."""
 
 STEPS = 3
-"""Newton-Schulz steps, where nothing else is said."""
+"""Newton-Schulz steps by default."""
 
 
 class PolarState(NamedTuple):
@@ -79,178 +61,126 @@ def polar(
 
     .. math::
         \begin{align*}
-        v_{t+1} &= m\,v_t + (1 - m)\,\hat g_t / \|\hat g_t\|_F \\
+        u_t &= w_t / \|w_t\|_F, \qquad
+          v_{t+1} = m\,v_t + (1 - m)\,\hat g_t / \|\hat g_t\|_F \\
         o_t &= \bar O_t - \langle \bar O_t, u_t\rangle u_t,
           \qquad \bar O_t = O_t / \|O_t\|_F,
-          \qquad O_t = UV^\top \text{ of } v_{t+1} = U \Sigma V^\top,
-          \quad u_t = w_t / \|w_t\|_F \\
+          \qquad O_t = UV^\top \text{ of } v_{t+1} = U \Sigma V^\top \\
         s_t &= \frac{\sum_{k \le t} n^{t-k}
-          \operatorname{sign}\langle g_k, u_k\rangle}{\sum_{k \le t} n^{t-k}} \\
-        w_{t+1} &= \exp\left(-\gamma'_t (\kappa\,s_t + \gamma_t \beta)\right) w_t
-          - \gamma'_t \sqrt{1 - \sigma_t^2}\,\|w_t\|_F\,\|v_{t+1}\|_F\,o_t,
+          \operatorname{sign}\langle g_k, u_k\rangle}{\sum_{k \le t} n^{t-k}},
           \qquad \sigma_t = \begin{cases}
             s_t & s_t > 0,\ \|w_t\|_F > \bar\rho \\ 0 & \text{else}
-          \end{cases}
+          \end{cases} \\
+        w_{t+1} &= \exp\left(-\gamma'_t (\kappa\,s_t + \gamma_t \beta)\right) w_t
+          - \gamma'_t \sqrt{1 - c\,\sigma_t^2}\,\|w_t\|_F\,\|v_{t+1}\|_F\,o_t
         \end{align*}
 
-    for every array of two axes or more, a kernel, taken as a matrix of inputs and
-    outputs (:func:`lars.kernels.roles_of`); :math:`\bar\rho = \sqrt{2 \cdot
-    \text{outputs}}` is the norm of one that keeps the mean square of what rectifiers
-    hand on (:func:`lars.kernels.preserving_norm`). As in LARS, a step is a given part
-    of the layer's own norm. Seven things differ, each for a way in which LARS fails
-    from a badly scaled start, or for what it costs elsewhere:
+    w is a kernel, an array of two axes or more as a matrix [inputs, outputs], and g its
+    gradient. For L kernels :math:`\gamma' = \gamma / L^p`, because the relative changes
+    of layers in series add up. :math:`\bar\rho` is the norm that keeps the mean square
+    of what rectifiers hand on (:func:`lars.kernels.preserving_norm`). As in LARS, steps
+    are relative to norms. These are the differences:
 
-    * What is averaged are directions: gradients of norm one. Their sizes change by
-      orders of magnitude while a network recovers, and an average of gradients would be
-      that of the largest. The average is as long as gradients agree, 1 if all of a few
-      steps are the same and about :math:`\sqrt{(1 - m) / (1 + m)}` if they are noise,
-      and so is the step.
-    * The direction is orthogonalised, by a few Newton-Schulz steps: O is what these
-      make of v, the polar factor where they are many. In a network of many layers whose
-      kernels are far too small, gradients are of rank one, nearly, and so are LARS'
-      kernels after a while.
-    * Before all that, :math:`\hat g` is the gradient with the part that a constant
-      input makes (:func:`lars.kernels.by_constant_input`) reduced, if it is larger, to
-      the norm of the rest. Behind many sigmoids inputs are almost constant, and what
-      differs between images is else too small a part for Newton-Schulz steps to find.
-      It is the gradient itself where a kernel has no bias beside it, or at most two
-      outputs that get a gradient, and where the rest is rounding, as that of a batch of
-      one image is.
-    * A kernel's size has a step of its own, relative, along the sign of the loss'
-      derivative by the logarithm of the size: it grows and shrinks exponentially, by
-      any rate without a change of sign. Signs are averaged too, over the steps there
-      have been, so that the step is short where they are noise; the first counts in
-      full. Decay, likewise relative, draws a network whose signs are noise, because it
-      is chaotic, to smaller sizes; it is of second order in the rate, and vanishes
-      beside all else as the rate does.
-    * Directions yield to sizes where a kernel is larger than :math:`\bar\rho` and signs
-      agree that it should shrink: what its gradient says of directions is then how to
-      make up for its size, and far too large a network of rectifiers would learn to be
-      silent. The size gets the part s of a step and the direction
-      :math:`\sqrt{1 - s^2}`. Smaller kernels wait for nothing: a network that tells no
-      images apart is better off with smaller outputs, and would else shrink for ever.
-      The usual initializations of rectifiers lie about :math:`\bar\rho`, on both sides;
-      there little is to shrink, and signs soon disagree. An array whose outputs are
-      not those of one layer, such as an embedding, may be taken for too large:
-      ``stacked`` and ``output_axes`` say what is meant, and ``yielding=0`` is for the
-      rest.
-    * A bias moves by the least of two lengths: ``bias_bound`` times the step of a row
-      of its kernel, and the length at which it lowers the loss, to first order, by
-      ``bias_share`` times what a step of the kernel along its gradient would. Where a
-      layer's inputs are tiny, so is that. Else biases drown what small kernels say. Its
-      steps yield as its kernel's do, and are then averaged; and it grows, shrinks and
-      decays as its kernel does: what was small beside a kernel stays so, its last few
-      steps apart.
-    * A kernel of zero has no size for a step to be a part of. It moves as one of the
-      norm :math:`\sqrt{\text{outputs}}` would.
-
-    The network learns as layers in series do: the relative change of what it computes
-    is about the sum of those of its layers, hence the part :math:`L^{-p}` of the rate
-    for each of L kernels, of which a stack has as many as layers.
-
-    Vectors that have no kernel beside them, as those of normalizations, step by
-    :math:`\gamma'` times their norm, or times ``bias_bound`` times that of a vector of
-    ones if that is more, and are not decayed.
+    * *Averages* are of gradients of norm one, because the sizes of gradients change by
+      orders of magnitude while a network recovers. The norm of v is 1 if gradients
+      agree, and about :math:`\sqrt{(1 - m) / (1 + m)}` if they are noise.
+    * *Directions* are orthogonalized by a few Newton-Schulz steps. In a deep network of
+      kernels that are far too small, gradients have nearly rank one.
+    * *Constant inputs* would hide how images differ, behind many sigmoids. In
+      :math:`\hat g` the part of g that a constant input makes
+      (:func:`lars.kernels.by_constant_input`) is reduced to at most the norm of the
+      rest. It stays if the kernel has no bias, if at most two outputs have a gradient,
+      or if the rest is rounding.
+    * *Sizes* change exponentially, by the average sign of the loss' derivative, so that
+      no rate turns a kernel around. Decay draws kernels whose signs are noise to
+      smaller sizes; it is of second order in the rate.
+    * *Directions yield* where a kernel is larger than :math:`\bar\rho` and should
+      shrink. Else a far too large network of rectifiers learns to be silent. An
+      embedding may seem too large: use ``stacked``, ``output_axes`` or ``yielding=0``.
+    * *Biases* must not hide what small kernels say. They move by the smaller of two
+      lengths: ``bias_bound`` times the step of a row of the kernel; and the length that
+      lowers the loss, to first order, by ``bias_share`` times what a step of the kernel
+      along its gradient does. Steps yield as the kernel's do and are then averaged.
+      Biases grow, shrink and decay with their kernels.
+    * *Other vectors*, as those of normalizations, step by :math:`\gamma'` times their
+      norm, or ``bias_bound`` times that of ones if that is larger. They do not decay.
+    * *Kernels of zeros* step as if their norm was :math:`\sqrt{\text{outputs}}`.
 
     Args:
         learning_rate: :math:`\gamma`, a number or a schedule of the step.
-        weight_decay: :math:`\beta`, a number or a schedule, relative to the square of
-            the rate.
+        weight_decay: :math:`\beta`, a number or a schedule.
         momentum: :math:`m`, of the average of directions.
         radial_rate: :math:`\kappa`, of the size relative to that of the direction.
-        radial_momentum: :math:`n`, of the average of signs. At 0 every sign stands for
-            itself.
-        depth_exponent: :math:`p`, from 0 (each layer gets the whole rate) to 1.
+        radial_momentum: :math:`n`, of the average of signs.
+        depth_exponent: :math:`p`, from 0 to 1.
         bias_bound: the first bound of a bias' step.
         bias_share: the second.
-        yielding: how far directions yield to sizes: c in
-            :math:`\sqrt{1 - c\,\sigma^2}`, from 0 (not at all) to 1.
-        steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`. They are
-            compiled in: for :func:`optax.inject_hyperparams` a static argument. None is
-            3.
+        yielding: :math:`c`, from 0 (directions never wait) to 1.
+        steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`; None is 3.
+            For :func:`optax.inject_hyperparams` it is a static argument.
         stacked: pairs of a selection (:func:`lars.select`) and the axis, or axes, that
-            index layers, as `flax.linen.scan`, stacks of experts and depthwise
-            convolutions have them. Each slice is a kernel of its own. Of several pairs
-            the first that selects a parameter holds.
-        output_axes: likewise, which of the other axes of a kernel count its outputs;
-            ``()`` is for a single output, as each channel of a depthwise kernel has.
-            Else it is the last, or where a bias says so the last few: those of Flax'
-            attention kernels [inputs, heads, features] are told by their biases.
-        partition_specs: inside :func:`jax.shard_map`, where arrays are local parts: a
-            :class:`jax.sharding.PartitionSpec` for all parameters, or a tree of them
-            like the parameters. Norms, signs and directions are then those of the
-            whole. Under :func:`jax.jit` global arrays need nothing.
+            index layers, each of which is a kernel. The first that selects holds.
+        output_axes: likewise, the axes of a kernel that count outputs, see
+            :func:`lars.kernels.roles_of`; ``()`` is for a single output.
+        partition_specs: inside :func:`jax.shard_map`, a
+            :class:`jax.sharding.PartitionSpec` for all parameters, or a tree of them.
+            Steps are then those of whole arrays. :func:`jax.jit` needs none.
 
     Returns:
-        An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` needs
-        ``params``. Gradients that are not finite give updates that are not:
-        :func:`lars.wake_silent_layers` sees to these.
+        An :class:`optax.GradientTransformationExtraArgs`, whose ``update`` needs
+        ``params``. Gradients that are not finite give updates that are not, see
+        :func:`lars.wake_silent_layers`.
 
     Raises:
         ValueError: for a number that cannot be a hyperparameter; in ``init`` and
-            ``update``, for an empty tree, a rule that selects nothing, axes or specs
-            that do not fit the parameters, and inside :func:`jax.shard_map` if there
-            are no specs; in ``update``, for gradients that are not like the parameters,
-            a state of other parameters, of other stacking or of an earlier version, and
-            if ``params`` is missing.
-        TypeError: for something else than a number, or than rules; in ``init`` and
-            ``update``, for gradients or parameters that are not real floating point; in
-            ``update``, for the state of another optimizer.
+            ``update``, for rules or specs that do not fit the parameters; in
+            ``update``, for gradients or a state of others, and without ``params``.
+        TypeError: for arguments of the wrong kind, arrays that are not real floating
+            point, and the state of another optimizer.
 
     Example:
-        A network that starts a thousand times too small, layer by layer:
+        Four layers that start a thousand times too small:
 
         >>> import jax, jax.numpy as jnp, optax
         >>> import lars
-        >>> x = jnp.linspace(-1, 1, 64)[:, None]
         >>> keys = jax.random.split(jax.random.key(0), 4)
-        >>> params = [
-        ...     {"kernel": 1e-3 * jax.random.normal(key, shape) / shape[0] ** 0.5}
-        ...     for key, shape in zip(keys, [(1, 32), (32, 32), (32, 32), (32, 1)])
-        ... ]
+        >>> params = [1e-3 * jax.random.normal(key, (8, 8)) for key in keys]
         >>> def loss(params):
-        ...     h = x
-        ...     for layer in params[:-1]:
-        ...         h = jnp.tanh(h @ layer["kernel"])
-        ...     return jnp.mean((h @ params[-1]["kernel"] - jnp.sin(3 * x)) ** 2)
+        ...     return jnp.mean((jnp.linalg.multi_dot(params)[0] - 1) ** 2)
         >>> def trained(optimizer):
-        ...     def step(carry, _):
+        ...     def step(_, carry):
         ...         params, state = carry
-        ...         updates, state = optimizer.update(
-        ...             jax.grad(loss)(params), state, params)
-        ...         return (optax.apply_updates(params, updates), state), None
+        ...         g = jax.grad(loss)(params)
+        ...         updates, state = optimizer.update(g, state, params)
+        ...         return optax.apply_updates(params, updates), state
         ...     start = (params, optimizer.init(params))
-        ...     return loss(jax.lax.scan(step, start, length=300)[0][0])
+        ...     return loss(jax.lax.fori_loop(0, 300, step, start)[0])
         >>> rate = optax.linear_schedule(0.2, 0, 300)
         >>> print(f"{loss(params):.2f} before, {trained(lars.polar(rate)):.2f} after, "
         ...       f"{trained(optax.sgd(0.1, 0.9)):.2f} with SGD")
-        0.52 before, 0.00 after, 0.52 with SGD
+        1.00 before, 0.00 after, 1.00 with SGD
 
     References:
-        You, Gitman and Ginsburg, `Large Batch Training of Convolutional Networks
-        <https://arxiv.org/abs/1708.03888>`_, 2017 (relative steps)
-
         Bernstein and Newhouse, `Old Optimizer, New Norm: An Anthology
-        <https://arxiv.org/abs/2409.20325>`_, 2024 (orthogonalised directions)
+        <https://arxiv.org/abs/2409.20325>`_, 2024 (orthogonal directions)
 
         Bernstein et al., `On the Distance between two Neural Networks and the Stability
-        of Learning <https://arxiv.org/abs/2002.03432>`_, 2020 (relative changes of
-        layers in series)
+        of Learning <https://arxiv.org/abs/2002.03432>`_, 2020 (layers in series)
 
         Salimans and Kingma, `Weight Normalization
         <https://arxiv.org/abs/1602.07868>`_, 2016 (size and direction apart)
     """
     o = _Options(
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        radial_rate=radial_rate,
-        radial_momentum=radial_momentum,
-        depth_exponent=depth_exponent,
-        bias_bound=bias_bound,
-        bias_share=bias_share,
-        yielding=yielding,
-        steps=STEPS if steps is None else steps,
+        learning_rate,
+        weight_decay,
+        momentum,
+        radial_rate,
+        radial_momentum,
+        depth_exponent,
+        bias_bound,
+        bias_share,
+        yielding,
+        STEPS if steps is None else steps,
     )
     o.check()
     rules = LayerRules(
@@ -274,9 +204,9 @@ def polar(
         plan = _plan(rules, params)
         check_alike(updates, params)
         _check_state(plan, state, params)
-        return (
-            _update(o, plan, updates, state, params) if plan.axes else (updates, state)
-        )
+        if not plan.leaves:
+            return updates, state
+        return _update(o, plan, updates, state, params)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -284,8 +214,8 @@ def polar(
 class _Options(NamedTuple):
     """The arguments of `polar` that are numbers."""
 
-    learning_rate: optax.ScalarOrSchedule
-    weight_decay: optax.ScalarOrSchedule
+    learning_rate: Any  # γ, or γ' of a step
+    weight_decay: Any  # β, or γ β of a step
     momentum: Any
     radial_rate: Any
     radial_momentum: Any
@@ -300,8 +230,8 @@ class _Options(NamedTuple):
         for name, number in self._asdict().items():
             is_rate = name in ("learning_rate", "weight_decay")
             check_number(name, number, schedule=is_rate)
-        for name in ("momentum", "radial_momentum"):
-            check_below_one(name, getattr(self, name))
+            if name in ("momentum", "radial_momentum"):
+                check_below_one(name, number)
         yielding = known(self.yielding)
         if yielding is not None and yielding > 1:
             raise ValueError(f"yielding must be at most 1, got {self.yielding!r}.")
@@ -312,60 +242,94 @@ class _Options(NamedTuple):
                 'static_args=("steps",).'
             )
 
+    def at_step(self, count: jax.typing.ArrayLike, kernels: int) -> "_Options":
+        """With γ' = γ / Lᵖ and γ β in place of γ and β."""
+        gamma = jnp.asarray(at(self.learning_rate, count))
+        beta = jnp.asarray(at(self.weight_decay, count))
+        rate = float(max(1, kernels)) ** -self.depth_exponent * gamma
+        return self._replace(learning_rate=rate, weight_decay=gamma * beta)
+
     def of_dtype(self, dtype: Any) -> "_Options":
-        """With what `optax.inject_hyperparams` makes arrays in a parameter's dtype."""
-        return self._replace(
-            **{
-                name: x.astype(dtype)
-                for name, x in self._asdict().items()
-                if isinstance(x, (jax.Array, np.ndarray))
-            }
-        )
+        """With all arrays in a parameter's dtype."""
+        kinds = (jax.Array, np.ndarray)
+        return self._make(x.astype(dtype) if isinstance(x, kinds) else x for x in self)
+
+
+class _Leaf(NamedTuple):
+    """A parameter: one kernel or vector, or a stack of them."""
+
+    axes: ArrayAxes  # how it is divided over devices
+    whole: jax.ShapeDtypeStruct
+    layer_axes: tuple[int, ...]
+    columns: tuple[int, ...]  # axes that count outputs; of a vector all others
+    is_kernel: bool
+
+    @property
+    def layers(self) -> int:
+        """Of how many layers it is."""
+        return math.prod(self.whole.shape[axis] for axis in self.layer_axes)
+
+    def stack(self, x: Any) -> jax.Array:
+        """Kernels [*layers, inputs, outputs] or vectors [*layers, elements], whole."""
+        x = self.axes.whole(widen(x).astype(self.whole.dtype))
+        x = as_matrices(x, self.layer_axes, self.columns)
+        return x if self.is_kernel else x.squeeze(-2)
+
+    def local(self, stack: jax.Array, like: Any) -> jax.Array:
+        """The inverse of `stack`: an array like the given one."""
+        x = from_matrices(stack, self.whole.shape, self.layer_axes, self.columns)
+        x = as_varying_as(self.axes.part(x, jnp.asarray(like)), like)
+        return x.astype(jnp.result_type(like))
+
+    def each_layer(self, step: Any, o: _Options) -> Any:
+        """A step with these options, of what `stack` returns."""
+        step = functools.partial(step, o.of_dtype(self.whole.dtype))
+        for _ in self.layer_axes:
+            step = jax.vmap(step)
+        return step
 
 
 class _Plan(NamedTuple):
-    """What the rules say of the parameters, whole on every device."""
+    """The leaves of the parameters, and which are kernels and biases."""
 
-    axes: list[ArrayAxes]  # how every parameter is divided over devices
-    wholes: list[jax.ShapeDtypeStruct]
-    roles: Roles
-
-    def layers(self, i: int) -> int:
-        """How many layers a parameter holds."""
-        shape = self.wholes[i].shape
-        return math.prod(shape[axis] for axis in self.roles.layer_axes[i])
+    leaves: list[_Leaf]
+    kernels: list[int]
+    biases: dict[int, int]  # of kernels
 
     @property
     def starts(self) -> list[int]:
         """Where each kernel begins among the signs, and the end."""
-        counts = [self.layers(kernel.leaf) for kernel in self.roles.kernels]
+        counts = [self.leaves[i].layers for i in self.kernels]
         return [0, *np.cumsum(counts, dtype=int).tolist()]
 
 
 def _plan(rules: LayerRules, params: optax.Params) -> _Plan:
     """Applies the rules to parameters: arrays, or anything with shape and dtype."""
     layers = rules.layer_map(params)
-    leaves, treedef = jax.tree.flatten(params)
-    for path, leaf in zip(layers.paths, leaves, strict=True):
-        if jnp.iscomplexobj(leaf):
-            raise TypeError(
-                f"lars.polar needs real parameters, got {jnp.result_type(leaf)} at "
-                f"{path!r}: leave it to another optimizer with optax.masked or "
-                "optax.partition."
-            )
     axes = [ArrayAxes(spec=x.spec) for x in layers.axes]
-    wholes = [
-        jax.ShapeDtypeStruct(
-            x.whole_shape(np.shape(leaf)), accumulation_dtype(jnp.result_type(leaf))
-        )
-        for x, leaf in zip(axes, leaves, strict=True)
-    ]
-    roles = roles_of(treedef.unflatten(wholes), rules.stacked, rules.output_axes)
-    return _Plan(axes, wholes, roles)
+    wholes = []
+    for path, of_x, x in zip(layers.paths, axes, jax.tree.leaves(params), strict=True):
+        dtype = jnp.result_type(x)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"lars.polar needs real parameters, got {dtype} at {path!r}: leave it "
+                "to another optimizer with optax.masked or optax.partition."
+            )
+        shape = of_x.whole_shape(np.shape(x))
+        wholes.append(jax.ShapeDtypeStruct(shape, accumulation_dtype(dtype)))
+    whole_params = layers.treedef.unflatten(wholes)
+    roles = roles_of(whole_params, rules.stacked, rules.output_axes)
+    outputs = {kernel.leaf: kernel.output_axes for kernel in roles.kernels}
+    leaves = []
+    for i, axes_of_layers in enumerate(roles.layer_axes):
+        others = sorted({*range(len(wholes[i].shape))} - {*axes_of_layers})
+        columns = outputs.get(i, tuple(others))
+        leaves.append(_Leaf(axes[i], wholes[i], axes_of_layers, columns, i in outputs))
+    return _Plan(leaves, list(outputs), roles.biases)
 
 
 def _initial_state(plan: _Plan, params: optax.Params) -> PolarState:
-    dtypes = [plan.wholes[kernel.leaf].dtype for kernel in plan.roles.kernels]
+    dtypes = [plan.leaves[i].whole.dtype for i in plan.kernels]
     widest = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.float32)
     return PolarState(
         count=jnp.zeros((), jnp.int32),
@@ -394,104 +358,66 @@ def _update(
     state: PolarState,
     params: optax.Params,
 ) -> tuple[optax.Updates, PolarState]:
-    """One step: of the kernels, then of their biases and of what is by itself.
+    """One step: of the kernels, then of their biases and of all other vectors.
 
     Directions need whole matrices. Every device therefore gathers what it has a part
     of, and takes the same step.
     """
-    old, traces = jax.tree.leaves(params), jax.tree.leaves(state.trace)
     w, g, v = (
-        [
-            axes.whole(widen(x).astype(whole.dtype))
-            for axes, whole, x in zip(plan.axes, plan.wholes, leaves, strict=True)
-        ]
-        for leaves in (old, jax.tree.leaves(updates), traces)
+        [leaf.stack(x) for leaf, x in zip(plan.leaves, leaves, strict=True)]
+        for leaves in map(jax.tree.leaves, (params, updates, state.trace))
     )
-    gamma, decay = (
-        jnp.asarray(at(x, state.count)) for x in (o.learning_rate, o.weight_decay)
-    )
-    decay = gamma * decay
-    rate = float(max(1, plan.starts[-1])) ** -o.depth_exponent * gamma  # γ' = γ / Lᵖ
-
-    moves, new_v, signs, bodies = list[Any](w), list[Any](v), [], {}
-    owners = {bias: kernel for kernel, bias in plan.roles.biases.items()}
-    kernels = {kernel.leaf: kernel for kernel in plan.roles.kernels}
-    for start, (i, kernel) in zip(plan.starts, kernels.items(), strict=False):
-        matrices = [
-            as_matrices(x[i], kernel.layer_axes, kernel.output_axes) for x in (w, g, v)
-        ]
-        sums = state.signs[start : start + plan.layers(i)].astype(w[i].dtype)
-        sums = sums.reshape(*matrices[0].shape[:-2], 2)
-        bias = plan.roles.biases.get(i)
-        b = None if bias is None else _layers_first(g[bias], plan, bias)
-        step = functools.partial(
-            _kernel_step,
-            o.of_dtype(w[i].dtype),
-            rate.astype(w[i].dtype),
-            decay.astype(w[i].dtype),
-        )
-        move, average, sums, body = _each_layer(step, kernel.layer_axes)(
-            *matrices, b, sums
-        )
-        bodies[i] = body, max(1, matrices[0].shape[-2])
-        moves[i], new_v[i] = (
-            from_matrices(x, w[i].shape, kernel.layer_axes, kernel.output_axes)
-            for x in (move, average)
-        )
+    o = o.at_step(state.count, plan.starts[-1])
+    moves, averages, bodies, signs = {}, {}, {}, []
+    for start, i in zip(plan.starts, plan.kernels, strict=False):
+        leaf, bias = plan.leaves[i], plan.biases.get(i)
+        sums = state.signs[start : start + leaf.layers].astype(w[i].dtype)
+        sums = sums.reshape(*w[i].shape[:-2], 2)
+        b = None if bias is None else g[bias]
+        step = leaf.each_layer(_kernel_step, o)
+        moves[i], averages[i], sums, bodies[bias] = step(w[i], g[i], v[i], b, sums)
         signs.append(sums.reshape(-1, 2).astype(state.signs.dtype))
-    for i in [i for i in range(len(w)) if i not in kernels]:
-        arrays = [_layers_first(x[i], plan, i) for x in (w, g, v)]
-        body, inputs = bodies.get(owners.get(i, -1), (None, 1))
-        step = functools.partial(
-            _vector_step, o.of_dtype(w[i].dtype), rate.astype(w[i].dtype), inputs
+    for i, leaf in enumerate(plan.leaves):
+        if not leaf.is_kernel:
+            step = leaf.each_layer(_vector_step, o)
+            moves[i], averages[i] = step(w[i], g[i], v[i], bodies.get(i))
+
+    def like(tree: Any, matrices: dict[int, jax.Array]) -> Any:
+        old, treedef = jax.tree.flatten(tree)
+        return treedef.unflatten(
+            leaf.local(matrices[i], x)
+            for i, (leaf, x) in enumerate(zip(plan.leaves, old, strict=True))
         )
-        found = _each_layer(step, plan.roles.layer_axes[i])(*arrays, body)
-        moves[i], new_v[i] = (_layers_back(x, plan, i) for x in found)
 
-    def like(arrays: Sequence[jax.Array], others: Sequence[Any]) -> list[jax.Array]:
-        return [
-            as_varying_as(axes.part(x, jnp.asarray(y)), y).astype(jnp.result_type(y))
-            for axes, x, y in zip(plan.axes, arrays, others, strict=True)
-        ]
-
-    return jax.tree.structure(params).unflatten(like(moves, old)), PolarState(
+    new_signs = jnp.concatenate(signs) if signs else state.signs
+    return like(params, moves), PolarState(
         count=optax.safe_increment(state.count),
-        trace=jax.tree.structure(state.trace).unflatten(like(new_v, traces)),
-        signs=as_varying_as(jnp.concatenate(signs), state.signs)
-        if signs
-        else state.signs,
+        trace=like(state.trace, averages),
+        signs=as_varying_as(new_signs, state.signs),
     )
 
 
 class _Body(NamedTuple):
-    """What a kernel's bias goes by."""
+    """What the step of a bias takes from its kernel."""
 
-    growth: jax.Array  # what is added of an array for its size to change
-    length: jax.Array  # of a step that changes nothing but the direction
+    growth: jax.Array  # the part of an array that is added to change its size
+    length: jax.Array  # of a step across the kernel, beside an average of norm one
+    bound: jax.Array  # of the bias' step, relative to that
     gradient_norm: Scaled
 
 
 def _kernel_step(
     o: _Options,
-    rate: jax.Array,
-    decay: jax.Array,
     w: jax.Array,
     g: jax.Array,
     v: jax.Array,
     b: jax.Array | None,
     sums: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, _Body]:
-    """A kernel's update, its average and sums of signs, and what its bias goes by.
+    """A kernel's update, its average and sums of signs, and what its bias needs.
 
-    Args:
-        o: numbers.
-        rate: γ'.
-        decay: γ β.
-        w: the kernel, as a matrix [inputs, outputs].
-        g: its gradient.
-        v: the average of directions.
-        b: the gradient of its bias, shape [outputs], if it has one.
-        sums: of signs, and of ones.
+    Of a kernel w [inputs, outputs] with gradient g and average v; b is the gradient of
+    its bias [outputs], if it has one, and ``sums`` are those of signs, and of ones.
     """
     (u, norm), (direction, gradient_norm) = unit(w), unit(g)
 
@@ -499,67 +425,47 @@ def _kernel_step(
     sign = jnp.sign(_inner(direction, u))
     sums = o.radial_momentum * sums + jnp.stack([sign, jnp.ones_like(sign)])
     s = sums[0] / sums[1]
-    growth = jnp.expm1(-rate * (o.radial_rate * s + decay))
+    growth = jnp.expm1(-o.learning_rate * (o.radial_rate * s + o.weight_decay))
 
     # γ' √(1 - c σ²) ‖w‖, where a kernel of zero counts as one of the norm √outputs
-    size = jnp.where(norm.value > 0, norm.value, math.sqrt(w.shape[1]))
-    is_too_large = (s > 0) & (size > preserving_norm(w))
-    sigma = jnp.where(is_too_large, s, 0)
-    length = rate * root(1 - o.yielding * sigma**2) * size
+    inputs, outputs = w.shape
+    size = jnp.where(norm.value > 0, norm.value, math.sqrt(outputs))
+    sigma = jnp.where((s > 0) & (size > preserving_norm(w)), s, 0)
+    length = o.learning_rate * root(1 - o.yielding * sigma**2) * size
 
     # v ← m v + (1 - m) ĝ, and ‖v‖ o
     if b is not None:
         balanced = _balanced(*split_by_input(direction, unit(b)[0]))
         direction = jnp.where(can_tell_constant_input(b), balanced, direction)
-    new_v = o.momentum * v + (1 - o.momentum) * direction
-    move = growth * w - length * _across(new_v, u, o.steps)
-    return move, new_v, sums, _Body(growth, length, gradient_norm)
+    v = o.momentum * v + (1 - o.momentum) * direction
+    move = growth * w - length * _across(v, u, o.steps)
+    bound = jnp.asarray(o.bias_bound / math.sqrt(max(1, inputs)), w.dtype)
+    return move, v, sums, _Body(growth, length, bound, gradient_norm)
 
 
 def _vector_step(
-    o: _Options,
-    rate: jax.Array,
-    inputs: int,
-    w: jax.Array,
-    g: jax.Array,
-    v: jax.Array,
-    body: _Body | None,
+    o: _Options, w: jax.Array, g: jax.Array, v: jax.Array, body: _Body | None
 ) -> tuple[jax.Array, jax.Array]:
-    """The update and the average of a bias, or of a vector that has no kernel.
-
-    Args:
-        o: numbers.
-        rate: γ'.
-        inputs: of the bias' kernel.
-        w: the vector.
-        g: its gradient.
-        v: the average of its steps.
-        body: what a bias goes by; None for a vector that has no kernel.
-    """
+    """The update and the average of a bias, or of a vector w without a kernel."""
     direction, norm = unit(g)
     if body is None:
         growth = 0.0
-        length = rate * jnp.maximum(l2_norm(w), o.bias_bound * math.sqrt(w.size))
+        least = o.bias_bound * math.sqrt(w.size)
+        length = o.learning_rate * jnp.maximum(l2_norm(w), least)
     else:
-        # How far a bias goes, beside a step of its kernel by the kernel's whole norm.
-        of_loss = o.bias_share * (body.gradient_norm / norm).value
         growth = body.growth
-        length = body.length * jnp.minimum(o.bias_bound / math.sqrt(inputs), of_loss)
-    new_v = o.momentum * v + (1 - o.momentum) * length * direction
-    return growth * w - new_v, new_v
+        # Beside a step of the kernel along its gradient, by the kernel's whole norm.
+        of_loss = o.bias_share * (body.gradient_norm / norm).value
+        length = body.length * jnp.minimum(body.bound, of_loss)
+    v = o.momentum * v + (1 - o.momentum) * length * direction
+    return growth * w - v, v
 
 
 def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
-    """Their sum, with what a constant input makes reduced to the size of the rest.
-
-    Args:
-        constant: the part that a constant input makes,
-        rest: and what is orthogonal to it, of an array of norm one or of zeros.
-    """
+    """The sum, of norm one, with the first part reduced to the norm of the other."""
     size_of_rest = _norm(rest)
     size = root(1 - size_of_rest**2)
-    # Where there is nothing but a constant input, it is all there is to go by: else
-    # rounding would become a direction.
+    # Where there is nothing but a constant input, rounding would become a direction.
     is_something = size_of_rest > _ROUNDING * jnp.finfo(rest.dtype).eps
     reduced = size_of_rest / jnp.where(size > 0, size, 1)
     part = jnp.where(is_something, jnp.minimum(1, reduced), 1)
@@ -567,7 +473,7 @@ def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
 
 
 def _across(v: jax.Array, u: jax.Array, steps: int) -> jax.Array:
-    """The orthogonal step of the length of v, without what changes the size along u."""
+    """‖v‖ o: the orthogonal step of the length of v, without its part along u."""
     # An average of arrays of norm one: no norm here leaves the range of float32.
     o = orthogonalize(v, steps, v.dtype)
     norm = _norm(o)
@@ -583,24 +489,3 @@ def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _norm(x: jax.Array) -> jax.Array:
     return root(_inner(x, x))
-
-
-def _each_layer(function: Any, layer_axes: Sequence[int]) -> Any:
-    """The function, of arrays with these axes in front."""
-    for _ in layer_axes:
-        function = jax.vmap(function)
-    return function
-
-
-def _layers_first(x: jax.Array, plan: _Plan, i: int) -> jax.Array:
-    """A vector, or anything that is no kernel, as vectors behind its layer axes."""
-    axes = plan.roles.layer_axes[i]
-    x = jnp.moveaxis(x, axes, range(len(axes)))
-    return x.reshape(*x.shape[: len(axes)], -1)
-
-
-def _layers_back(x: jax.Array, plan: _Plan, i: int) -> jax.Array:
-    """The inverse of `_layers_first`."""
-    axes, shape = plan.roles.layer_axes[i], plan.wholes[i].shape
-    others = [n for axis, n in enumerate(shape) if axis not in axes]
-    return jnp.moveaxis(x.reshape(*x.shape[:-1], *others), range(len(axes)), axes)

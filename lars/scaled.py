@@ -1,9 +1,8 @@
 """Numbers that may lie beyond the range of float32, as fraction times power of two.
 
 A ratio of two norms, or a norm of large numbers, can be too large or too small for
-float32 where the step that is made of it is not. Here the exponent stays apart until
-the end, so that an equation is written as it stands. All is elementwise, so that one
-operation serves all layers; the operators act while tracing and cost nothing after.
+float32 where the step that is made of it is not. The exponent therefore stays apart
+until the end. All functions are elementwise: one operation serves all layers.
 """
 
 import dataclasses
@@ -36,11 +35,19 @@ class Scaled:
     __array_ufunc__ = None  # NumPy's numbers leave products to the operators here
 
     def __add__(self, other: "Scaled | jax.typing.ArrayLike") -> "Scaled":
+        """The sum, of numbers of one shape or scalars."""
         if is_known_zero(other):
             return self
         if not isinstance(other, Scaled):
             other = scaled(other, self.fraction.dtype)
-        return total(self, other)
+        # The larger exponent of those that are not 0; 0 if both are.
+        terms, lowest = (self, other), jnp.int32(-(2**20))
+        larger = jnp.maximum(*(jnp.where(x.is_zero, lowest, x.exponent) for x in terms))
+        larger = jnp.where(larger == lowest, 0, larger)
+        one, more = (
+            multiply_by_power_of_two(x.fraction, x.exponent - larger) for x in terms
+        )
+        return Scaled(one + more, larger)
 
     def __mul__(self, number: jax.typing.ArrayLike) -> "Scaled":
         return Scaled(
@@ -51,12 +58,7 @@ class Scaled:
 
     def __truediv__(self, other: "Scaled") -> "Scaled":
         """The quotient; a divisor of zero counts as one, lest 0/0 be NaN."""
-        one = jnp.ones((), other.fraction.dtype)
-        divisor = Scaled(
-            jnp.where(other.is_zero, one, other.fraction),
-            jnp.where(other.is_zero, 0, other.exponent),
-        )
-        n, d = normalized(self), normalized(divisor)
+        n, d = normalized(self), normalized(where(other.is_zero, 1.0, other))
         return Scaled(n.fraction / d.fraction, n.exponent - d.exponent)
 
     @property
@@ -81,37 +83,10 @@ def is_known_zero(number: object) -> bool:
     return isinstance(number, (int, float, np.number)) and number == 0
 
 
-def total(*numbers: Scaled) -> Scaled:
-    """The sum, of numbers of one shape or scalars."""
-    largest = largest_exponent(*numbers)
-    fractions = [
-        multiply_by_power_of_two(
-            x.fraction, jnp.broadcast_to(x.exponent, largest.shape) - largest
-        )
-        for x in numbers
-    ]
-    return Scaled(sum(fractions[1:], start=fractions[0]), largest)
-
-
-def largest_exponent(*numbers: Scaled) -> jax.Array:
-    """The largest exponent of those numbers that are not 0; 0 if all are."""
-    lowest = jnp.int32(-(2**20))
-    exponents = [jnp.where(x.is_zero, lowest, x.exponent) for x in numbers]
-    shape = jnp.broadcast_shapes(*(e.shape for e in exponents))
-    largest = jnp.broadcast_to(exponents[0], shape)
-    for exponent in exponents[1:]:
-        largest = jnp.maximum(largest, exponent)
-    return jnp.where(largest == lowest, 0, largest)
-
-
 def where(condition: jax.Array, x: Scaled | float | jax.Array, y: Scaled) -> Scaled:
     """``x`` where the condition holds, else ``y``."""
-    if not isinstance(x, Scaled):
-        x = scaled(x, y.fraction.dtype)
-    return Scaled(
-        jnp.where(condition, x.fraction, y.fraction),
-        jnp.where(condition, x.exponent, y.exponent),
-    )
+    x = x if isinstance(x, Scaled) else scaled(x, y.fraction.dtype)
+    return jax.tree.map(functools.partial(jnp.where, condition), x, y)
 
 
 def normalized(x: Scaled) -> Scaled:
@@ -132,10 +107,10 @@ class Factors(NamedTuple):
 def factors(ratio: Scaled, size: Scaled) -> Factors:
     """A ratio as two factors, for arrays whose norm is about the given size.
 
-    The ratio may leave the range of the dtype where a product with it does not. Here
-    the first factor, a power of two, brings elements to the geometric middle between 1
-    and the size of the result, and the second one on to the result: nothing on the way
-    leaves the range unless the result does.
+    The ratio may leave the range of the dtype where a product with it does not. The
+    first factor is a power of two. It brings elements to the geometric middle between 1
+    and the size of the result; the second factor brings them to the result. Nothing on
+    the way leaves the range unless the result does.
 
     Args:
         ratio: any finite numbers.

@@ -1,9 +1,8 @@
-r"""The spectral norm of a layer, and the steepest descent step in it.
+"""The spectral norm of a layer, and the steepest descent step in it.
 
-The spectral norm of a matrix is its largest singular value. Both it and the matrix with
-all singular values set to one come from products of matrices alone, which accelerators
-are good at, and from no decomposition. As with the Euclidean norm, nothing on the way
-overflows or underflows.
+The spectral norm of a matrix is its largest singular value. It and the polar factor
+come from matrix products alone, which accelerators are good at. As with the Euclidean
+norm, nothing on the way overflows or underflows.
 """
 
 import math
@@ -18,8 +17,8 @@ from lars.bits import magnitude, rescaled, scale_exponent
 from lars.norms import accumulation_dtype
 from lars.scaled import Scaled
 
-# Polar Express: quintics a σ + b σ³ + c σ⁵, each the best for the interval that the
-# ones before it map [0.001, 1] to.
+# Polar Express: quintics a σ + b σ³ + c σ⁵, each the best one for the interval to which
+# those before it map [0.001, 1].
 _QUINTICS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -29,20 +28,19 @@ _QUINTICS = (
     (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
 )
-# From there on Newton and Schulz's of order 3, whose fixed point is exactly 1.
+# Then that of Newton and Schulz, whose fixed point is exactly 1.
 _LAST_QUINTIC = (1.875, -1.25, 0.375)
-# Beyond its interval a quintic grows fast, and rounding to bfloat16 can lead there:
-# each is stretched to a longer interval. With less than 1.005 some matrices diverge.
+# A quintic grows fast beyond its interval, and rounding to bfloat16 can lead there.
+# Each is stretched to a longer one. With less than 1.005 some matrices diverge.
 _STRETCH = 1.02
 
 
 class Spectral(NamedTuple):
     r"""The spectral geometry: each layer is a matrix, measured by its spectral norm.
 
-    The steepest descent direction in a norm is the one of unit norm that decreases the
-    loss most. In the Euclidean norm that is :math:`d / \|d\|`; in the spectral norm it
-    is :math:`UV^\top` where :math:`d = U \Sigma V^\top` is the singular value
-    decomposition: all directions are taken equally far.
+    The direction of steepest descent is :math:`d / \|d\|` in the Euclidean norm, and in
+    the spectral norm :math:`UV^\top` of :math:`d = U \Sigma V^\top`, the singular value
+    decomposition: a step in which all singular values are equal.
 
     References:
         Bernstein and Newhouse, `Old Optimizer, New Norm: An Anthology
@@ -50,11 +48,11 @@ class Spectral(NamedTuple):
     """
 
     steps: int = 8
-    """Newton–Schulz steps that approximate :math:`UV^\top`, see `orthogonalize`."""
+    """Newton–Schulz steps for :math:`UV^\top`, see `orthogonalize`."""
 
     dtype: jax.typing.DTypeLike = jnp.float32
-    """Of the factors in the matrix products of these steps. bfloat16 is fast on
-    accelerators, and leaves singular values within about 0.01 of one."""
+    """Of the factors in their matrix products. bfloat16 is fast on accelerators, and
+    leaves singular values within about 0.01 of one."""
 
 
 def as_matrices(
@@ -62,15 +60,15 @@ def as_matrices(
     layer_axes: Sequence[int] = (),
     output_axes: Sequence[int] | None = None,
 ) -> jax.Array:
-    """The matrix, or the matrices, that an array of parameters stands for.
+    """The matrix of each layer of an array: inputs are rows and outputs columns.
 
-    Outputs become the columns, all other axes of a layer the rows. By default the last
-    axis counts outputs: a convolution kernel HWIO becomes a matrix (H·W·I, O). A vector
-    becomes one column, a scalar a matrix (1, 1).
+    All axes of a layer that do not count outputs become its rows: a convolution kernel
+    HWIO becomes a matrix (H·W·I, O). A vector becomes one column, a scalar a matrix
+    (1, 1).
 
     Args:
         x: array of any shape.
-        layer_axes: axes that count layers; the others are each layer's parameters.
+        layer_axes: axes that index layers.
         output_axes: axes that count outputs; None is the last of several.
 
     Returns:
@@ -88,17 +86,7 @@ def from_matrices(
     layer_axes: Sequence[int] = (),
     output_axes: Sequence[int] | None = None,
 ) -> jax.Array:
-    """The inverse of `as_matrices`.
-
-    Args:
-        matrices: array [*layers, rows, columns].
-        shape: of the array that became the matrices.
-        layer_axes: as they were given to `as_matrices`.
-        output_axes: likewise.
-
-    Returns:
-        Array of the given shape.
-    """
+    """The inverse of `as_matrices`: an array of the given shape."""
     layers, rows, columns = _grouped(len(shape), layer_axes, output_axes)
     order = [*layers, *rows, *columns]
     x = matrices.reshape([shape[axis] for axis in order])
@@ -116,13 +104,10 @@ def orthogonalize(
         \;\to\; UV^\top \quad\text{where } X = U \Sigma V^\top
 
     After 8 steps, singular values from 0.001 of the Frobenius norm on are within 1e-5
-    of one; each further step brings in those that are 1.9 times smaller. Singular
-    values of zero stay about zero, but rounding errors there grow with the steps too,
-    by 6,000 in the first 8. Fewer than 8 steps leave all singular values further from
-    one. A vector becomes ``x / ‖x‖`` whatever the number of steps.
-
-    The derivative is that of the iteration, which converges to that of the polar factor
-    where there is one.
+    of one; each further step brings in those that are 1.9 times smaller. With fewer
+    steps all are further from one. Singular values of zero stay about zero, but 8 steps
+    multiply rounding errors there by 6,000, and more steps by more. A vector becomes
+    ``x / ‖x‖`` whatever the number of steps. The derivative is that of the iteration.
 
     Args:
         x: float32 or float64 array [*batch, rows, columns]. Subnormal elements count.
@@ -131,16 +116,14 @@ def orthogonalize(
             is in the dtype of ``x``.
 
     Returns:
-        Array like ``x``. A zero matrix gives zero; a NaN element gives NaN in its whole
-        matrix and in no other.
+        Array like ``x``. A zero matrix gives zero; a NaN gives NaN in its whole matrix.
 
     References:
         Amsel, Persson, Musco and Gower, `The Polar Express: Optimal Matrix Sign Methods
         and Their Application to the Muon Algorithm <https://arxiv.org/abs/2505.16932>`_,
         2025 (the coefficients)
     """
-    x, _ = _rescale_each(x)
-    x = _unit(x, (-2, -1))
+    x = _unit(_rescale_each(x)[0], (-2, -1))
     if min(x.shape[-2:]) <= 1:
         return x
 
@@ -166,20 +149,18 @@ def spectral_norm(x: jax.Array, squarings: int = 18) -> jax.Array:
         \|X\| \approx \frac{\|Xv\|}{\|v\|},
         \qquad v = \text{the largest column of } (X^\top X)^{2^s}
 
-    The power is squared :math:`s` times. As the start is each unit vector in turn, none
-    can be unlucky: the result is too small by at most the fraction
-    :math:`\ln(n) / 2^{s+2}`, where :math:`n` is the number of rows or columns,
-    whichever is smaller, even where many singular values are about as large.
+    Each unit vector is a start, so that none can be unlucky. The result is too small by
+    at most the fraction :math:`\ln(n) / 2^{s+2}`, where n is the number of rows or of
+    columns, whichever is smaller.
 
     Args:
         x: float32 or float64 array [*batch, rows, columns], with the largest element
-            of each matrix near 1 (anything from 1e-7 to 1e7 will do). For other arrays
-            there is `scaled_spectral_norm`.
+            of each matrix from 1e-7 to 1e7. Else use `scaled_spectral_norm`.
         squarings: :math:`s`. By default the error is about that of float32.
 
     Returns:
-        Array [*batch], 0 for a zero matrix, not finite where an element is not. The
-        derivative is :math:`u v^\top`, and zero at zero.
+        Array [*batch]; not finite where an element is not. The derivative is
+        :math:`u v^\top`, and zero at zero.
     """
     x = x.mT if x.shape[-2] < x.shape[-1] else x
     if x.shape[-1] <= 1:
@@ -200,14 +181,7 @@ def spectral_norm(x: jax.Array, squarings: int = 18) -> jax.Array:
 
 
 def scaled_spectral_norm(x: jax.Array) -> Scaled:
-    """`spectral_norm` of matrices of any scale, with the exponents apart.
-
-    Args:
-        x: float32 or float64 array [*batch, rows, columns]. Subnormal elements count.
-
-    Returns:
-        Fraction and exponent, each an array [*batch].
-    """
+    """`spectral_norm` of matrices of any scale; subnormal elements count."""
     x, exponent = _rescale_each(x)
     return Scaled(spectral_norm(x), exponent)
 
@@ -215,18 +189,13 @@ def scaled_spectral_norm(x: jax.Array) -> Scaled:
 def _coefficients(steps: int) -> np.ndarray:
     """The steps' coefficients of σ, σ³ and σ⁵, shape [steps, 3]."""
     stretched = np.array(_QUINTICS) / _STRETCH ** np.array([1, 3, 5])
-    last = np.tile(_LAST_QUINTIC, (max(0, steps - len(_QUINTICS)), 1))
-    return np.concatenate([stretched[:steps], last])
+    return np.concatenate([stretched, np.tile(_LAST_QUINTIC, (steps, 1))])[:steps]
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
     """Matrix product in full precision, also where the hardware offers less."""
-    return jnp.matmul(
-        x,
-        y,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=accumulation_dtype(x.dtype),
-    )
+    highest, dtype = jax.lax.Precision.HIGHEST, accumulation_dtype(x.dtype)
+    return jnp.matmul(x, y, precision=highest, preferred_element_type=dtype)
 
 
 def _unit(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:

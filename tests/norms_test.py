@@ -14,6 +14,7 @@ from lars.sharded import ArrayAxes
 
 norm = jax.jit(l2_norm)
 gradient = jax.jit(jax.grad(l2_norm))
+jitted_unit = jax.jit(unit)
 
 SCALES = [1e-45, 1e-40, 1e-38, 1e-30, 1e-20, 1e-10, 1.0, 1e10, 1e19, 1e25, 1e36]
 
@@ -84,19 +85,19 @@ def test_float64_keeps_its_precision():
         for scale in (1e-300, 1.0, 1e300):
             x = jnp.asarray(elements(scale, 9, np.float64))
             exact = np.linalg.norm(np.asarray(x) / scale) * scale
-            np.testing.assert_allclose(jax.jit(l2_norm)(x), exact, rtol=1e-15)
-            assert l2_norm(x).dtype == jnp.float64
+            np.testing.assert_allclose(norm(x), exact, rtol=1e-15)
+            assert norm(x).dtype == jnp.float64
         # Elements about the root of the smallest number: some squares are flushed.
         x = jnp.asarray(elements(1e-154, 10_000, np.float64))
         exact = np.linalg.norm(np.asarray(x) * 1e154) * 1e-154
-        np.testing.assert_allclose(jax.jit(l2_norm)(x), exact, rtol=1e-14)
+        np.testing.assert_allclose(norm(x), exact, rtol=1e-14)
 
 
 def test_zeros_empty_scalars_and_what_is_not_finite():
-    assert norm(np.zeros((3, 2), np.float32)) == 0
     assert norm(np.zeros((0, 2), np.float32)) == 0
     assert norm(np.float32(-3.0)) == 3
-    assert norm(np.full(4, 3e38, np.float32)) == np.inf
+    assert norm(np.zeros(2, np.float32)) == 0
+    assert norm(np.full(2, 3e38, np.float32)) == np.inf
     assert norm(np.float32([np.inf, 1e38])) == np.inf
     assert np.isnan(norm(np.float32([np.nan, 1.0])))
     assert np.isnan(norm(np.float32([np.nan, 1e38])))
@@ -152,16 +153,16 @@ def random_powers(seed, shape, num, dtype=np.float32, spread=0):
     return x, k, np.ldexp(x, k.reshape(-1, *(1 for _ in shape)))
 
 
-@pytest.mark.parametrize("spread", [0, 40])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(), (1,), (37, 5), (4096,), (40, 300)])
-def test_a_power_of_two_changes_no_bit_of_the_norm(shape, dtype, spread):
+@pytest.mark.parametrize("shape", [(), (37, 5), (40, 300)])
+def test_a_power_of_two_changes_no_bit_of_the_norm(shape, dtype):
     num = 2000 if np.prod(shape) < 1000 else 200
-    x, k, scaled = random_powers(0, shape, num, dtype, spread)
     with jax.enable_x64(True):
         for many in (jax.vmap(l2_norm), lambda x: jax.lax.map(l2_norm, x)):
-            of_x, of_scaled = jax.jit(many)(x), jax.jit(many)(scaled)
-            np.testing.assert_array_equal(np.ldexp(of_x, k), of_scaled)
+            norms = jax.jit(many)
+            for spread in (0, 40):
+                x, k, scaled = random_powers(0, shape, num, dtype, spread)
+                np.testing.assert_array_equal(np.ldexp(norms(x), k), norms(scaled))
 
 
 def test_a_power_of_two_changes_no_bit_of_any_of_many_norms():
@@ -173,7 +174,7 @@ def test_a_power_of_two_changes_no_bit_of_any_of_many_norms():
         return scaled_l2_norms(arrays, [ArrayAxes(axes) for axes in layers])
 
     sizes = [6 if axes else 1 for axes in layers]
-    for seed in range(100):
+    for seed in range(30):
         x, k, scaled = zip(
             *(random_powers((seed, i), s, 1) for i, s in enumerate(shapes)), strict=True
         )
@@ -196,7 +197,7 @@ def test_a_power_of_two_changes_no_bit_of_any_of_many_norms():
 def test_a_power_of_two_changes_no_bit_where_the_array_is_computed_on_the_way(make):
     norm = jax.jit(lambda g, w: l2_norm(make(g, w)))
     rng = np.random.default_rng(0)
-    for k in range(-90, 91):
+    for k in range(-90, 91, 4):
         g, w = rng.standard_normal((2, 37, 5)).astype(np.float32)
         assert np.ldexp(norm(g, w), k) == norm(np.ldexp(g, k), np.ldexp(w, k))
 
@@ -205,7 +206,7 @@ def test_without_biases_powers_of_two_change_no_bit_of_the_loss():
     rng = np.random.default_rng(0)
     images = rng.standard_normal((64, 20)).astype(np.float32)
     labels = rng.integers(0, 10, 64)
-    shapes = [(20, 32), (32, 37), (37, 5), (5, 10)]
+    shapes = [(20, 37), (37, 5), (5, 10)]
     kernels = [rng.standard_normal(s) * np.sqrt(2 / s[0]) for s in shapes]
     optimizer = lars.lars(1.0, weight_decay=0.0)
 
@@ -231,7 +232,7 @@ def test_without_biases_powers_of_two_change_no_bit_of_the_loss():
     kernels = [k.astype(np.float32) for k in kernels]
     expected = losses(kernels, np.float32(1))
     assert expected[-1] < expected[0]
-    for exponents in ([20, -15, -12, 7], [-60, 30, 40, -50]):
+    for exponents in ([20, -15, -12], [-60, 30, -50]):
         scaled = [np.ldexp(k, e) for k, e in zip(kernels, exponents, strict=True)]
         undo = np.ldexp(np.float32(1), -sum(exponents))
         np.testing.assert_array_equal(losses(scaled, undo), expected)
@@ -244,7 +245,7 @@ def test_the_norm_of_complex_numbers(scale):
     exact = np.sqrt(np.sum(np.abs(z.astype(np.complex128)) ** 2))
     assert norm(z).dtype == jnp.float32
     assert_close(norm(z), exact)
-    parts, scaled = unit(jnp.asarray(z))
+    parts, scaled = jitted_unit(z)
     assert_close(np.ldexp(np.float64(scaled.fraction), scaled.exponent), exact)
     np.testing.assert_allclose(parts, z.astype(np.complex128) / exact, rtol=1e-5)
     # JAX's gradient of a real function is the conjugate of the steepest ascent.
@@ -256,13 +257,13 @@ def test_the_norm_of_complex_numbers(scale):
 def test_norms_of_complex_layers_and_of_double_precision():
     rng = np.random.default_rng(0)
     z = (rng.standard_normal((4, 3, 2)) + 1j * rng.standard_normal((4, 3, 2))) * 1e-30
-    norms = scaled_l2_norms([jnp.asarray(z, jnp.complex64)], [ArrayAxes((1,))])
+    norms = jax.jit(lambda z: scaled_l2_norms([z], [ArrayAxes((1,))]))(np.complex64(z))
     actual = np.ldexp(np.float64(norms.fraction), norms.exponent)
     np.testing.assert_allclose(actual, np.linalg.norm(z, axis=(0, 2)), rtol=1e-6)
     with jax.enable_x64(True):
-        assert l2_norm(z).dtype == jnp.float64
-        np.testing.assert_allclose(l2_norm(z), np.linalg.norm(z), rtol=1e-14)
-        of_product = jax.jvp(l2_norm, (z,), (1j * z,))[1]
-        np.testing.assert_allclose(of_product, 0, atol=1e-40)
-        of_size = jax.jvp(l2_norm, (z,), (z,))[1]
+        derivative = jax.jit(lambda z, dz: jax.jvp(l2_norm, (z,), (dz,)))
+        whole, of_size = derivative(z, z)
+        assert whole.dtype == jnp.float64
+        np.testing.assert_allclose(whole, np.linalg.norm(z), rtol=1e-14)
+        np.testing.assert_allclose(derivative(z, 1j * z)[1], 0, atol=1e-40)
         np.testing.assert_allclose(of_size, np.linalg.norm(z), rtol=1e-12)
