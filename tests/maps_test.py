@@ -1,4 +1,4 @@
-"""The plane: what float32 represents, what is rescued of it, and a few hard starts."""
+"""The rescue maps: which starts float32 represents, which are rescued, and rates."""
 
 import json
 from pathlib import Path
@@ -11,19 +11,22 @@ import pandas as pd
 import pytest
 
 import lars
+from configs.optimizers import ARMS
 from experiments import data as datasets, results
 from experiments.figures import settings_of
-from experiments.studies.rescue import coverage, settings as plane
+from experiments.studies.rescue import coverage
 from experiments.studies.rescue.cost import (
     cells as cost_cells,
     cost_table,
     measure as measure_cost,
     relative,
 )
+from experiments.studies.rescue.drawing import lines_over_scales
 from experiments.studies.rescue.follow import follow, observed, participation_rank
 from experiments.studies.rescue.grid import START, cells, runs_of
 from experiments.studies.rescue.items import SEARCHED
 from experiments.studies.rescue.mechanism import least_steps
+from experiments.studies.rescue.settings import SIZES
 from experiments.studies.rescue.starts import starts_of
 from experiments.studies.runs import Setting, results_of, setting_of_arm
 
@@ -118,21 +121,23 @@ def test_rates_are_chosen_on_validation_data_and_rescues_counted_on_test_data():
         assert not found["rescued"]
 
 
-def test_the_part_of_the_plane_that_is_rescued():
+def test_the_part_of_the_map_that_is_rescued():
     counts = coverage.summary(RUNS, STARTS, "sgd")
     ours, sgd = counts.loc["ours"], counts.loc["sgd"]
-    assert (ours["plane_best"], ours["plane_one"]) == (1, 0.75)
-    assert (ours["plane_best_lowest"], ours["plane_best_highest"]) == (0.75, 1)
-    assert ours["representable_one"] == 1
-    assert ours["representable_one_lowest"] == pytest.approx(2 / 3)
-    assert (sgd["plane_best"], sgd["representable_best"]) == (0.5, pytest.approx(2 / 3))
-    assert sgd["plane_best_lowest"] == 0.25  # a seed of 0.9 misses 0.95 of the median
+    assert (ours["all_best"], ours["all_one"]) == (1, 0.75)
+    assert (ours["all_best_lowest"], ours["all_best_highest"]) == (0.75, 1)
+    assert ours["represented_one"] == 1
+    assert ours["represented_one_lowest"] == pytest.approx(2 / 3)
+    assert (sgd["all_best"], sgd["represented_best"]) == (0.5, pytest.approx(2 / 3))
+    assert sgd["all_best_lowest"] == 0.25  # a seed of 0.9 misses 0.95 of the median
     assert (sgd["diverged_runs"], sgd["runs"]) == (3, 12)
 
 
 def test_coverage_for_people():
     counts = coverage.summary(RUNS, STARTS, "sgd")
-    table = coverage.coverage_table(counts, {"ours": "Ours", "sgd": "SGD"}, 4, 3)
+    table = coverage.coverage_table(
+        counts, {"ours": "Ours", "sgd": "SGD"}, coverage.represented(STARTS)
+    )
     assert table["optimizer"].tolist() == ["Ours", "SGD"]
     row = table.iloc[0].tolist()
     assert row[1:5] == [
@@ -188,8 +193,8 @@ def test_more_work_costs_more():
 @pytest.mark.parametrize("flag", ["is_finite", "has_gradient", "has_signal"])
 def test_a_start_is_represented_if_nothing_is_missing(flag):
     whole = STARTS.assign(is_finite=1)
-    assert coverage.representable(whole)["representable"].all()
-    assert not coverage.representable(whole.assign(**{flag: 0}))["representable"].any()
+    assert coverage.represented(whole)["represented"].all()
+    assert not coverage.represented(whole.assign(**{flag: 0}))["represented"].any()
 
 
 def test_the_most_useful_rates():
@@ -300,15 +305,46 @@ def test_the_least_steps_of_recovery():
 
 
 def test_rates_are_those_that_the_search_found():
-    folder = Path(__file__).parent.parent / "docs" / "plane" / "rescue_search"
+    folder = Path(__file__).parent.parent / "docs" / "rescue" / "rescue_search"
     table = results.read_table(folder / "rescue_search.csv")
     settings = json.loads((folder / "config.json").read_text())
     useful = coverage.most_useful_rates(
         runs_of(table, settings), settings["reference"], SEARCHED
     )
-    for group in (plane.PEERS, plane.OURS, plane.BESIDE):
-        for name, arm in group.items():
-            assert list(arm["learning_rates"]) == list(useful[name]), name
+    for name, arm in SIZES["rescue_map"]["optimizers"].items():
+        assert arm["learning_rates"] == useful[name], name
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_the_rate_of_a_single_run_is_the_best_from_a_good_start(name):
+    folder = Path(__file__).parent.parent / "docs" / "rescue" / "rescue_start_digits"
+    table = results.read_table(folder / "rescue_start_digits.csv")
+    settings = json.loads((folder / "config.json").read_text())
+    best = coverage.best_rate_per_cell(runs_of(table, settings), "sgd")
+    found = best[(best["optimizer"] == name) & (best["variant"] == "relu")]
+    assert found["learning_rate"].item() == ARMS[name]["learning_rate"]
+
+
+def test_the_small_map_shows_the_rates_and_what_is_rescued():
+    settings = {
+        **SIZES["rescue"],
+        "optimizers": {"sgd": {"label": "SGD", "initialization": "scaled"}},
+    }
+    table = RUNS[(RUNS["optimizer"] == "sgd") & (RUNS["variant"] == "relu")]
+    flags = STARTS[STARTS["variant"] == "relu"].assign(optimizer=START)
+    figure = lines_over_scales(pd.concat([table, flags]), settings)
+    panel = figure.axes[0]
+    assert panel.get_xscale() == "log"
+    assert "init_scale" in panel.get_xlabel()
+    assert panel.get_title().startswith("SGD\nrescues 33%")
+    figure.draw_without_rendering()
+
+
+def test_the_test_loss_is_that_of_rescued_starts():
+    losses = RUNS.assign(test_loss=np.where(RUNS["depth"] == 2, 0.5, 7.0))
+    counts = coverage.summary(losses, STARTS, "sgd")
+    assert counts["loss"]["sgd"] == 0.5  # deeper networks are not rescued
+    assert "loss" not in coverage.summary(RUNS, STARTS, "sgd")
 
 
 def test_what_is_followed_is_the_run(digits, monkeypatch):
@@ -356,9 +392,9 @@ def test_a_hard_start_is_rescued_by_the_recommended_setting_alone(
     activation, depth, scale
 ):
     cell = (activation, depth, scale)
-    assert accuracy(plane.OURS["polar_waking"], *cell) >= RESCUED
-    assert accuracy(plane.PEERS["sgd"], *cell) < RESCUED
-    assert accuracy(plane.PEERS["optax_lars"], *cell) < RESCUED
+    assert accuracy(SIZES["rescue_map"]["optimizers"]["polar_waking"], *cell) >= RESCUED
+    assert accuracy(SIZES["rescue_map"]["optimizers"]["sgd"], *cell) < RESCUED
+    assert accuracy(SIZES["rescue_map"]["optimizers"]["optax_lars"], *cell) < RESCUED
 
 
 def test_a_usual_start_does_not_shrink_to_nothing():
@@ -366,8 +402,10 @@ def test_a_usual_start_does_not_shrink_to_nothing():
 
     Outputs that tell no images apart are too large in every batch.
     """
-    sizes = plane.SIZES["rescue_map"]
+    sizes = SIZES["rescue_map"]
     model = {**sizes["variants"]["relu"]["model"], "depth": 4}
-    setting = setting_of_arm(sizes, model, plane.OURS["polar_waking"])
+    setting = setting_of_arm(
+        sizes, model, SIZES["rescue_map"]["optimizers"]["polar_waking"]
+    )
     runs = results_of(setting, [0.5], [0], 1.0)
     assert (runs["test_accuracy"] > 0.95).all()
