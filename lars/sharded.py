@@ -212,9 +212,8 @@ def _placed(x: jax.Array, group: Group) -> jax.Array:
         return x
     starts = [jnp.int32(0)]
     for axis in group.axes.layer_axes:
-        names = group.axes.mesh_axes(axis)
-        number = jax.lax.axis_index(names) if names else jnp.int32(0)
-        starts.append(number * group.shape[axis])
+        names, length = group.axes.mesh_axes(axis), group.shape[axis]
+        starts.append(jax.lax.axis_index(names) * length if names else jnp.int32(0))
     everywhere = jnp.zeros((x.shape[0], *shape), x.dtype)
     return jax.lax.dynamic_update_slice(everywhere, x, starts)
 
