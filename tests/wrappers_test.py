@@ -356,29 +356,24 @@ class Run:
             return ()
         return lars.trust_ratios(state), lars.skipped_steps(state)
 
-    def handled(self, way, folder=None):
-        """The last parameters and state, and the ratios that every state holds."""
+    def handled(self, way=None, folder=None, devices=1):
+        """The last parameters and state, and the ratios that every state holds.
+
+        Each state goes the way. The last steps are made on so many devices.
+        """
         params, told = copied(self.params), []
         state = self.optimizer.init(params) if way == "given away" else self.fresh
         state = state if way == "given away" else copied(state)
         for i, gradient in enumerate(self.gradients):
             params, state = self.step(params, state, gradient)
-            if i == 1 or way not in ONCE:
+            if way and (i == 1 or way not in ONCE):
                 state = WAYS[way](self, state, folder)
+            if i == 1 and devices > 1:
+                of_params = self.wrapper.start(shardings(devices)[0])
+                of_state = shardings_of_state(self, state, devices)
+                params, state = jax.device_put((params, state), (of_params, of_state))
             told.append(self.told(state))
-        return params, state, told
-
-    def elsewhere(self, number):
-        """As `handled`, with the last steps on other devices."""
-        params, state, told = copied(self.params), copied(self.fresh), []
-        of_params = self.wrapper.start(shardings(number)[0])
-        of_all = (of_params, shardings_of_state(self, state, number))
-        for i, gradient in enumerate(self.gradients):
-            if i == 2:
-                params, state = jax.device_put((params, state), of_all)
-            params, state = self.step(params, state, gradient)
-            told.append(self.told(state))
-        assert len(jax.tree.leaves(params)[0].sharding.device_set) == number
+        assert len(jax.tree.leaves(params)[0].sharding.device_set) == devices
         return params, state, told
 
 
@@ -579,7 +574,7 @@ DEVICES = {
 @pytest.mark.parametrize(("name", "inner"), CASES)
 def test_a_run_is_the_same_whatever_is_done_to_its_state(name, inner, tmp_path):
     run = Run(WRAPPERS[name], INNERS[inner])
-    expected = run.handled("copied")
+    expected = run.handled()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(expected[0]))
     if run.inner.has_lars:
         check_what_is_told(run, expected[-1])
@@ -592,7 +587,7 @@ def test_a_run_is_the_same_whatever_is_done_to_its_state(name, inner, tmp_path):
                 failed.append(f"{way}: {type(error).__name__}: {error}")
     assert not failed, "\n".join([f"{inner} in {name} is another run if", *failed])
     if (name, inner) in DEVICES:
-        params, _, told = run.elsewhere(DEVICES[name, inner])
+        params, _, told = run.handled(devices=DEVICES[name, inner])
         assert_close((params, told), (expected[0], expected[2]))
 
 
