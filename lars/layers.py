@@ -28,10 +28,10 @@ AxesRules = Sequence[tuple[Selection, Axes]]
 
 
 class LayerMap(NamedTuple):
-    """What the rules say about every parameter, in the order of the leaves.
+    """The results of the rules for every parameter, in the order of the leaves.
 
-    A parameter is made of slices: one, or one for each index along its layer axes. What
-    is known of slices is kept in vectors, in the order of the parameters.
+    A parameter is made of slices: one, or one for each index along its layer axes.
+    Numbers for slices, such as norms, lie in vectors in the order of the parameters.
     """
 
     treedef: Any
@@ -59,7 +59,7 @@ class LayerMap(NamedTuple):
 
 
 class LayerRules(NamedTuple):
-    """The arguments that say which parameters, and what is a layer."""
+    """The arguments that choose parameters and make layers of them."""
 
     layer: Layer = "parameter"
     trust_ratio_mask: Mask = True
@@ -140,7 +140,7 @@ def array_axes(
     output_axes: AxesRules = (),
     partition_specs: Any = None,
 ) -> list[ArrayAxes]:
-    """What the axes of every parameter are, in the order of the leaves.
+    """The meaning of the axes of every parameter, in the order of the leaves.
 
     The arguments are those of :func:`lars.lars`.
 

@@ -19,7 +19,7 @@ are reduced: starting a computation on one costs more than copying it."""
 
 
 class ArrayAxes(NamedTuple):
-    """What the axes of one array count, and which devices they are divided over.
+    """The meaning of the axes of one array, and the devices they are divided over.
 
     Inside `jax.shard_map` an array is the local part of a global one; elsewhere
     ``spec`` is None and XLA knows the sharding itself.
@@ -107,7 +107,7 @@ def is_global(x: jax.Array) -> bool:
 
 
 def as_varying_as(x: jax.Array, like: jax.Array) -> jax.Array:
-    """An array that is alike on all devices, where its type does not say so."""
+    """The array, equal on all devices, in a type that says so as that of like does."""
     axes = tuple(sorted(varying(jax.typeof(x)) - varying(jax.typeof(like))))
     return jax.lax.pmax(x, axes) if axes else x
 

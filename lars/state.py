@@ -1,4 +1,4 @@
-"""The state of LARS, and what can be read from it: ratios, and steps left out."""
+"""The state of LARS, and how to read ratios and skipped steps from it."""
 
 import functools
 import math
@@ -45,7 +45,7 @@ def marker(shape: Sequence[int]) -> Marker:
 
 
 def is_marker(x: Any) -> bool:
-    """Whether it is what stands for a parameter."""
+    """Whether it is a `marker`."""
     if type(x) is not tuple or len(x) != 1:
         return False
     content = x[0]
@@ -57,7 +57,7 @@ def is_marker(x: Any) -> bool:
 
 
 def shape_of(x: Marker) -> tuple[int, ...]:
-    """The lengths of the layer axes of what a marker stands for."""
+    """The lengths of the layer axes of a marker's parameter."""
     return tuple(int(n) for key in x[0] for n in key.split(","))
 
 
@@ -90,7 +90,7 @@ def check_state(o: Options, layers: LayerMap, state: Any, params: optax.Params) 
 
     Raises:
         TypeError: for the state of another optimizer.
-        ValueError: for one of other parameters or options, with what differs.
+        ValueError: for one of other parameters or options, with the difference.
     """
     if not isinstance(state, LarsState):
         raise TypeError(
@@ -226,7 +226,7 @@ def _tree_of(opt_state: optax.OptState, field: str, function: str) -> optax.Para
 
 
 def _merge(one: Any, other: Any) -> Any:
-    """Joins two trees of which each has what is masked in the other."""
+    """Joins two trees, each with the parameters that are masked in the other."""
     if isinstance(one, optax.MaskedNode):
         return other
     if isinstance(other, optax.MaskedNode):

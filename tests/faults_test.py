@@ -1,4 +1,4 @@
-"""A layer with what is not finite is left out of a step, and nothing else is."""
+"""A layer with infinities or NaN skips the step, and the others do not."""
 
 import functools
 

@@ -47,7 +47,7 @@ class Inner(NamedTuple):
     learning_rate: float
     has_lars: bool
     options: Mapping[str, Any] = NONE
-    static_args: tuple[str, ...] = ()  # what `optax.inject_hyperparams` must be told
+    static_args: tuple[str, ...] = ()  # for `optax.inject_hyperparams`
 
     def alone(self):
         """As it is, in no wrapper."""
@@ -59,7 +59,7 @@ class Inner(NamedTuple):
         return inject(self.of, self.static_args)(schedule, **self.options)
 
     def __call__(self):
-        """What wrappers take: traced once, whatever is around it."""
+        """For wrappers: traced once in all of them."""
         return _traced_once(self.of, self.learning_rate, tuple(self.options.items()))
 
 
@@ -334,7 +334,7 @@ QUICKLY = {
 
 
 class Run:
-    """Of one optimizer in one wrapper, by steps that take over what they are given."""
+    """Runs of one optimizer in one wrapper, by steps that use up their arguments."""
 
     def __init__(self, wrapper, inner):
         self.wrapper, self.inner = wrapper, inner
@@ -471,7 +471,7 @@ def free(state):
 
 @functools.cache
 def shardings(number):
-    """Of the parameters: rows of kernels over the devices, and what biases can be."""
+    """Of the parameters: kernels by rows, and a bias if its length allows it."""
     mesh = jax.make_mesh(
         (number,), ("d",), devices=jax.devices()[:number], axis_types=(AxisType.Auto,)
     )
@@ -800,7 +800,7 @@ def way_on(optimizer, params, state):
 
 
 def test_a_checkpoint_of_optax_goes_on_with_the_sign_of_its_momentum_changed():
-    """The buffer of `optax.lars` holds updates, that of LARS what they subtract."""
+    """The buffer of `optax.lars` holds updates, that of LARS holds their negatives."""
     schedule = optax.linear_schedule(1.0, 0.1, 5)
     theirs = optax.lars(schedule, 1e-3)
     ours = lars.presets.optax(schedule, 1e-3)
