@@ -28,10 +28,10 @@ AxesRules = Sequence[tuple[Selection, Axes]]
 
 
 class LayerMap(NamedTuple):
-    """What the rules say about every parameter, in the order of the leaves.
+    """The results of the rules for every parameter, in the order of the leaves.
 
-    A parameter is made of slices: one, or one for each index along its layer axes. What
-    is known of slices is kept in vectors, in the order of the parameters.
+    A parameter is made of slices: one, or one for each index along its layer axes.
+    Numbers for slices, such as norms, lie in vectors in the order of the parameters.
     """
 
     treedef: Any
@@ -59,7 +59,7 @@ class LayerMap(NamedTuple):
 
 
 class LayerRules(NamedTuple):
-    """The arguments that say which parameters, and what is a layer."""
+    """The arguments that choose parameters and make layers of them."""
 
     layer: Layer = "parameter"
     trust_ratio_mask: Mask = True
@@ -69,20 +69,18 @@ class LayerRules(NamedTuple):
     partition_specs: Any = None
 
     def check(self) -> "LayerRules":
-        """Refuses what no parameters could make right; else returns the rules.
+        """Refuses rules that are wrong for all parameters; else returns them.
 
         Raises:
-            ValueError: for a layer that is none of its kinds.
+            ValueError: for a layer of none of its kinds.
             TypeError: for axes that are not pairs of a selection and axes.
         """
-        if not (
-            callable(self.layer)
-            or (isinstance(self.layer, str) and self.layer in ("parameter", "module"))
-            or _is_sequence_of(self.layer, callable)
-        ):
+        layer = self.layer
+        is_named = isinstance(layer, str) and layer in ("parameter", "module")
+        if not (is_named or callable(layer) or _is_sequence_of(layer, callable)):
             raise ValueError(
                 "layer must be 'parameter', 'module', a function from a key path to a "
-                f"label, or a sequence of selections, got {self.layer!r}."
+                f"label, or a sequence of selections, got {layer!r}."
             )
         check_axes_rules("stacked", self.stacked)
         check_axes_rules("output_axes", self.output_axes)
@@ -93,32 +91,24 @@ class LayerRules(NamedTuple):
 
         Raises:
             ValueError: for an empty tree, a rule that matches nothing, layers at the
-                top of the tree that ``layer="module"`` would join, and whatever does
+                top of the tree that ``layer="module"`` would join, and rules that do
                 not fit the parameters.
             TypeError: for parameters that are not floating point or complex.
         """
         named, treedef = flatten_with_path(params)
-        key_paths = [path for path, _ in named]
+        paths = [path_string(path) for path, _ in named]
         leaves = [leaf for _, leaf in named]
-        paths = [path_string(path) for path in key_paths]
         check_leaves(params, paths, leaves)
         axes = array_axes(params, self.stacked, self.output_axes, self.partition_specs)
-        shapes = [
-            x.layer_shape(np.shape(leaf)) for x, leaf in zip(axes, leaves, strict=True)
-        ]
+        shapes = list(map(ArrayAxes.layer_shape, axes, map(np.shape, leaves)))
         is_adapted = flat_mask("trust_ratio_mask", self.trust_ratio_mask, params)
-        labels = [
-            label if adapted else ("excluded", path)
-            for label, adapted, path in zip(
-                self._labels(params, key_paths), is_adapted, paths, strict=True
-            )
-        ]
-        if isinstance(self.layer, str) and self.layer == "module":
-            ranks = [
-                np.ndim(leaf) - len(x.layer_axes)
-                for leaf, x in zip(leaves, axes, strict=True)
-            ]
-            _check_modules(key_paths, ranks, is_adapted)
+        labels = self._labels(params)
+        for i, path in enumerate(paths):
+            if not is_adapted[i]:
+                labels[i] = ("excluded", path)
+        if self.layer == "module":
+            ranks = [np.ndim(x) - len(y) for x, y in zip(leaves, shapes, strict=True)]
+            _check_modules(paths, labels, ranks)
         return LayerMap(
             treedef,
             paths,
@@ -129,13 +119,14 @@ class LayerRules(NamedTuple):
             *_members(labels, shapes, paths),
         )
 
-    def _labels(self, params: optax.Params, key_paths: list[KeyPath]) -> list[Hashable]:
-        rules = (self.layer,) if isinstance(self.layer, Selection) else self.layer
-        if isinstance(rules, str):
-            end = -1 if rules == "module" else None
-            return [path[:end] for path in key_paths]
+    def _labels(self, params: optax.Params) -> list[Hashable]:
+        """A label for every parameter. Parameters of one layer have the same label."""
+        key_paths = [path for path, _ in flatten_with_path(params)[0]]
+        rules = [self.layer] if isinstance(self.layer, Selection) else self.layer
         if callable(rules):
-            return [_label(rules, path) for path in key_paths]
+            return list(map(rules, key_paths))
+        if isinstance(rules, str):
+            return [path[:-1] if rules == "module" else path for path in key_paths]
         labels: list[Hashable] = list(key_paths)
         for number, rule in reversed(list(enumerate(rules))):
             for i, chosen in enumerate(flat_mask("layer", rule, params)):
@@ -149,25 +140,17 @@ def array_axes(
     output_axes: AxesRules = (),
     partition_specs: Any = None,
 ) -> list[ArrayAxes]:
-    """What the axes of every parameter are, in the order of the leaves.
+    """The meaning of the axes of every parameter, in the order of the leaves.
 
-    Args:
-        params: the parameters.
-        stacked: pairs of a selection and the axes that index layers.
-        output_axes: pairs of a selection and the axes that count outputs.
-        partition_specs: as for :func:`lars.lars`.
+    The arguments are those of :func:`lars.lars`.
 
     Raises:
         ValueError: for axes or specs that do not fit the parameters, and inside of
             `jax.shard_map` without specs.
     """
-    named, treedef = flatten_with_path(params)
-    specs = _specs(treedef, named, partition_specs)
+    specs = _specs(params, partition_specs)
     axes = selected_axes(params, stacked, output_axes)
-    return [
-        ArrayAxes(layers, outputs, spec)
-        for (layers, outputs), spec in zip(axes, specs, strict=True)
-    ]
+    return [ArrayAxes(*pair, spec) for pair, spec in zip(axes, specs, strict=True)]
 
 
 def selected_axes(
@@ -179,22 +162,20 @@ def selected_axes(
         ValueError: for axes that a parameter does not have, that are named twice, or
             that are both.
     """
+    layers = _chosen_axes("stacked", stacked, params)
+    outputs = _chosen_axes("output_axes", output_axes, params)
     named, _ = flatten_with_path(params)
-    paths = [path_string(path) for path, _ in named]
-    shapes = [np.shape(leaf) for _, leaf in named]
-    layers = _chosen_axes("stacked", stacked, params, paths, shapes)
-    outputs = _chosen_axes("output_axes", output_axes, params, paths, shapes)
-    for path, of_layers, of_outputs in zip(paths, layers, outputs, strict=True):
+    for (path, _), of_layers, of_outputs in zip(named, layers, outputs, strict=True):
         if set(of_layers or ()) & set(of_outputs or ()):
             raise ValueError(
-                f"output_axes gives {path!r} the axes {of_outputs}, of which some "
-                f"index layers: stacked gives it {of_layers}."
+                f"output_axes gives {path_string(path)!r} the axes {of_outputs}, of "
+                f"which some index layers: stacked gives it {of_layers}."
             )
     return [(x or (), y) for x, y in zip(layers, outputs, strict=True)]
 
 
 def check_axes_rules(name: str, rules: Any) -> None:
-    """Refuses what are not pairs of a selection and the numbers of axes.
+    """Refuses rules that are not pairs of a selection and the numbers of axes.
 
     Raises:
         TypeError: with the argument's name and its value.
@@ -205,10 +186,9 @@ def check_axes_rules(name: str, rules: Any) -> None:
             f"lars.select) and its value, got {rules!r}."
         )
     for rule, axes in rules:
-        numbers = axes if isinstance(axes, tuple) else (axes,)
-        if any(type(axis) is not int for axis in numbers) or (
-            not numbers and name == "stacked"
-        ):
+        numbers = _as_tuple(axes)
+        lacks_axes = name == "stacked" and not numbers
+        if lacks_axes or any(type(axis) is not int for axis in numbers):
             raise TypeError(
                 f"{name}: {rule!r} must have the number of an axis, or a tuple of "
                 f"several, got {axes!r}."
@@ -216,41 +196,43 @@ def check_axes_rules(name: str, rules: Any) -> None:
 
 
 def _chosen_axes(
-    name: str,
-    rules: AxesRules,
-    params: optax.Params,
-    paths: list[str],
-    shapes: list[tuple[int, ...]],
+    name: str, rules: AxesRules, params: optax.Params
 ) -> list[tuple[int, ...] | None]:
     """The axes that the first of the rules gives to each parameter; None without."""
-    axes: list[tuple[int, ...] | None] = [None] * len(paths)
+    named, _ = flatten_with_path(params)
+    axes: list[tuple[int, ...] | None] = [None] * len(named)
     for rule, given in reversed(rules):
-        numbers = given if isinstance(given, tuple) else (given,)
+        numbers = _as_tuple(given)
         for i, chosen in enumerate(flat_mask(name, rule, params)):
             if not chosen:
                 continue
-            rank = len(shapes[i])
+            path, shape = path_string(named[i][0]), np.shape(named[i][1])
+            rank = len(shape)
             if any(not -rank <= n < rank for n in numbers):
                 raise ValueError(
-                    f"{name}: {rule!r} gives axes {given!r} to {paths[i]!r}, whose "
-                    f"shape is {shapes[i]}."
+                    f"{name}: {rule!r} gives axes {given!r} to {path!r}, whose shape "
+                    f"is {shape}."
                 )
             axes[i] = positive = tuple(n % rank for n in numbers)
             if len(set(positive)) < len(positive):
                 raise ValueError(
-                    f"{name}: {rule!r} names an axis of {paths[i]!r} twice in "
-                    f"{given!r}."
+                    f"{name}: {rule!r} names an axis of {path!r} twice in {given!r}."
                 )
     return axes
 
 
-def _specs(
-    treedef: Any, named: Sequence[tuple[KeyPath, Any]], partition_specs: Any
-) -> list[Any]:
+def _specs(params: optax.Params, partition_specs: Any) -> list[Any]:
     """The partition spec of every parameter; None without."""
+    named, treedef = flatten_with_path(params)
     if partition_specs is None:
         for path, leaf in named:
-            _check_is_global(path, leaf)
+            # The norms of a local part would be wrong, and nothing would show it.
+            if isinstance(leaf, jax.Array) and not is_global(leaf):
+                raise ValueError(
+                    f"{path_string(path)!r} may be the local part of an array, inside "
+                    "jax.shard_map: give partition_specs, the PartitionSpec of each "
+                    "parameter; PartitionSpec() says that every device has all of it."
+                )
         return [None] * len(named)
 
     def is_spec(x: Any) -> bool:
@@ -281,35 +263,28 @@ def _specs(
     return specs
 
 
-def _check_is_global(path: KeyPath, leaf: Any) -> None:
-    """Refuses what may be a local part: its norms would be silently wrong."""
-    if isinstance(leaf, jax.Array) and not is_global(leaf):
-        raise ValueError(
-            f"{path_string(path)!r} may be the local part of an array, inside "
-            "jax.shard_map: give partition_specs, the PartitionSpec of each parameter; "
-            "PartitionSpec() says that every device has all of it."
-        )
-
-
 def check_leaves(params: optax.Params, paths: list[str], leaves: list[Any]) -> None:
-    """Refuses parameters that no step can be made of.
+    """Refuses parameters that no optimizer can step.
 
     Raises:
         ValueError: for a tree of nothing but containers.
         TypeError: for an array that is neither floating point nor complex.
     """
-    if not leaves and _is_empty(params):
+
+    def is_content(x: Any) -> bool:
+        return hasattr(x, "_fields") or not isinstance(x, (dict, list, tuple))
+
+    # `optax.MaskedNode` has no leaves, but stands for parameters.
+    if not leaves and not jax.tree.leaves(params, is_leaf=is_content):
         raise ValueError(
             f"params is an empty tree, {params!r}: there is nothing to optimize."
         )
     for path, leaf in zip(paths, leaves, strict=True):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(
-                "LARS needs floating-point gradients and parameters, got "
-                f"{dtype} at {path!r}: leave it to another optimizer with "
-                "optax.masked or optax.partition."
-            )
+        _check_inexact(
+            leaf,
+            f"at {path!r}: leave it to another optimizer with optax.masked or "
+            "optax.partition",
+        )
 
 
 def check_alike(updates: optax.Updates, params: optax.Params) -> None:
@@ -334,26 +309,20 @@ def check_alike(updates: optax.Updates, params: optax.Params) -> None:
                 f"the gradient of {path!r} has shape {np.shape(gradient)}, the "
                 f"parameter {np.shape(param)}."
             )
-        dtype = jnp.result_type(gradient)
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(
-                "LARS needs floating-point gradients and parameters, got "
-                f"{dtype} for the gradient of {path!r}."
-            )
+        _check_inexact(gradient, f"for the gradient of {path!r}")
         if jnp.iscomplexobj(gradient) and not jnp.iscomplexobj(param):
             raise TypeError(
-                f"the gradient of {path!r} is complex, {dtype}, and the parameter "
-                f"{jnp.result_type(param)}: take the real part first."
+                f"the gradient of {path!r} is complex, {jnp.result_type(gradient)}, "
+                f"and the parameter {jnp.result_type(param)}: take the real part first."
             )
 
 
-def _is_empty(tree: Any) -> bool:
-    """Whether there is nothing but containers, not even what stands for masked ones."""
-
-    def is_content(x: Any) -> bool:
-        return hasattr(x, "_fields") or not isinstance(x, (dict, list, tuple))
-
-    return not jax.tree.leaves(tree, is_leaf=is_content)
+def _check_inexact(x: Any, place: str) -> None:
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"LARS needs floating-point gradients and parameters, got {dtype} {place}."
+        )
 
 
 def _members(
@@ -362,42 +331,46 @@ def _members(
     paths: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which slices each layer is made of, and which layer each slice belongs to."""
-    sizes = [math.prod(shape) for shape in shapes]
-    starts, total = [0, *np.cumsum(sizes).tolist()], sum(sizes)
     sharing: dict[Hashable, list[int]] = {}
     for i, label in enumerate(labels):
-        sharing.setdefault(label, []).append(i)
-    layers: list[list[int]] = []
-    layer_of = np.zeros(total, np.int32)
-    for parameters in sharing.values():
-        first = parameters[0]
-        for i in parameters:
+        try:
+            sharing.setdefault(label, []).append(i)
+        except TypeError as error:
+            raise TypeError(
+                f"layer: the label of {paths[i]!r} must be hashable, such as a string "
+                f"or a tuple, got {label!r}."
+            ) from error
+    for first, *others in sharing.values():
+        for i in others:
             if shapes[i] != shapes[first]:
                 raise ValueError(
                     f"{paths[first]!r} and {paths[i]!r} share a ratio, but are stacked "
                     f"differently: {shapes[first]} and {shapes[i]}. Give both the same "
                     "layer axes in stacked."
                 )
-        for offset in range(sizes[first]):
-            slices = [starts[i] + offset for i in parameters]
-            layer_of[slices] = len(layers)
-            layers.append(slices)
+    ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=int)
+    total = int(ends[-1]) if len(ends) else 0
+    slices_of = np.split(np.arange(total), ends[:-1])
+    layers = [
+        list(slices)
+        for parameters in sharing.values()
+        for slices in zip(*(slices_of[i] for i in parameters), strict=True)
+    ]
     most = max(map(len, layers), default=1)
     members = np.full((len(layers), most), total, np.int32)
-    for i, slices in enumerate(layers):
-        members[i, : len(slices)] = slices
+    layer_of = np.zeros(total, np.int32)
+    for number, slices in enumerate(layers):
+        members[number, : len(slices)] = slices
+        layer_of[slices] = number
     return members, layer_of
 
 
 def _check_modules(
-    key_paths: Sequence[KeyPath], ranks: Sequence[int], is_adapted: Sequence[bool]
+    paths: Sequence[str], labels: Sequence[Hashable], ranks: Sequence[int]
 ) -> None:
     """Refuses to take the kernels of a tree that is not nested for one module."""
-    joined = [
-        repr(path_string(path))
-        for path, rank, adapted in zip(key_paths, ranks, is_adapted, strict=True)
-        if adapted and len(path) == 1 and rank > 1
-    ]
+    named = zip(map(repr, paths), labels, ranks, strict=True)
+    joined = [path for path, label, rank in named if label == () and rank > 1]
     if len(joined) > 1:
         raise ValueError(
             f"layer='module' would give one ratio to {listed(joined)}, which lie at "
@@ -407,16 +380,8 @@ def _check_modules(
         )
 
 
-def _label(label_of: Callable[[KeyPath], Hashable], path: KeyPath) -> Hashable:
-    label = label_of(path)
-    try:
-        hash(label)
-    except TypeError as error:
-        raise TypeError(
-            f"layer: the label of {path_string(path)!r} must be hashable, such as a "
-            f"string or a tuple, got {label!r}."
-        ) from error
-    return label
+def _as_tuple(axes: Axes) -> tuple[int, ...]:
+    return axes if isinstance(axes, tuple) else (axes,)
 
 
 def _is_sequence_of(x: Any, holds: Callable[[Any], bool]) -> bool:

@@ -4,6 +4,7 @@ A network has thousands of arrays and a ratio for each. As vectors, the arithmet
 ratios is a few operations for all of them.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,26 +32,23 @@ def norms(
     layers: LayerMap,
     dtype: Any,
 ) -> list[Scaled]:
-    """The Euclidean norms of the slices of arrays.
+    """The Euclidean norms of the slices of arrays, for several trees of them at once.
 
-    Of several sets of arrays like the parameters together, which asks only once whether
-    the ordinary sums of squares will do.
+    All trees together ask only once whether the ordinary sums of squares will do.
 
     Args:
-        of: pairs of arrays, and whether the norms of each are needed.
+        of: pairs of the arrays of a tree, and whether the norms of each are needed.
         layers: what is a slice.
         dtype: of the norms.
 
     Returns:
-        For each set a vector over slices, with 1 where the norm is not needed.
+        For each tree a vector over slices, with 1 where the norm is not needed.
     """
-    chosen = [
-        (x, axes)
-        for arrays, needed in of
-        for x, axes, wanted in zip(arrays, layers.axes, needed, strict=True)
-        if wanted
-    ]
-    all_norms = scaled_l2_norms([x for x, _ in chosen], [axes for _, axes in chosen])
+    chosen, chosen_axes = [], []
+    for arrays, needed in of:
+        chosen += itertools.compress(arrays, needed)
+        chosen_axes += itertools.compress(layers.axes, needed)
+    all_norms = scaled_l2_norms(chosen, chosen_axes)
     found, start = [], 0
     for _, needed in of:
         end = start + int(layers.repeat(needed).sum())
@@ -63,15 +61,15 @@ def norms(
 def spectral_norms(arrays: Sequence[jax.Array], layers: LayerMap, dtype: Any) -> Scaled:
     """The largest singular values of the slices that are adapted; 1 for others."""
     fractions, exponents = [jnp.zeros(0, dtype)], [jnp.zeros(0, jnp.int32)]
-    for x, axes, adapted in zip(arrays, layers.axes, layers.is_adapted, strict=True):
-        if adapted:
-            norm = scaled_spectral_norm(_matrices(axes.whole(x), axes))
-            fraction = of_all_layers(norm.fraction, axes, x.shape)
-            # Above zero, which stands for the layers of other devices.
-            offset = 2**20
-            exponent = of_all_layers(norm.exponent + offset, axes, x.shape) - offset
-            fractions.append(jnp.ravel(fraction).astype(dtype))
-            exponents.append(jnp.ravel(exponent))
+    pairs = zip(arrays, layers.axes, strict=True)
+    for x, axes in itertools.compress(pairs, layers.is_adapted):
+        norm = scaled_spectral_norm(_matrices(axes.whole(x), axes))
+        fraction = of_all_layers(norm.fraction, axes, x.shape)
+        # Above zero, which stands for the layers of other devices.
+        offset = 2**20
+        exponent = of_all_layers(norm.exponent + offset, axes, x.shape) - offset
+        fractions.append(jnp.ravel(fraction).astype(dtype))
+        exponents.append(jnp.ravel(exponent))
     found = Scaled(jnp.concatenate(fractions), jnp.concatenate(exponents))
     return _filled(found, layers.is_adapted, layers, dtype)
 
@@ -117,10 +115,7 @@ def for_parameters(layers: LayerMap, by: Factors) -> list[Factors]:
 
 
 def multiplied(x: jax.Array, by: Factors, axes: ArrayAxes) -> jax.Array:
-    """The array times the factors of its slices.
-
-    Not times the product of the two: that may leave the range where this does not.
-    """
+    """The array times the factors of its slices, whose product may leave the range."""
     for number in by:
         x = times(spread(number, axes, x.shape), x)
     return x
@@ -135,23 +130,22 @@ def times(number: Any, x: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def computed_first(count: jax.Array, vectors: Any) -> Any:
-    """The vectors as they are, computed once, before what takes single elements.
+    """The vectors as they are, but computed once, before their elements are used.
 
-    Otherwise XLA computes them for all layers in the kernel of every parameter, which
-    with thousands of parameters takes minutes to compile. It drops
-    `jax.lax.optimization_barrier` before it fuses, but it does not look through a loop,
-    not even through this one, which never iterates: no count is negative.
+    XLA would compute them for all layers again in the kernel of every parameter: for
+    thousands of parameters it would compile for minutes. It drops
+    `jax.lax.optimization_barrier` before it fuses, but keeps a loop. This loop never
+    iterates, because no count is negative.
     """
 
     def other(x: jax.Array) -> jax.Array:
         return ~x if x.dtype == jnp.bool else -x
 
-    _, vectors = jax.lax.while_loop(
+    return jax.lax.while_loop(
         lambda carry: carry[0] < 0,
         lambda carry: (carry[0] + 1, jax.tree.map(other, carry[1])),
         (jnp.asarray(count), vectors),
-    )
-    return vectors
+    )[1]
 
 
 @computed_first.defjvp

@@ -1,6 +1,7 @@
 """Rules that say which parameters are meant: by path, by rank, or by any test."""
 
 import collections
+import operator
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -33,26 +34,24 @@ class Selection:
 
     def __invert__(self) -> "Selection":
         return Selection(
-            lambda params: jax.tree.map(lambda chosen: not chosen, self(params)),
-            f"~{self!r}",
+            lambda params: jax.tree.map(operator.not_, self(params)), f"~{self!r}"
         )
 
     def __and__(self, other: "Selection") -> "Selection":
-        _check_operand("&", other)
-        return Selection(
-            lambda params: jax.tree.map(
-                lambda a, b: a and b, self(params), other(params)
-            ),
-            f"({self!r} & {other!r})",
-        )
+        return self._composed("&", operator.and_, other)
 
     def __or__(self, other: "Selection") -> "Selection":
-        _check_operand("|", other)
+        return self._composed("|", operator.or_, other)
+
+    def _composed(self, sign: str, operation: Any, other: "Selection") -> "Selection":
+        if not isinstance(other, Selection):
+            raise TypeError(
+                f"a selection composes with {sign} and another selection (see "
+                f"lars.select), got {other!r}."
+            )
         return Selection(
-            lambda params: jax.tree.map(
-                lambda a, b: a or b, self(params), other(params)
-            ),
-            f"({self!r} | {other!r})",
+            lambda params: jax.tree.map(operation, self(params), other(params)),
+            f"({self!r} {sign} {other!r})",
         )
 
     def __bool__(self) -> bool:
@@ -63,14 +62,6 @@ class Selection:
 
     def __repr__(self) -> str:
         return self._description
-
-
-def _check_operand(operator: str, other: Any) -> None:
-    if not isinstance(other, Selection):
-        raise TypeError(
-            f"a selection composes with {operator} and another selection (see "
-            f"lars.select), got {other!r}."
-        )
 
 
 def select(
@@ -86,8 +77,8 @@ def select(
         path: regular expression, searched for in the parameter's path, whose keys are
             joined by slashes: ``"encoder/layer_0/kernel"``.
         rank: the number of axes, or a collection of such numbers.
-        test: function of the path and the array that returns whether it is meant. It
-            sees shapes and dtypes; inside `jax.jit` there are no values.
+        test: function of the path and the array that returns whether it is meant.
+            Inside `jax.jit` it sees shapes and dtypes, but no values.
         required: whether it is an error that nothing is selected.
 
     Returns:
@@ -125,7 +116,7 @@ def select(
         conditions.append(lambda name, _: expression.search(name) is not None)
         words.append(f"path={path!r}")
     if rank is not None:
-        ranks = set(rank) if isinstance(rank, Collection) else {rank}
+        ranks = set(rank if isinstance(rank, Collection) else [rank])
         if not ranks or not all(type(r) is int and r >= 0 for r in ranks):
             raise TypeError(f"rank must be a number of axes, or several, got {rank!r}.")
         conditions.append(lambda _, leaf: np.ndim(leaf) in ranks)
@@ -141,19 +132,19 @@ def select(
 
     def mask(params: optax.Params) -> Any:
         named, treedef = flatten_with_path(params)
+        names = [path_string(key_path) for key_path, _ in named]
         chosen = [
-            all(holds(path_string(key_path), leaf) for holds in conditions)
-            for key_path, leaf in named
+            all(holds(name, leaf) for holds in conditions)
+            for name, (_, leaf) in zip(names, named, strict=True)
         ]
-        if required and named and not any(chosen):
-            if [key_path for key_path, _ in named] == [()]:
+        if required and names and not any(chosen):
+            if named[0][0] == ():
                 raise ValueError(
                     f"{description} does not select what it was given: a single array "
                     "without a path, not a tree of parameters. Inside "
                     "optax.inject_hyperparams, functions and rules must be among its "
                     "static_args; elsewhere mend the rule, or give required=False."
                 )
-            names = [path_string(key_path) for key_path, _ in named]
             raise ValueError(
                 f"{description} selects none of the {len(names)} parameters: "
                 f"{listed(names)}. Mend the rule, or give required=False."
@@ -166,11 +157,10 @@ def select(
 def flatten_with_path(
     params: optax.Params,
 ) -> tuple[list[tuple[tuple[Any, ...], Any]], Any]:
-    """As `jax.tree_util.tree_flatten_with_path`, through the boxes of frameworks.
+    """As `jax.tree_util.tree_flatten_with_path`, with boxes left out of the paths.
 
     `flax.nnx` and partitioned Flax parameters keep each array in a box, as its only
-    attribute ``value``, and hand over the arrays now with and now without their boxes.
-    The path of an array is that of its box.
+    attribute ``value``. The same parameters come with and without their boxes.
     """
     named, treedef = jax.tree_util.tree_flatten_with_path(params)
     parents = collections.Counter(path[:-1] for path, _ in named)
@@ -196,11 +186,6 @@ def listed(names: Sequence[str]) -> str:
 def flat_mask(name: str, mask: Mask, tree: optax.Params) -> list[bool]:
     """The mask's value for every leaf of the tree.
 
-    Args:
-        name: the argument that the mask was given as, for messages.
-        mask: a mask of any kind.
-        tree: the parameters.
-
     Raises:
         TypeError: if the mask holds something else than True and False.
         ValueError: if it does not match the tree.
@@ -208,8 +193,7 @@ def flat_mask(name: str, mask: Mask, tree: optax.Params) -> list[bool]:
     # A tree of booleans may be callable itself: an Equinox module is.
     if callable(mask) and all(map(callable, jax.tree.leaves(mask))):
         mask = mask(tree)
-    if mask is None:
-        mask = True
+    mask = True if mask is None else mask
     for leaf in jax.tree.leaves(mask):
         if not isinstance(leaf, (bool, np.bool_)):
             raise TypeError(
@@ -217,9 +201,7 @@ def flat_mask(name: str, mask: Mask, tree: optax.Params) -> list[bool]:
                 "lars.select makes masks of paths and ranks."
             )
     try:
-        return [
-            bool(chosen) for chosen in jax.tree.leaves(jax.tree.broadcast(mask, tree))
-        ]
+        return list(map(bool, jax.tree.leaves(jax.tree.broadcast(mask, tree))))
     except ValueError as error:
         raise ValueError(
             f"{name} does not match the parameters: it is neither a tree like theirs "

@@ -1,8 +1,8 @@
 """How arrays are made of layers, and how they lie on the devices.
 
 An array may hold many layers, along axes that count them. It may also be divided over
-devices, along any axes. What is found of the layers here, such as their norms, every
-device has of all of them.
+devices, along any axes. Every device computes the same values of all layers, such as
+their norms.
 """
 
 import math
@@ -19,7 +19,7 @@ are reduced: starting a computation on one costs more than copying it."""
 
 
 class ArrayAxes(NamedTuple):
-    """What the axes of one array count, and which devices they are divided over.
+    """The meaning of the axes of one array, and the devices they are divided over.
 
     Inside `jax.shard_map` an array is the local part of a global one; elsewhere
     ``spec`` is None and XLA knows the sharding itself.
@@ -38,14 +38,13 @@ class ArrayAxes(NamedTuple):
 
     def all_mesh_axes(self) -> tuple[str, ...]:
         """The names of all mesh axes that the array is divided over."""
-        axes = () if self.spec is None else range(len(self.spec))
+        axes = range(len(self.spec or ()))
         return tuple(name for axis in axes for name in self.mesh_axes(axis))
 
     def layer_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The global lengths of the layer axes, from the shape of the local part."""
-        return tuple(
-            shape[axis] * _mesh_size(self.mesh_axes(axis)) for axis in self.layer_axes
-        )
+        whole = self.whole_shape(shape)
+        return tuple(whole[axis] for axis in self.layer_axes)
 
     def whole_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The global shape, from that of the local part."""
@@ -68,47 +67,48 @@ class ArrayAxes(NamedTuple):
         if _is_explicit(like):
             return jax.sharding.reshard(x, jax.typeof(like).sharding.spec)
         for axis in range(x.ndim):
-            names = self.mesh_axes(axis)
-            if names and axis not in self.layer_axes:
-                start = jax.lax.axis_index(names) * like.shape[axis]
-                x = jax.lax.dynamic_slice_in_dim(x, start, like.shape[axis], axis)
+            if axis not in self.layer_axes:
+                x = self._own(x, axis, like.shape[axis], axis)
         return x
 
     def local(self, x: jax.Array, shape: Sequence[int]) -> jax.Array:
         """Of values for all layers, those of the local part, of the given shape."""
         for position, axis in enumerate(self.layer_axes):
-            names = self.mesh_axes(axis)
-            if names:
-                start = jax.lax.axis_index(names) * shape[axis]
-                x = jax.lax.dynamic_slice_in_dim(x, start, shape[axis], position)
+            x = self._own(x, axis, shape[axis], position)
         return x
 
+    def _own(self, x: jax.Array, axis: int, length: int, position: int) -> jax.Array:
+        """The device's piece of x, where the array's axis is at the given position."""
+        names = self.mesh_axes(axis)
+        if not names:
+            return x
+        start = jax.lax.axis_index(names) * length
+        return jax.lax.dynamic_slice_in_dim(x, start, length, position)
+
     def expanded(self, x: jax.Array, shape: Sequence[int]) -> jax.Array:
-        """Values of the local layers, with an axis of length 1 for each that is none.
+        """Values of the local layers, with length 1 along every other axis.
 
         Layer axes may be given in any order; those of the result are in the array's.
         """
-        x = jnp.transpose(x, tuple(map(int, np.argsort(self.layer_axes))))
-        return jnp.expand_dims(
-            x, [axis for axis in range(len(shape)) if axis not in self.layer_axes]
-        )
+        axes = self.layer_axes
+        x = jnp.transpose(x, [axes.index(axis) for axis in sorted(axes)])
+        return jnp.expand_dims(x, [i for i in range(len(shape)) if i not in axes])
 
 
 def is_global(x: jax.Array) -> bool:
     """Whether an array is known not to be one of several parts inside `jax.shard_map`.
 
-    With ``check_vma=False`` that is known of none: nothing says there whether an array
-    differs between devices, not even of the number of the device itself.
+    With ``check_vma=False`` that is known of none: not even the number of a device is
+    then said to differ between devices.
     """
     manual = jax.sharding.get_abstract_mesh().manual_axes
-    if not all(_varying(jax.lax.axis_index(name)) for name in manual):
-        return False
-    return not _varying(x)
+    types = [jax.typeof(jax.lax.axis_index(name)) for name in manual]
+    return all(map(varying, types)) and not varying(jax.typeof(x))
 
 
 def as_varying_as(x: jax.Array, like: jax.Array) -> jax.Array:
-    """An array that is alike on all devices, where its type does not say so."""
-    axes = tuple(sorted(_varying(x) - _varying(like)))
+    """The array, equal on all devices, in a type that says so as that of like does."""
+    axes = tuple(sorted(varying(jax.typeof(x)) - varying(jax.typeof(like))))
     return jax.lax.pmax(x, axes) if axes else x
 
 
@@ -120,20 +120,15 @@ def varying(of_type: Any) -> frozenset[str]:
     return frozenset(axes or ())
 
 
-def _varying(x: jax.Array) -> frozenset[str]:
-    return varying(jax.typeof(x))
-
-
 def spread(x: jax.Array, axes: ArrayAxes, shape: Sequence[int]) -> jax.Array:
     """Values of all layers, as an array that broadcasts against the local part."""
     return axes.expanded(axes.local(x, shape), shape) if axes.layer_axes else x
 
 
-def of_all_layers(
-    x: jax.Array, axes: ArrayAxes, shape: Sequence[int], collective: Any = jax.lax.pmax
-) -> jax.Array:
-    """Values of the local layers of an array, as values of all layers everywhere."""
-    return over_devices(collective, [x[None]], [Group((0,), axes, tuple(shape))])[0][0]
+def of_all_layers(x: jax.Array, axes: ArrayAxes, shape: Sequence[int]) -> jax.Array:
+    """Values of the local layers, not negative, as those of all layers everywhere."""
+    group = Group((0,), axes, tuple(shape))
+    return over_devices(jax.lax.pmax, [x[None]], [group])[0][0]
 
 
 class Group(NamedTuple):
@@ -145,20 +140,15 @@ class Group(NamedTuple):
 
     def layer_size(self) -> int:
         """The number of elements of one layer, on all devices."""
-        return math.prod(
-            length * _mesh_size(self.axes.mesh_axes(axis))
-            for axis, length in enumerate(self.shape)
-            if axis not in self.axes.layer_axes
-        )
+        lengths = enumerate(self.axes.whole_shape(self.shape))
+        return math.prod(n for axis, n in lengths if axis not in self.axes.layer_axes)
 
     def reduce(self, operation: Any, x: jax.Array) -> jax.Array:
         """Over all but the layers, whose axes come out in the order they are given."""
         axes = self.axes.layer_axes
         others = tuple(1 + axis for axis in range(x.ndim - 1) if axis not in axes)
-        ranks = np.argsort(np.argsort(axes)) if axes else []
-        return jnp.transpose(
-            operation(x, axis=others), (0, *(1 + int(rank) for rank in ranks))
-        )
+        order = [1 + sorted(axes).index(axis) for axis in axes]
+        return jnp.transpose(operation(x, axis=others), (0, *order))
 
     def local(self, x: jax.Array) -> jax.Array:
         """Of values for all layers, those of the local parts."""
@@ -175,25 +165,18 @@ def groups_of(arrays: Sequence[jax.Array], axes: Sequence[ArrayAxes]) -> list[Gr
     for i, (x, of_x) in enumerate(zip(arrays, axes, strict=True)):
         alike = (x.shape, x.dtype, of_x, jax.typeof(x).sharding)
         groups.setdefault(alike if x.size <= SMALL else i, []).append(i)
-    return [
-        Group(tuple(members), axes[members[0]], arrays[members[0]].shape)
-        for members in groups.values()
-    ]
+    return [Group(tuple(g), axes[g[0]], arrays[g[0]].shape) for g in groups.values()]
 
 
 def in_order(values: Sequence[jax.Array], groups: Sequence[Group]) -> jax.Array:
     """One vector of the values of all layers of all groups, in the arrays' order."""
     dtype = max((x.dtype for x in values), key=lambda dtype: dtype.itemsize)
     vector = jnp.concatenate([jnp.ravel(x).astype(dtype) for x in values])
-    lengths = {
-        i: math.prod(group.axes.layer_shape(group.shape))
+    array_of = [
+        np.repeat(group.members, math.prod(group.axes.layer_shape(group.shape)))
         for group in groups
-        for i in group.members
-    }
-    starts = dict(zip(lengths, np.cumsum([0, *lengths.values()]), strict=False))
-    order = np.concatenate(
-        [np.arange(starts[i], starts[i] + lengths[i]) for i in sorted(lengths)]
-    ).astype(np.int32)
+    ]
+    order = np.argsort(np.concatenate(array_of), kind="stable").astype(np.int32)
     return vector if (order == np.arange(len(order))).all() else vector[order]
 
 
@@ -202,44 +185,35 @@ def over_devices(
 ) -> list[jax.Array]:
     """From the values of the local parts, those of the global arrays.
 
-    One collective for all arrays that are divided over the same mesh axes.
-
-    Args:
-        collective: `jax.lax.psum` or `jax.lax.pmax`.
-        values: for each group an array [members, *local layers].
-        groups: that the values belong to.
-
-    Returns:
-        For each group an array [members, *layers].
+    One collective, `jax.lax.psum` or `jax.lax.pmax`, for all arrays that are divided
+    over the same mesh axes. An array [members, *local layers] for each group becomes
+    one [members, *layers].
     """
     values = [_placed(x, group) for x, group in zip(values, groups, strict=True)]
     alike: dict[tuple[str, ...], list[int]] = {}
     for i, group in enumerate(groups):
         alike.setdefault(group.axes.all_mesh_axes(), []).append(i)
-    for mesh_axes, members in alike.items():
-        if mesh_axes:
-            flat = jnp.concatenate([jnp.ravel(values[i]) for i in members])
-            flat, start = collective(flat, mesh_axes), 0
-            for i in members:
-                piece = flat[start : start + values[i].size]
-                start += values[i].size
-                values[i] = piece.reshape(values[i].shape)
+    alike.pop((), None)
+    for mesh_axes, numbers in alike.items():
+        flat = jnp.concatenate([jnp.ravel(values[i]) for i in numbers])
+        ends = np.cumsum([values[i].size for i in numbers])
+        parts = jnp.split(collective(flat, mesh_axes), ends[:-1])
+        for i, part in zip(numbers, parts, strict=True):
+            values[i] = part.reshape(values[i].shape)
     return values
 
 
 def _placed(x: jax.Array, group: Group) -> jax.Array:
     """The values of the local layers at their places among zeros for all layers."""
     if _is_explicit(x):
-        # With explicit shardings: all devices get the norms of all layers.
         return jax.sharding.reshard(x, jax.sharding.PartitionSpec())
     shape = group.axes.layer_shape(group.shape)
     if x.shape[1:] == shape:
         return x
-    starts = [jnp.int32(0)] + [
-        jax.lax.axis_index(names) * group.shape[axis] if names else jnp.int32(0)
-        for axis in group.axes.layer_axes
-        for names in [group.axes.mesh_axes(axis)]
-    ]
+    starts = [jnp.int32(0)]
+    for axis in group.axes.layer_axes:
+        names, length = group.axes.mesh_axes(axis), group.shape[axis]
+        starts.append(jax.lax.axis_index(names) * length if names else jnp.int32(0))
     everywhere = jnp.zeros((x.shape[0], *shape), x.dtype)
     return jax.lax.dynamic_update_slice(everywhere, x, starts)
 

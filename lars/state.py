@@ -1,4 +1,4 @@
-"""The state of LARS, and what can be read from it: ratios, and steps left out."""
+"""The state of LARS, and how to read ratios and skipped steps from it."""
 
 import functools
 import math
@@ -19,8 +19,8 @@ from lars.rules import path_string
 class LarsState(NamedTuple):
     """State of `lars` and `scale_by_lars`: arrays alone.
 
-    What is known of layers is in vectors: thousands of scalars would take longer to
-    hand over than a step takes.
+    Ratios are in one vector: to hand over thousands of scalars would take longer than
+    a step takes.
     """
 
     # shape=(), dtype=int32: updates made so far
@@ -28,9 +28,7 @@ class LarsState(NamedTuple):
     trace: optax.Params  # the momentum buffer, like the parameters; () without one
     trust_ratio: jax.Array  # shape=(ratios,), float32: of the last step
     skipped_steps: jax.Array  # shape=(ratios,), int32
-    parameters: (
-        optax.Params
-    )  # like the parameters, of `marker`s: whose ratios these are
+    parameters: Any  # like the parameters, of `marker`s: whose ratios these are
 
 
 Marker = tuple[dict[str, tuple[()]] | tuple[()]]
@@ -39,39 +37,37 @@ Marker = tuple[dict[str, tuple[()]] | tuple[()]]
 def marker(shape: Sequence[int]) -> Marker:
     """Stands for a parameter in a state, and says how many ratios it has.
 
-    It holds no array: its form alone says it, ``((),)`` for a parameter of one ratio,
-    ``({"3,4": ()},)`` for one with layer axes of the lengths 3 and 4. Of containers
-    that all libraries know, so that all can save it, and of those that cost least: a
-    step hands over thousands.
+    It holds no array. ``((),)`` is a parameter of one ratio, ``({"3,4": ()},)`` one
+    with layer axes of the lengths 3 and 4. All libraries can save these containers, and
+    they cost least: a step hands over thousands.
     """
     return ({",".join(map(str, shape)): ()} if shape else (),)
 
 
 def is_marker(x: Any) -> bool:
-    """Whether it is what stands for a parameter."""
+    """Whether it is a `marker`."""
     if type(x) is not tuple or len(x) != 1:
         return False
-    axes = x[0]
-    if type(axes) is dict and len(axes) == 1:
-        ((lengths, axes),) = axes.items()
+    content = x[0]
+    if type(content) is dict and len(content) == 1:
+        ((lengths, content),) = content.items()
         if not re.fullmatch(r"\d+(,\d+)*", str(lengths)):
             return False
-    return type(axes) is tuple and not axes
+    return type(content) is tuple and not content
 
 
 def shape_of(x: Marker) -> tuple[int, ...]:
-    """The lengths of the layer axes of what a marker stands for."""
+    """The lengths of the layer axes of a marker's parameter."""
     return tuple(int(n) for key in x[0] for n in key.split(","))
 
 
 def initial_state(o: Options, layers: LayerMap, params: optax.Params) -> LarsState:
     """The state before the first step."""
     ratios = max(1, layers.total)  # Orbax saves no empty arrays
+    trace = jax.tree.map(lambda x: jnp.zeros_like(x, _of_momentum(o, x)), params)
     return LarsState(
         count=jnp.zeros((), jnp.int32),
-        trace=jax.tree.map(lambda x: jnp.zeros_like(x, _of_momentum(o, x)), params)
-        if o.has_momentum
-        else (),
+        trace=trace if o.has_momentum else (),
         trust_ratio=jnp.zeros(ratios, jnp.float32),
         skipped_steps=jnp.zeros(ratios, jnp.int32),
         parameters=_parameters(layers, params),
@@ -90,11 +86,11 @@ def _of_momentum(o: Options, x: Any) -> Any:
 
 
 def check_state(o: Options, layers: LayerMap, state: Any, params: optax.Params) -> None:
-    """Refuses a state of another optimizer, or of other parameters: a checkpoint's.
+    """Refuses a state of another optimizer or of other parameters.
 
     Raises:
         TypeError: for the state of another optimizer.
-        ValueError: for one of other parameters or options, with what differs.
+        ValueError: for one of other parameters or options, with the difference.
     """
     if not isinstance(state, LarsState):
         raise TypeError(
@@ -130,11 +126,10 @@ def trust_ratios(opt_state: optax.OptState) -> optax.Params:
             ``partition``).
 
     Returns:
-        A tree like the parameters, with a float32 scalar for each: the ratio its layer
-        was scaled by, 1 where ``trust_ratio_mask`` excludes it, 0 before the first step
-        and where a step was skipped. A stacked parameter has an array of them, in the
-        shape of its layer axes. A parameter that LARS does not own has
-        `optax.MaskedNode()`.
+        A tree like the parameters, with a float32 scalar for each: the ratio of its
+        layer, 1 where ``trust_ratio_mask`` excludes it, 0 before the first step and
+        where a step was skipped. A stacked parameter has an array of them, in the shape
+        of its layer axes. A parameter that LARS does not own has `optax.MaskedNode()`.
 
     Raises:
         ValueError: if there is no LARS in the state, or more than one for a parameter.
@@ -143,15 +138,14 @@ def trust_ratios(opt_state: optax.OptState) -> optax.Params:
 
 
 def skipped_steps(opt_state: optax.OptState) -> optax.Params:
-    """Returns how often each parameter was left out because something was not finite.
+    """Returns in how many steps each parameter was left out as not finite.
 
     Args:
         opt_state: as for :func:`lars.trust_ratios`.
 
     Returns:
-        A tree like the parameters, with an int32 scalar for each (an array for a
-        stacked one): in how many steps the gradient or the parameters of its layer had
-        elements that were infinite or NaN.
+        A tree as that of :func:`lars.trust_ratios`, of int32: the number of steps in
+        which the gradient or the parameters of the layer held infinities or NaN.
 
     Raises:
         ValueError: as for :func:`lars.trust_ratios`.
@@ -166,13 +160,12 @@ def pieces(vector: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Arr
     """
     found, start = [], 0
     for shape in shapes:
-        if shape == ():  # an index, where a vector of positions would be a gather
+        end = start + math.prod(shape)
+        if shape == ():  # a slice, where positions in an array would be a gather
             found.append(vector[..., start])
-            start += 1
         else:
-            end = start + math.prod(shape)
             found.append(vector[..., start:end].reshape(*vector.shape[:-1], *shape))
-            start = end
+        start = end
     return found
 
 
@@ -180,8 +173,8 @@ def _parameters(layers: LayerMap, params: optax.Params) -> Any:
     leaves, treedef = jax.tree.flatten(params)
     is_nothing = params is None or isinstance(params, optax.MaskedNode)
     if not leaves and treedef.num_nodes == 1 and not is_nothing:
-        # What stands for parameters in `optax.tree.map_params`. An array is no tree of
-        # theirs, so that nothing is made of the markers, which have no arrays either.
+        # `optax.tree.map_params` asks with one object in the place of parameters, and
+        # maps all that a state has at its places. An array here keeps markers out.
         return np.zeros(0, np.float32)
     if len(jax.tree.leaves(params, is_leaf=is_marker)) > len(leaves):
         raise ValueError(
@@ -192,7 +185,7 @@ def _parameters(layers: LayerMap, params: optax.Params) -> Any:
 
 
 def _difference(old: Any, new: Any) -> str:
-    """In words, the first of what two trees have not in common; "" for none."""
+    """The first difference between two trees, in words; "" for none."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         named, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_marker)
@@ -201,17 +194,18 @@ def _difference(old: Any, new: Any) -> str:
             for path, x in named
         }
 
-    old_shapes, new_shapes = shapes(old), shapes(new)
-    for path in old_shapes | new_shapes:
-        has, needs = old_shapes.get(path), new_shapes.get(path)
-        if has is None or needs is None:
-            return f"{'lacks' if has is None else 'has in addition'} {path!r}"
-        if has != needs:
-            return f"has the shape {has} of {path!r}, where {needs} is needed"
-    structures = jax.tree.structure(old), jax.tree.structure(new)
-    if structures[0] != structures[1]:
-        return f"is {structures[0]}, where {structures[1]} is needed"
-    return ""
+    has, needs = shapes(old), shapes(new)
+    for path in has | needs:
+        if path not in has:
+            return f"lacks {path!r}"
+        if path not in needs:
+            return f"has in addition {path!r}"
+        if has[path] != needs[path]:
+            return (
+                f"has the shape {has[path]} of {path!r}, where {needs[path]} is needed"
+            )
+    is_like, should_be = jax.tree.structure(old), jax.tree.structure(new)
+    return "" if is_like == should_be else f"is {is_like}, where {should_be} is needed"
 
 
 def _tree_of(opt_state: optax.OptState, field: str, function: str) -> optax.Params:
@@ -232,7 +226,7 @@ def _tree_of(opt_state: optax.OptState, field: str, function: str) -> optax.Para
 
 
 def _merge(one: Any, other: Any) -> Any:
-    """Joins two trees of which each has what is masked in the other."""
+    """Joins two trees, each with the parameters that are masked in the other."""
     if isinstance(one, optax.MaskedNode):
         return other
     if isinstance(other, optax.MaskedNode):

@@ -71,7 +71,7 @@ class SimClr(Layer):
     """LARSOptimizer, classic_momentum=True."""
 
     def step(self, grad, learning_rate):
-        """What is excluded is neither decayed nor adapted."""
+        """Excluded layers are neither decayed nor adapted."""
         if not self.excluded:
             grad = grad + self.beta * self.w
         self.ratio = 1.0
@@ -209,7 +209,7 @@ class MlperfTf(Layer):
     epsilon = 1e-7  # 0.0 or keras.backend.epsilon()
 
     def step(self, grad, learning_rate):
-        """What is skipped is neither decayed nor adapted."""
+        """Excluded layers are neither decayed nor adapted."""
         scaled_lr = learning_rate
         self.ratio = 1.0
         if not self.excluded:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 RATES = [3.0, 10.0, 7.0, 0.5, 4.0]
-"""A learning rate that changes: what is in the buffer and what is not differs."""
+"""A learning rate that changes, which shows whether the buffer holds it."""
 
 
 def schedule(count):
