@@ -473,7 +473,7 @@ def test_optimizers_under_vmap_equal_single_ones():
         return optimizer.update(g, optimizer.init(w), w)
 
     updates, state = jax.jit(jax.vmap(update))(stacked(gradients), stacked(copies))
-    ratios = lars.trust_ratios(state)
+    updates, ratios = jax.tree.map(np.asarray, (updates, lars.trust_ratios(state)))
     assert ratios["kernel"].shape == (3, 2)
     for i in range(3):
         expected, alone = first_step(optimizer, gradients[i], copies[i])
