@@ -13,9 +13,10 @@ weight decay β and momentum m (You, Gitman and Ginsburg 2017, Algorithm 1):
     "direction"     λ      γ               timm, apex, Barlow Twins
     "gradient"      1      γλ              ColossalAI, SimCLR's popular momentum
 
-Published variants differ in these two, in the norm that λ divides by (`denominator`),
-and in bounds of λ; `lars.presets` has each by its name. Weight decay enters in d, and
-in λ where its denominator has it. Vectors hold λ, γ and norms of all layers at once.
+Published variants differ in a and b, in the norm that λ divides by (`denominator`), and
+in bounds of λ; `lars.presets` has them by name. Weight decay enters in d, and in λ if
+the `denominator` is "sum" or "decayed"; with `weight_decay_kind="outside"`, in the step
+in place of d. Lists are of all parameters; vectors hold λ and norms of all layers.
 """
 
 import math
@@ -53,76 +54,67 @@ def step(
     params: optax.Params,
 ) -> tuple[optax.Updates, LarsState]:
     """What is to be subtracted from the parameters, b v, and the new state."""
-    treedef, leaves = jax.tree.structure(updates), jax.tree.leaves(updates)
-    g, w, dtypes = _widened(leaves, jax.tree.leaves(params))
+    g, w, dtypes = _widened(jax.tree.leaves(updates), jax.tree.leaves(params))
     traces = jax.tree.leaves(state.trace)  # none without momentum
     gamma, beta = (at(x, state.count) for x in (o.learning_rate, o.weight_decay))
     # Known beforehand, β = 0 spares the step a pass over the weights.
     is_decayed = [x and not is_known_zero(beta) for x in layers.is_decayed]
 
     # d ← g + β w
-    d = list(g)
-    if o.weight_decay_kind == "coupled":
-        d = [
-            x + times(beta, y) if decayed else x
-            for x, y, decayed in zip(g, w, is_decayed, strict=True)
-        ]
-
-    # u is what becomes the step: d, then a d, what v makes of it, and b v.
+    is_coupled = o.weight_decay_kind == "coupled"
+    d = [
+        x + times(beta, y) if decayed and is_coupled else x
+        for x, y, decayed in zip(g, w, is_decayed, strict=True)
+    ]
+    # λ multiplies u: d, or m v + d where v accumulates d
     u = [_bounded(o, x) for x in d]
     v: list[Any] = [x.astype(y.dtype) for x, y in zip(traces, u, strict=False)]
     new_v = v
-    if o.momentum_of == "gradient":  # a = 1: v needs no λ, and λ may need v
+    if o.momentum_of == "gradient":
         u, new_v = _accumulated(o, v, u, [None] * len(u))
 
+    # λ ← η ‖w‖ / (‖g‖ + β ‖w‖ + ε)
     measured = {"sum": g, "gradient": g, "decayed": d, "update": u}[o.denominator]
-    ratios = trust_ratios(
-        o, layers, u if o.spectral else measured, w, is_decayed, gamma, beta
-    )
+    measured = u if o.spectral else measured
+    ratios = trust_ratios(o, layers, measured, w, is_decayed, gamma, beta)
     if o.spectral:
         u = [
             orthogonalized(o.spectral, x, axes) if adapted else x
             for x, axes, adapted in zip(u, layers.axes, layers.is_adapted, strict=True)
         ]
-
     gamma = jnp.asarray(gamma, ratios.value.fraction.dtype)
     of_u = ratios.value if o.momentum_of == "direction" else gamma * ratios.value
     by = [factors(of_u, ratios.size)]
-    if o.weight_decay_kind == "outside" and any(is_decayed):
+    if not is_coupled and any(is_decayed):
         by.append(factors(gamma * (beta * ratios.value), ratios.param_norm))
     by, is_skipped = computed_first(state.count, (by, ~ratios.is_finite))
     u_by, *w_by = (for_parameters(layers, pair) for pair in by)
     # A layer with what is not finite takes no step and keeps its momentum.
-    is_kept = [
-        spread(skipped, axes, x.shape)
-        for skipped, axes, x in zip(
-            pieces(is_skipped, layers.shapes), layers.axes, g, strict=True
-        )
-    ]
-    u = [multiplied(*each) for each in zip(u, u_by, layers.axes, strict=True)]
-    if o.momentum_of != "gradient":
-        u, new_v = _accumulated(o, v, u, is_kept)
+    skipped = pieces(is_skipped, layers.shapes)
+    is_kept = list(map(spread, skipped, layers.axes, map(jnp.shape, g)))
+    lambda_u = list(map(multiplied, u, u_by, layers.axes))
+
+    # v ← m v + a d, and b v
+    if o.momentum_of == "gradient":
+        b_v, new_v = lambda_u, list(map(jnp.where, is_kept, v, new_v))
     else:
-        new_v = list(map(jnp.where, is_kept, v, new_v))
+        b_v, new_v = _accumulated(o, v, lambda_u, is_kept)
     if o.momentum_of == "direction":
-        u = [times(gamma, x) for x in u]
+        b_v = [times(gamma, x) for x in b_v]
     for of_w in w_by:  # γ λ β w, outside of the momentum
-        u = [
-            x + multiplied(y, by, axes) if decayed else x
-            for x, y, by, axes, decayed in zip(
-                u, w, of_w, layers.axes, is_decayed, strict=True
-            )
+        decay = map(multiplied, w, of_w, layers.axes)
+        b_v = [
+            x + y if decayed else x
+            for x, y, decayed in zip(b_v, decay, is_decayed, strict=True)
         ]
 
     new_updates = [
         jnp.where(kept, 0, x).astype(dtype)
-        for kept, x, dtype in zip(is_kept, u, dtypes, strict=True)
+        for kept, x, dtype in zip(is_kept, b_v, dtypes, strict=True)
     ]
-    new_traces = [
-        _rounded(new, trace.dtype) for new, trace in zip(new_v, traces, strict=True)
-    ]
+    new_traces = map(_rounded, new_v, (x.dtype for x in traces))
     trust_ratio = jnp.where(ratios.is_finite, ratios.value.value, 0)
-    return treedef.unflatten(new_updates), LarsState(
+    return jax.tree.unflatten(jax.tree.structure(updates), new_updates), LarsState(
         count=optax.safe_increment(state.count),
         trace=jax.tree.unflatten(jax.tree.structure(state.trace), new_traces),
         trust_ratio=trust_ratio.astype(jnp.float32),
@@ -149,7 +141,7 @@ def trust_ratios(
     gamma: Any,
     beta: Any,
 ) -> TrustRatios:
-    """λ ← η ‖w‖ / (‖g‖ + β ‖w‖ + ε), and what holds where that has no value."""
+    """λ ← η ‖w‖ / (‖g‖ + β ‖w‖ + ε), and the rules where that has no value."""
     dtype = max((jnp.finfo(x.dtype).dtype for x in w), key=lambda dtype: dtype.itemsize)
     everywhere = [True] * len(w)
     g_slices, w_slices = norms([(measured, everywhere), (w, everywhere)], layers, dtype)
@@ -167,13 +159,12 @@ def trust_ratios(
         decayed = Scaled(jnp.where(decays, w_slices.fraction, 0), w_slices.exponent)
         beta_w_norm = beta * joint(layers, decayed)
     size = g_norm + beta_w_norm
+    # If it is not the sum, "g_norm" is the norm of g, of g + β w, or of u.
+    denominator = (size if o.denominator == "sum" else g_norm) + o.eps
+    eta = jnp.asarray(o.trust_coefficient, dtype)
+    ratio = eta * w_norm / denominator
 
-    if o.denominator != "sum":  # then "g_norm" is of g, of g + β w or of what v makes
-        beta_w_norm = 0.0
-    eta, eps = jnp.asarray(o.trust_coefficient, dtype), o.eps
-    ratio = eta * w_norm / (denominator := g_norm + beta_w_norm + eps)
-
-    # η‖w‖/0 has no value, and at ‖w‖ = 0 the ratio 0 would keep w there.
+    # η‖w‖/0 has no value, and with λ = 0 at ‖w‖ = 0, w would stay zero.
     rules = {"trust_coefficient": eta, "one": 1.0, "plain": 1.0, "zero": 0.0}
     is_zero = w_norm.is_zero | denominator.is_zero
     ratio = where(is_zero, rules[o.zero_norm], ratio)
@@ -195,26 +186,24 @@ def trust_ratios(
 
 
 def _clipped(o: Options, ratio: Scaled, gamma: jax.Array) -> Scaled:
-    """The ratio within its bounds, and with γλ at most γ if it is to be clipped."""
+    """The ratio within its bounds, and then min(λ/γ, 1) if it is to be clipped."""
     low, high = o.trust_ratio_bounds
     if low > 0:
         ratio = where(ratio.value < low, low, ratio)
     if high < math.inf:
         ratio = where(ratio.value > high, high, ratio)
     if o.clip:
-        # min(λ/γ, 1), as apex writes it: the local rate is min(λ, γ).
-        relative = ratio / scaled(gamma, gamma.dtype)
-        ratio = where(ratio.value >= gamma, 1.0, relative)
+        ratio = where(ratio.value >= gamma, 1.0, ratio / scaled(gamma, gamma.dtype))
     return ratio
 
 
 def _accumulated(
     o: Options, v: Sequence[Any], x: Sequence[jax.Array], is_kept: Sequence[Any]
 ) -> tuple[list[jax.Array], list[Any]]:
-    """v ← m v + x, but where it is kept. What is stepped by, and the buffers.
+    """v ← m v + x, except where it is kept. The steps, and the new buffers.
 
-    The step is computed from the new buffer as it is stored, Nesterov's m v + x too:
-    from the old one, XLA could not write the new one in its place.
+    A step is computed from the new buffer as it is stored, Nesterov's m v + x too: from
+    the old one, XLA could not write the new one in its place.
     """
     if not o.has_momentum:
         return list(x), list(v)
@@ -233,7 +222,7 @@ def _widened(
 ) -> tuple[list[jax.Array], list[jax.Array], list[Any]]:
     """Gradients and parameters in the dtype of the steps; and the dtypes of updates.
 
-    A float16 gradient of a float32 parameter says nothing about the step's size.
+    These are the wider of two: a float16 gradient does not limit a float32 step.
     """
     g, w, dtypes = [], [], []
     for x, y in zip(updates, params, strict=True):
@@ -253,16 +242,13 @@ def _bounded(o: Options, x: jax.Array) -> jax.Array:
 
 
 def _rounded(x: jax.Array, dtype: Any) -> jax.Array:
-    """Rounded to the dtype; what it cannot hold becomes the largest number it can.
+    """Rounded to the dtype; numbers beyond its range become the largest in it.
 
-    A momentum that is infinite would stay so for ever. In the dtype of the steps it
-    stays as it is: there the step is infinite with it, which must be seen; and of two
-    different numbers for the buffer and the step, XLA computes the second from a copy
-    of the old buffer, which makes the step three times as slow.
+    An infinite momentum would stay so. In the dtype of the steps it does: the step is
+    infinite with it, which must be seen. (And if buffer and step differed, XLA would
+    compute the step from a copy of the old buffer, three times as slowly.)
     """
-    if x.dtype == dtype:
-        return x
-    if jnp.iscomplexobj(x):
+    if x.dtype == dtype or jnp.iscomplexobj(x):
         return x.astype(dtype)
     largest = jnp.asarray(jnp.finfo(dtype).max, x.dtype)
     return jnp.clip(x, -largest, largest).astype(dtype)

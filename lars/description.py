@@ -1,5 +1,6 @@
 """A table of what rules do to parameters, to be read before a run."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -29,23 +30,20 @@ class Description(tuple[ParameterDescription, ...]):
     """A row for every parameter. Prints as a table."""
 
     def __str__(self) -> str:
-        header = [*ParameterDescription._fields]
-        rows = [[_word(cell) for cell in row] for row in self]
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-            )
-            for row in [header, ["-" * width for width in widths], *rows]
-        ]
+        rows = [ParameterDescription._fields, *(map(_word, row) for row in self)]
+        columns = []
+        for name, *cells in zip(*rows, strict=True):
+            width = max(map(len, (name, *cells)))
+            columns.append([x.ljust(width) for x in (name, "-" * width, *cells)])
+        lines = ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
+        elements = sum(math.prod(row.shape) for row in self)
         adapted = sum(row.adapted for row in self)
         decayed = sum(row.decayed for row in self)
-        elements = sum(int(np.prod(row.shape)) for row in self)
         lines.append(
             f"{len(self)} parameters, {elements:,} elements: {adapted} adapted, "
             f"{decayed} decayed."
         )
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(lines)
 
 
 def describe(
@@ -61,19 +59,14 @@ def describe(
 
     Args:
         params: the parameters, or a tree of :class:`jax.ShapeDtypeStruct`.
-        layer: as for :func:`lars.lars`, like the others.
-        trust_ratio_mask: which parameters are adapted.
-        weight_decay_mask: which parameters are decayed.
-        stacked: axes that index layers.
-        output_axes: axes that count outputs; they change nothing of the table.
+        layer, ..., output_axes: as for :func:`lars.lars`.
 
     Returns:
         A tuple of :class:`lars.ParameterDescription`, one for each parameter, that
         prints as a table.
 
     Raises:
-        ValueError: as ``init`` of :func:`lars.lars`, for rules that match nothing.
-        TypeError: likewise, for parameters that are not floating point.
+        ValueError, TypeError: as ``init`` of :func:`lars.lars`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -91,14 +84,14 @@ def describe(
         layer, trust_ratio_mask, weight_decay_mask, stacked, output_axes
     ).check()
     layers = rules.layer_map(params)
-    leaves = jax.tree.leaves(params)
-    parameter_of = layers.repeat(range(len(leaves)))
-    starts = [0, *np.cumsum(layers.sizes).tolist()]
-    rows = []
-    for i, leaf in enumerate(leaves):
+    parameter_of = layers.repeat(range(len(layers.paths)))
+    rows, start = [], 0
+    for i, leaf in enumerate(jax.tree.leaves(params)):
         size = layers.sizes[i]
-        sharing = layers.members[layers.layer_of[starts[i]]] if size else []
+        sharing = layers.members[layers.layer_of[start]] if size else []
         others = {int(parameter_of[k]) for k in sharing if k < layers.total} - {i}
+        start += size
+        has_values = not isinstance(leaf, jax.ShapeDtypeStruct)
         rows.append(
             ParameterDescription(
                 parameter=layers.paths[i],
@@ -108,16 +101,10 @@ def describe(
                 ratios=size,
                 adapted=layers.is_adapted[i],
                 decayed=layers.is_decayed[i],
-                norm=_norm(leaf),
+                norm=float(l2_norm(leaf)) if has_values else None,
             )
         )
     return Description(rows)
-
-
-def _norm(leaf: Any) -> float | None:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return None
-    return float(l2_norm(leaf))
 
 
 def _word(cell: Any) -> str:

@@ -2,8 +2,8 @@
 
 import math
 import numbers
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from lars.layers import LayerMap, LayerRules
+from lars.layers import AxesRules, Layer, LayerMap, LayerRules
+from lars.rules import Mask
 from lars.scaled import is_known_zero
 from lars.spectral import Spectral
 
@@ -23,22 +24,23 @@ ZeroGradient = Literal["formula", "trust_coefficient", "one", "plain", "zero"]
 Geometry = Literal["frobenius", "spectral"] | Spectral
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """The arguments of `lars.scale_by_lars`, by their names there; valid once made.
 
     Raises:
-        ValueError: for a number that makes no sense, an unknown name, or options that
-            exclude each other.
-        TypeError: for an argument of the wrong kind.
+        ValueError, TypeError: as `lars.lars`, for what no parameters could make right.
     """
 
     learning_rate: optax.ScalarOrSchedule
     weight_decay: optax.ScalarOrSchedule
+    weight_decay_mask: Mask
     trust_coefficient: jax.typing.ArrayLike
     eps: jax.typing.ArrayLike
+    trust_ratio_mask: Mask
     momentum: jax.typing.ArrayLike
     nesterov: bool
+    layer: Layer
     denominator: Denominator
     momentum_of: MomentumOf
     weight_decay_kind: WeightDecayKind
@@ -48,71 +50,61 @@ class Options:
     zero_norm: ZeroRule
     zero_gradient: ZeroGradient
     geometry: Geometry
+    stacked: AxesRules
+    output_axes: AxesRules
+    partition_specs: Any
     accumulator_dtype: jax.typing.DTypeLike | None
-    rules: LayerRules
 
     def __post_init__(self) -> None:
-        check_number("learning_rate", self.learning_rate, schedule=True)
-        check_number("weight_decay", self.weight_decay, schedule=True)
+        for name in ("learning_rate", "weight_decay"):
+            check_number(name, getattr(self, name), schedule=True)
         for name in ("trust_coefficient", "eps", "momentum"):
             check_number(name, getattr(self, name))
         if self.direction_bound is not None:
             check_number("direction_bound", self.direction_bound)
         check_below_one("momentum", self.momentum)
-        for name in ("nesterov", "clip"):
-            flag = getattr(self, name)
-            if not isinstance(flag, (bool, np.bool_)):
-                raise TypeError(f"{name} must be True or False, got {flag!r}.")
-        for name, kind in (
-            ("denominator", Denominator),
-            ("momentum_of", MomentumOf),
-            ("weight_decay_kind", WeightDecayKind),
-            ("zero_norm", ZeroRule),
-            ("zero_gradient", ZeroGradient),
-        ):
-            choice, choices = getattr(self, name), get_args(kind)
-            if choice not in choices:
+        for field in fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if field.type is bool and not isinstance(value, (bool, np.bool_)):
+                raise TypeError(f"{field.name} must be True or False, got {value!r}.")
+            if get_origin(field.type) is Literal and value not in choices:
                 names = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {names}, got {choice!r}.")
+                raise ValueError(f"{field.name} must be one of {names}, got {value!r}.")
         _check_geometry(self.geometry)
         _check_bounds(self.trust_ratio_bounds)
         self.rules.check()
         dtype = self.accumulator_dtype
         if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                "accumulator_dtype must be a floating-point dtype or None, got "
-                f"{dtype!r}."
-            )
+            kinds = "a floating-point dtype or None"
+            raise TypeError(f"accumulator_dtype must be {kinds}, got {dtype!r}.")
         if self.denominator == "update" and self.momentum_of != "gradient":
             raise ValueError(
                 "denominator='update' is the norm of what a buffer of gradients makes: "
                 f"it needs momentum_of='gradient', got {self.momentum_of!r}."
             )
 
-    def layer_map(self, params: optax.Params) -> LayerMap:
-        """What the rules say about parameters.
+    @property
+    def rules(self) -> LayerRules:
+        """Those of the arguments that are rules."""
+        return LayerRules(*(getattr(self, name) for name in LayerRules._fields))
 
-        Raises:
-            ValueError: as `LayerRules.layer_map`.
-            TypeError: likewise, and for complex parameters where there is no step.
-        """
+    def layer_map(self, params: optax.Params) -> LayerMap:
+        """As `LayerRules.layer_map`; a TypeError if only real parameters can step."""
         layers = self.rules.layer_map(params)
         for path, leaf, adapted in zip(
             layers.paths, jax.tree.leaves(params), layers.is_adapted, strict=True
         ):
-            dtype = jnp.result_type(leaf)
-            if jnp.issubdtype(dtype, jnp.complexfloating) and (
-                self.direction_bound is not None or (self.spectral and adapted)
-            ):
+            needs_real = self.direction_bound is not None or (self.spectral and adapted)
+            if needs_real and jnp.iscomplexobj(leaf):
                 raise TypeError(
                     "direction_bound and the spectral geometry need real parameters, "
-                    f"got {dtype} at {path!r}."
+                    f"got {jnp.result_type(leaf)} at {path!r}."
                 )
         return layers
 
     @property
     def has_momentum(self) -> bool:
-        """Whether there is a buffer: a zero known beforehand spares its memory."""
+        """Whether there is a buffer; the number 0 spares its memory."""
         return not is_known_zero(self.momentum)
 
     @property
@@ -124,11 +116,7 @@ class Options:
 
 
 def at(number: Any, count: jax.typing.ArrayLike) -> Any:
-    """The value of a number or of a schedule.
-
-    Raises:
-        ValueError: for a schedule that returns something else than one number.
-    """
+    """The value of a number or a schedule; a ValueError if that is not one number."""
     if not callable(number):
         return number
     value: Any = number(count)
@@ -140,7 +128,7 @@ def at(number: Any, count: jax.typing.ArrayLike) -> Any:
 
 
 def check_number(name: str, number: Any, *, schedule: bool = False) -> None:
-    """Refuses what cannot be a hyperparameter, as far as it is known: traced or not."""
+    """Refuses what cannot be a hyperparameter, traced or not."""
     if schedule and callable(number):
         return
     value = known(number)
@@ -154,37 +142,28 @@ def check_number(name: str, number: Any, *, schedule: bool = False) -> None:
 
 
 def check_below_one(name: str, number: Any) -> None:
-    """Refuses a momentum with which a buffer would grow for ever."""
+    """Refuses a momentum that lets its buffer grow for ever, with a ValueError."""
     value = known(number)
     if value is not None and value >= 1:
         raise ValueError(f"{name} must be below 1, got {number!r}.")
 
 
 def known(number: Any) -> np.ndarray | None:
-    """The number, or None of one that is traced.
-
-    Within `jax.jit` a comparison of any array of JAX is traced, also of one whose value
-    is there: NumPy compares values.
-    """
+    """The number, or None if it is traced; NumPy compares under `jax.jit` too."""
     return None if isinstance(number, Tracer) else np.asarray(number)
 
 
 def _check_geometry(geometry: Any) -> None:
-    is_name = isinstance(geometry, str) and geometry in ("frobenius", "spectral")
-    if not is_name and not isinstance(geometry, Spectral):
-        raise ValueError(
-            "geometry must be 'frobenius', 'spectral' or a lars.Spectral, "
-            f"got {geometry!r}."
-        )
     if isinstance(geometry, Spectral):
-        steps = geometry.steps
+        steps, dtype = geometry.steps, geometry.dtype
         if not isinstance(steps, (int, np.integer)) or steps < 1:
             raise ValueError(f"Spectral: steps must be an integer >= 1, got {steps!r}.")
-        if not jnp.issubdtype(geometry.dtype, jnp.floating):
-            raise TypeError(
-                "Spectral: dtype must be a floating-point dtype, got "
-                f"{geometry.dtype!r}."
-            )
+        if not jnp.issubdtype(dtype, jnp.floating):
+            kind = "a floating-point dtype"
+            raise TypeError(f"Spectral: dtype must be {kind}, got {dtype!r}.")
+    elif geometry not in ("frobenius", "spectral"):
+        kinds = "'frobenius', 'spectral' or a lars.Spectral"
+        raise ValueError(f"geometry must be {kinds}, got {geometry!r}.")
 
 
 def _check_bounds(bounds: Any) -> None:
@@ -193,7 +172,8 @@ def _check_bounds(bounds: Any) -> None:
         raise TypeError(
             f"trust_ratio_bounds must be a tuple of two numbers, got {bounds!r}."
         )
-    if not 0 <= bounds[0] <= bounds[1] or math.isinf(bounds[0]):
+    low, high = bounds
+    if not 0 <= low <= high or math.isinf(low):
         raise ValueError(
             "trust_ratio_bounds must be a finite lower bound >= 0 and an upper one "
             f"that is not below it, got {bounds!r}."

@@ -19,7 +19,7 @@ from flax.training.train_state import TrainState
 
 import lars
 
-STEPS = 20
+STEPS = 10
 NAMES = ("first", "second")
 
 
@@ -70,7 +70,7 @@ def plain_loss(params):
 @functools.cache
 def network_optimizer():
     """The last bias is adapted and decayed in no framework, whatever it is called."""
-    last_bias = lars.select(path="^(layers/1|second)/b")
+    last_bias = lars.select(path="^(layers/1|second)/b(ias)?$")
     return lars.lars(
         0.1,
         1e-3,
@@ -113,7 +113,7 @@ class LinenNetwork(nn.Module):  # noqa: D101
 
 def in_linen(optimizer):
     model = LinenNetwork()
-    drawn = model.init(jax.random.key(0), data()[0])["params"]
+    drawn = jax.eval_shape(model.init, jax.random.key(0), data()[0])["params"]
     params = jax.tree.map(jnp.asarray, weights())
     assert jax.tree.structure(drawn) == jax.tree.structure(params)
     state = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
@@ -222,7 +222,7 @@ def haiku_network(x):
 
 def in_haiku(optimizer):
     network = hk.without_apply_rng(hk.transform(haiku_network))
-    drawn = network.init(jax.random.key(0), data()[0])
+    drawn = jax.eval_shape(network.init, jax.random.key(0), data()[0])
     params = {
         name: {"w": jnp.asarray(x["kernel"]), "b": jnp.asarray(x["bias"])}
         for name, x in weights().items()
@@ -254,7 +254,7 @@ def test_a_network_trains_to_the_same_weights_in_every_framework(name):
     assert_trees_close(params, expected, rtol=1e-5, atol=1e-6)
     assert_trees_close(ratios, expected_ratios, rtol=1e-4)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     assert ratios["second"]["bias"] == 1
     assert ratios["first"]["kernel"] == ratios["first"]["bias"]
 
@@ -287,34 +287,16 @@ def names_of_parameters():
     }
 
 
-@pytest.mark.parametrize(
-    "name",
-    list(names_of_parameters()),
-)
+@pytest.mark.parametrize("name", names_of_parameters())
 def test_parameters_are_called_what_their_framework_calls_them(name):
     biases = lars.select(path=r"/b(ias)?$")
-    rows = lars.describe(
-        trees_of_parameters()[name], layer="module", weight_decay_mask=~biases
-    )
-    print(f"\n{name}\n{rows}")
+    params = jax.eval_shape(lambda: trees_of_parameters()[name])
+    rows = lars.describe(params, layer="module", weight_decay_mask=~biases)
     assert {row.parameter for row in rows} == names_of_parameters()[name]
     for row in rows:
         module, _, part = row.parameter.rpartition("/")
         assert row.shares.rpartition("/")[0] == module
         assert row.decayed == (part in ("kernel", "weight", "w"))
-
-
-def test_a_rule_by_path_works_in_an_nnx_optimizer():
-    model = NnxNetwork()
-    excluded = lars.select(path=r"(bias|scale)$")
-    optimizer = nnx.Optimizer(
-        model, lars.lars(0.0, trust_ratio_mask=~excluded), wrt=nnx.Param
-    )
-    optimizer.update(model, nnx.state(model, nnx.Param))
-    ratios = nnx.to_pure_dict(lars.trust_ratios(optimizer.opt_state))
-    for name in NAMES:
-        assert ratios[name]["bias"] == 1
-        assert ratios[name]["kernel"] < 1
 
 
 @functools.cache
@@ -422,23 +404,22 @@ def test_flax_restores_a_whole_train_state():
 
 
 def hyper_weights():
-    """Two stacked dense layers, one after them, and one that nothing depends on."""
+    """Two stacked dense layers, and one that nothing depends on."""
     rng = np.random.default_rng(2)
     return {
         "blocks": {
-            "kernel": rng.standard_normal((2, 5, 5)) / 2,
-            "bias": rng.standard_normal((2, 5)) / 4,
+            "kernel": rng.standard_normal((2, 3, 3)) / 2,
+            "bias": rng.standard_normal((2, 3)) / 4,
         },
-        "head": {"kernel": rng.standard_normal((5, 3))},
         "unused": {"kernel": rng.standard_normal((2, 2))},
     }
 
 
 def hyper_loss(params):
-    x = jnp.asarray(data(np.float64)[0])
+    x = data(np.float64)[1]
     for i in range(2):
         x = jnp.tanh(dense(jax.tree.map(lambda p, i=i: p[i], params["blocks"]), x))
-    return error(x @ params["head"]["kernel"])
+    return error(x)
 
 
 def after_two_steps(hyperparameters, params, **options):
@@ -488,7 +469,7 @@ def derivatives(setting):
     return jax.jit(jax.value_and_grad(outcome)), jax.jit(forward)
 
 
-@pytest.mark.parametrize("zero", ["nothing", "biases", "a slice", "a layer", "both"])
+@pytest.mark.parametrize("zero", ["nothing", "biases", "a slice", "all of a layer"])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_derivatives_by_hyperparameters_equal_central_differences(setting, zero):
     params = hyper_weights()  # the gradient of "unused" is zero in any case
@@ -496,9 +477,7 @@ def test_derivatives_by_hyperparameters_equal_central_differences(setting, zero)
         params["blocks"]["bias"][:] = 0
     if zero == "a slice":
         params["blocks"]["bias"][1] = 0
-    if zero == "a layer":
-        params["head"]["kernel"][:] = 0
-    if zero == "both":
+    if zero == "all of a layer":
         params["unused"]["kernel"][:] = 0
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, params)
@@ -513,7 +492,7 @@ def test_derivatives_by_hyperparameters_equal_central_differences(setting, zero)
             )
             assert gradient[name] != 0
             np.testing.assert_allclose(gradient[name], (high - low) / (2 * h), 1e-5)
-            if setting == "shared and stacked":
+            if setting == "without decay, of the update":
                 change = forward(at, {**nowhere, name: jnp.ones_like(number)}, params)
                 np.testing.assert_allclose(change, gradient[name], rtol=1e-9)
 
@@ -556,7 +535,11 @@ def masked_inner():
 
 @functools.cache
 def jitted(optimizer):
-    return jax.jit(optimizer.update)
+    def step(gradient, state, params):
+        updates, state = optimizer.update(gradient, state, params)
+        return updates, state, optax.apply_updates(params, updates)
+
+    return jax.jit(step)
 
 
 def run(optimizer, gradients, params=None):
@@ -566,8 +549,7 @@ def run(optimizer, gradients, params=None):
     # MultiSteps and others divide floats by integers.
     with jax.numpy_dtype_promotion("standard"):
         for gradient in gradients:
-            updates, state = jitted(optimizer)(gradient, state, params)
-            params = optax.apply_updates(params, updates)
+            updates, state, params = jitted(optimizer)(gradient, state, params)
             every_update.append(updates)
     return every_update, state
 
@@ -601,43 +583,26 @@ def test_a_rule_for_masked_parameters_alone_must_be_optional():
         optax.masked(inner(), mask).init(block_tree(0))
     optional = ((lars.select(path="^blocks/", required=False), 0),)
     optimizer = optax.masked(lars.lars(2.0, **{**RULES, "stacked": optional}), mask)
-    (updates, *_), _ = run(optimizer, some_gradients())
-    expected, _ = run(inner(), some_gradients())
-    assert_trees_close(without(updates, "blocks"), without(expected[0], "blocks"))
+    ratios = lars.trust_ratios(optimizer.init(block_tree(0)))
+    assert ratios["blocks"] == optax.MaskedNode()
+    assert ratios["head"]["kernel"].shape == ()
 
 
-def test_partitions_have_their_own_optimizers():
-    labels = {"blocks": "lars", "head": "lars", "other": "adam"}
-    optimizer = optax.partition({"lars": inner(), "adam": optax.adam(1e-2)}, labels)
-    actual, state = run(optimizer, some_gradients())
-    by_lars, _ = run(inner(), some_gradients())
-    by_adam, _ = run(optax.adam(1e-2), some_gradients())
-    expected = [
-        {**without(a, "other"), "other": b["other"]}
-        for a, b in zip(by_lars, by_adam, strict=True)
-    ]
-    assert_trees_close(actual, expected)
-    ratios = lars.trust_ratios(state)
-    assert ratios["other"] == optax.MaskedNode()
-    assert ratios["blocks"]["kernel"].shape == (3,)
-
-
-def test_integers_are_left_to_another_partition():
-    def labels(params):
-        return jax.tree.map(
-            lambda x: "lars" if jnp.issubdtype(x.dtype, jnp.floating) else "none",
-            params,
-        )
-
-    table = {"table": jnp.arange(4)}
+def test_partitions_have_their_own_optimizers_and_integers_have_none():
+    optimizers = {"lars": inner(), "sgd": optax.sgd(0.1), "none": optax.set_to_zero()}
+    labels = {"blocks": "lars", "head": "lars", "other": "sgd", "table": "none"}
     gradients = [{**g, "table": jnp.zeros(4, jnp.int32)} for g in some_gradients()]
-    optimizer = optax.partition({"lars": inner(), "none": optax.set_to_zero()}, labels)
-    actual, state = run(optimizer, gradients, {**block_tree(0), **table})
+    optimizer = optax.partition(optimizers, labels)
+    actual, state = run(optimizer, gradients, {**block_tree(0), "table": jnp.arange(4)})
     expected, expected_state = run(inner(), some_gradients())
-    assert_trees_close([without(u, "table") for u in actual], expected)
+    for updates, by_lars, g in zip(actual, expected, gradients, strict=True):
+        by_sgd = jax.tree.map(lambda x: -0.1 * x, g["other"])
+        assert_trees_close(
+            updates, {**by_lars, "other": by_sgd, "table": jnp.zeros(4, jnp.int32)}
+        )
     ratios = lars.trust_ratios(state)
-    assert ratios.pop("table") == optax.MaskedNode()
-    assert_same(ratios, lars.trust_ratios(expected_state))
+    assert ratios.pop("other") == ratios.pop("table") == optax.MaskedNode()
+    assert_same(ratios, without(lars.trust_ratios(expected_state), "other"))
 
 
 def test_multi_steps_makes_one_step_of_the_mean_gradient():

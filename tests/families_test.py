@@ -10,6 +10,7 @@ import pytest
 
 import lars
 from tests.reference import PaperLars, norm
+from tests.steps import first_step
 
 RATES = np.array([0.3, 10.0, 7.1, 0.5, 4.0])
 BETA, ETA, MOMENTUM = 0.3, 0.02, 0.9
@@ -73,7 +74,7 @@ def assert_different(actual, expected):
 def one_step(params, gradients, learning_rate=1.0, **options):
     """Steps and ratios, each alone, for stacks of parameters, gradients and rates.
 
-    Without jit, and in stacks of four: what is compiled once is all that is needed.
+    In stacks of four, without jit: its single operations are compiled once for all.
     """
     number = len(params)
     assert number <= 4
@@ -162,12 +163,11 @@ def test_decay_outside_the_momentum_is_not_in_the_buffer():
 
 
 @pytest.mark.parametrize("momentum_of", ["direction", "gradient"])
-def test_without_gradients_decay_outside_any_momentum_is_geometric(momentum_of):
+def test_without_a_gradient_decay_outside_takes_a_part_of_the_weights(momentum_of):
     options = {"weight_decay_kind": "outside", "momentum_of": momentum_of}
-    actual = weights(gradients=0 * GRADIENTS, **options)
-    # A zero gradient has the ratio η/β: each step takes γη of the weights.
-    factors = np.cumprod(1 - RATES * ETA)
-    assert_same(actual, factors[:, None, None] * W)
+    steps, _ = one_step([W], [0 * W], 3.0, **DEFAULTS, **options)
+    # A zero gradient has the ratio η/β: the part is γη.
+    assert_same(steps, [3.0 * ETA * W])
 
 
 def test_without_momentum_decay_is_the_same_inside_and_outside():
@@ -455,36 +455,31 @@ def test_arrays_of_a_module_share_a_ratio_of_joint_norms():
     np.testing.assert_allclose(ratios["kernel"][0], expected, rtol=1e-6)
 
 
+NO = lars.select(path="no", required=False)
 OPTIONS = {
     "defaults": {},
-    "eps": {"eps": 0.5},
-    "layer": {"layer": "module"},
-    "layer rules": {"layer": [lars.select(path="no", required=False)]},
-    "decayed": {"denominator": "decayed"},
-    "gradient": {"denominator": "gradient"},
-    "update": {"denominator": "update", "momentum_of": "gradient"},
-    "momentum_of": {"momentum_of": "direction"},
-    "no momentum": {"momentum": 0.0},
-    "nesterov": {"nesterov": True},
-    "outside": {"weight_decay_kind": "outside"},
-    "clip": {"clip": True},
-    "trust_ratio_bounds": {"trust_ratio_bounds": (2.0, 3.0)},
-    "direction_bound": {"direction_bound": 1e9},
-    "zero_norm": {"zero_norm": "plain"},
-    "zero_gradient": {"zero_gradient": "plain"},
-    "spectral": {"geometry": "spectral"},
-    "stacked": {"stacked": [(lars.select(path="no", required=False), 0)]},
-    "output_axes": {
-        "geometry": "spectral",
-        "output_axes": [(lars.select(path="no", required=False), 0)],
+    "coupled": {
+        **{"eps": 0.5, "layer": "module", "denominator": "decayed", "clip": True},
+        **{"nesterov": True, "trust_ratio_bounds": (2.0, 3.0), "direction_bound": 1e9},
     },
-    "partition_specs": {"partition_specs": jax.sharding.PartitionSpec()},
-    "accumulator_dtype": {"accumulator_dtype": jnp.float32},
+    "outside": {
+        **{"weight_decay_kind": "outside", "momentum_of": "direction"},
+        **{"denominator": "gradient", "zero_norm": "plain", "zero_gradient": "plain"},
+        **{"layer": [NO], "stacked": [(NO, 0)]},
+    },
+    "of the update": {
+        **{"denominator": "update", "momentum_of": "gradient"},
+        "partition_specs": jax.sharding.PartitionSpec(),
+        "accumulator_dtype": jnp.float32,
+    },
+    "no momentum": {"momentum": 0.0},
+    "spectral": {"geometry": "spectral", "output_axes": [(NO, 0)]},
 }
+"""Together all options; each set is of a kind of its own."""
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_each_option_works_where_there_is_nothing_for_it(name):
+def test_all_options_work_where_there_is_nothing_for_them(name):
     # No parameter is adapted or decayed; some have no elements, and one is a scalar.
     params = {
         "none": None,
@@ -496,8 +491,8 @@ def test_each_option_works_where_there_is_nothing_for_it(name):
     optimizer = lars.lars(
         0.5, weight_decay_mask=False, trust_ratio_mask=False, **options
     )
-    updates, state = optimizer.update(g, optimizer.init(params), params)
-    size = 1.9 if name == "nesterov" else 1.0
+    updates, state = first_step(optimizer, g, params)
+    size = 1.9 if options.get("nesterov") else 1.0
     np.testing.assert_allclose(updates["scalar"], size, rtol=1e-6)
     assert updates["empty"].shape == (0, 2)
     assert lars.trust_ratios(state) == {"none": None, "scalar": 1, "empty": 1}
@@ -505,7 +500,7 @@ def test_each_option_works_where_there_is_nothing_for_it(name):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_each_option_works_where_lars_owns_no_parameter(name):
+def test_all_options_work_where_lars_owns_no_parameter(name):
     optimizer = optax.masked(lars.lars(0.5, 0.1, **OPTIONS[name]), False)
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
     updates, state = optimizer.update(params, optimizer.init(params), params)

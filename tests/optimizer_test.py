@@ -18,6 +18,7 @@ from tests.steps import (
     assert_trees_close,
     first_step,
     joint,
+    normal,
     run,
     scan,
     schedule,
@@ -31,8 +32,8 @@ from tests.steps import (
 )
 def test_it_equals_the_paper_in_float64_over_five_steps(betas, nesterov):
     eta, momentum = 0.02, 0.9
-    params = tree(0, dtype=np.float64)["first"]
-    gradients = [tree(i + 1, 0.1, np.float64)["first"] for i in range(5)]
+    params = tree(0, dtype=np.float64)["third"]
+    gradients = [tree(i + 1, 0.1, np.float64)["third"] for i in range(5)]
 
     def trajectory(beta):
         optimizer = lars.lars(
@@ -105,15 +106,15 @@ def test_both_signatures_have_the_same_options():
 
 
 def test_scale_by_lars_ascends_without_rate_and_momentum():
-    params, g = tree(0)["first"], tree(1)["first"]
+    params, g = normal(0, 3, 2), normal(1, 3, 2)
     descent, _ = first_step(lars.lars(1.0, 0.5, momentum=0.0), g, params)
     ascent, state = first_step(lars.scale_by_lars(0.5), g, params)
-    assert_trees_close(ascent, jax.tree.map(jnp.negative, descent), rtol=0)
+    np.testing.assert_array_equal(ascent, -descent)
     assert state.trace == ()
 
 
 def test_a_chain_around_scale_by_lars_is_lars_with_the_rate_outside():
-    params, gradients = tree(0)["first"], [tree(i + 1)["first"] for i in range(3)]
+    params, gradients = normal(0, 3, 2), normal(1, 3, 3, 2)
     chain = optax.chain(
         lars.scale_by_lars(0.1),
         optax.trace(0.8),
@@ -122,7 +123,7 @@ def test_a_chain_around_scale_by_lars_is_lars_with_the_rate_outside():
     whole = lars.lars(schedule, 0.1, momentum=0.8, momentum_of="direction")
     actual, _ = run(chain, params, gradients)
     expected, _ = run(whole, params, gradients)
-    assert_trees_close(actual, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_it_differs_from_optax_where_decay_cancels_the_gradient():
@@ -151,7 +152,7 @@ def step_with_decay():
     g_exponent=st.integers(-30, 30),
     beta=st.sampled_from([0.0, 5e-4, 1.0]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_the_first_step_is_at_most_rate_times_coefficient_times_norm(
     w_exponent, g_exponent, beta
 ):
@@ -176,9 +177,12 @@ def test_a_power_of_two_in_the_gradient_changes_no_bit_of_the_step(exponent):
 
 
 @given(w_exponent=st.integers(-36, 37), g_exponent=st.integers(-30, 37))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=50)
 def test_a_shared_ratio_is_right_at_every_scale(w_exponent, g_exponent):
-    params, g = tree(0, 10.0**w_exponent), tree(1, 10.0**g_exponent)
+    params, g = (
+        {name: tree(seed, 10.0**exponent)[name] for name in ("first", "third")}
+        for seed, exponent in ((0, w_exponent), (1, g_exponent))
+    )
     params["first"]["bias"] *= 0
     updates, state = first_step(MODULES, g, params)
     for name in params:
@@ -280,7 +284,7 @@ def quadratic(params):
 
 def test_the_second_step_does_not_recompile():
     traces = 0
-    optimizer = lars.lars(schedule, 1e-4, layer="module")
+    optimizer = lars.lars(schedule, 1e-4)
 
     @jax.jit
     def step(params, state):
@@ -289,7 +293,7 @@ def test_the_second_step_does_not_recompile():
         updates, state = optimizer.update(jax.grad(quadratic)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    params = jnp.ones(2)
     state = optimizer.init(params)
     for _ in range(3):
         params, state = step(params, state)
@@ -310,7 +314,7 @@ def test_it_trains_in_a_loop_that_keeps_the_dtypes(layer, dtype, accumulator_dty
         layer=layer,
         accumulator_dtype=accumulator_dtype,
     )
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree(0)["first"])
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree(0)["third"])
 
     def step(carry, _):
         params, state = carry
@@ -340,15 +344,14 @@ def test_updates_have_the_wider_dtype(gradients, parameters):
     assert state.trace.dtype == parameters
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_steps_in_half_precision_are_rounded_once(dtype):
-    params, g = (jnp.asarray(tree(i)["first"]["kernel"], dtype) for i in (0, 1))
+def test_steps_in_half_precision_are_rounded_once():
+    params, g = (jnp.asarray(normal(i, 5, 4), jnp.float16) for i in (0, 1))
     optimizer = lars.lars(3.3, 0.07)
     updates, _ = first_step(optimizer, g, params)
     exact, _ = first_step(
         optimizer, np.asarray(g, np.float32), np.asarray(params, np.float32)
     )
-    np.testing.assert_array_equal(updates, exact.astype(dtype))
+    np.testing.assert_array_equal(updates, exact.astype(jnp.float16))
 
 
 def test_float16_norms_do_not_overflow():
@@ -413,18 +416,18 @@ def test_a_wide_buffer_keeps_what_a_narrow_one_loses():
 
 
 def test_hyperparameters_can_be_changed_between_steps():
-    params, g = tree(0)["first"], tree(1)["first"]
+    params, g = normal(0, 3, 2), normal(1, 3, 2)
     optimizer = optax.inject_hyperparams(lars.lars)(learning_rate=2.0, momentum=0.0)
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     once, state = update(g, state, params)
     state.hyperparams["learning_rate"] = jnp.float32(6.0)
     thrice, _ = update(g, state, params)
-    assert_trees_close(thrice, jax.tree.map(lambda u: 3 * u, once), rtol=1e-6)
+    np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
 
 
 def test_hyperparameters_can_be_traced_or_arrays_within_jit():
-    params, g = tree(0)["first"], tree(1)["first"]
+    params, g = normal(0, 3, 2), normal(1, 3, 2)
     expected = first_step(lars.lars(1.0, momentum=0.9), g, params)
     concrete = jnp.float32(0.9)
 
@@ -439,17 +442,15 @@ def test_hyperparameters_can_be_traced_or_arrays_within_jit():
 
 
 def test_a_state_of_injected_hyperparameters_can_be_a_constant_of_jit():
-    params, g = tree(0)["first"], tree(1)["first"]
+    params, g = normal(0, 3, 2), normal(1, 3, 2)
     optimizer = optax.inject_hyperparams(lars.lars)(learning_rate=1.0)
     state = optimizer.init(params)
     constant = jax.jit(lambda g: optimizer.update(g, state, params))(g)
     outside = jax.jit(optimizer.update)(g, state, params)
-    plain, plain_state = first_step(lars.lars(1.0), g, params)
-    for updates, new in (constant, outside):
-        assert_trees_close(updates, plain, rtol=1e-6)
-        assert_trees_close(
-            lars.trust_ratios(new), lars.trust_ratios(plain_state), rtol=1e-6
-        )
+    for of_one, of_other in zip(
+        *map(jax.tree.leaves, (constant, outside)), strict=True
+    ):
+        np.testing.assert_allclose(of_one, of_other, rtol=1e-6)
 
 
 def test_unknown_extra_arguments_are_accepted():
@@ -465,14 +466,14 @@ def test_unknown_extra_arguments_are_accepted():
 
 def test_optimizers_under_vmap_equal_single_ones():
     optimizer = lars.lars(2.0, 0.1, stacked=[(lars.select(path="kernel"), 0)])
-    copies = [tree(i)["third"] for i in range(3)]
-    gradients = [tree(9 + i, 10.0**-i)["third"] for i in range(3)]
+    copies = [{"kernel": normal(i, 2, 3)} for i in range(3)]
+    gradients = [{"kernel": normal(9 + i, 2, 3) / 10**i} for i in range(3)]
 
     def update(g, w):
         return optimizer.update(g, optimizer.init(w), w)
 
     updates, state = jax.jit(jax.vmap(update))(stacked(gradients), stacked(copies))
-    ratios = lars.trust_ratios(state)
+    updates, ratios = jax.tree.map(np.asarray, (updates, lars.trust_ratios(state)))
     assert ratios["kernel"].shape == (3, 2)
     for i in range(3):
         expected, alone = first_step(optimizer, gradients[i], copies[i])
@@ -490,7 +491,7 @@ def test_a_donated_step_is_made_in_the_place_of_its_arguments(options):
     # one is written needs copies of both. One array's worth is the norms' second range.
     optimizer = lars.lars(0.1, 1e-4, **options)
     array = jax.ShapeDtypeStruct((4096, 256), jnp.float32)
-    params = {f"layer_{i}": array for i in range(3)}
+    params = {f"layer_{i}": array for i in range(2)}
     state = jax.eval_shape(optimizer.init, params)
 
     def step(params, state, gradients):
