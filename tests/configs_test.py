@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 
 import configs
-from configs import digits_mlp, optimizers, rescue
-from experiments import data as datasets, publish, results
-from experiments.rescue import describe
-from experiments.studies.rescue import scales as analysis, search, sweep, sweeps
+from configs import digits_mlp, optimizers
+from experiments import data as datasets
 from experiments.training import plan
 from experiments.training.setup import model_of, training_of
 from experiments.training.sharding import device_mesh
 from experiments.training.training import Run, num_kernels
 
-SWEEPS = [rescue.get_config(kind) for kind in ("compared", "search")]
+DIGITS = [n for n, arm in optimizers.ARMS.items() if arm["initialization"] == "scaled"]
 
 
-@pytest.mark.parametrize("optimizer", optimizers.COMPARED)
+@pytest.mark.parametrize("optimizer", DIGITS)
 def test_a_run_of_every_compared_optimizer_makes_two_steps(digits, optimizer):
     config = digits_mlp.get_config(optimizer)
     config.num_steps = 2
@@ -37,77 +35,6 @@ def test_a_run_of_every_compared_optimizer_makes_two_steps(digits, optimizer):
     with jax.numpy_dtype_promotion("standard"):  # Adam mixes floats and integers
         result = jax.jit(training.train)(run, digits)
     assert np.isfinite(result.train_loss)
-
-
-@pytest.mark.parametrize("config", SWEEPS, ids=["compared", "search"])
-def test_every_optimizer_of_a_sweep_can_be_built(digits, config):
-    model = model_of(config.model, digits.num_classes)
-    for arm in config.optimizers.values():
-        training_of(config, arm, model, 1077)
-
-
-def test_the_comparison_gives_every_optimizer_the_same():
-    config = rescue.get_config()
-    assert len(config.init_scales) == 13
-    assert len(config.seeds) >= 3
-    assert {len(arm.learning_rates) for arm in config.optimizers.values()} == {5}
-    # Six optimizers, 13 scales, 5 rates, 3 seeds; SGD comes first in tables, as here.
-    assert len(sweeps.wanted_runs(config)) == 6 * 13 * 5 * 3
-    assert next(iter(config.optimizers)) == "sgd"
-
-
-def kept(name):
-    folder = publish.DOCS / "rescue" / name
-    return results.read_table(folder / "results.csv", sweep.DTYPES)
-
-
-def variants(arm):
-    """The names in the search of the optimizer of an arm, and of the arm itself."""
-    same = {
-        name: other
-        for name, other in search.SEARCHED.items()
-        if other["name"] == arm["name"]
-    }
-    (itself,) = (n for n, o in same.items() if o["settings"] == arm["settings"])
-    return list(same), itself
-
-
-@pytest.mark.parametrize("name", optimizers.COMPARED)
-def test_the_compared_settings_are_the_best_of_the_search_on_validation(name):
-    arm = optimizers.COMPARED[name]
-    useful = analysis.most_useful_rates(kept("search"), "sgd", count=5)
-    same, itself = variants(arm)
-    assert useful.learning_rates[itself] == arm["learning_rates"]
-    if name != "paper":  # which has the settings of the paper, best or not
-        # The most rescued scales, of equal ones the fewest settings.
-        best = min(
-            same,
-            key=lambda n: (
-                -useful.rescued[n],
-                len(search.SEARCHED[n]["settings"]),
-            ),
-        )
-        assert best == itself
-
-
-@pytest.mark.parametrize("name", optimizers.COMPARED)
-def test_the_rate_of_a_single_run_is_the_best_at_scale_one_on_validation(name):
-    best = analysis.best_rate_per_scale(kept("rescue"), "sgd")
-    at_one = best[(best.optimizer == name) & (best.init_scale == 1.0)]
-    assert at_one.learning_rate.item() == optimizers.COMPARED[name]["learning_rate"]
-
-
-def test_no_choice_of_the_search_is_cut_off_by_the_edge_of_its_rates():
-    # At the edge of its rates no scale may be rescued better than inside.
-    table = analysis.medians(kept("search"))
-    standard = analysis.threshold(kept("search"), "sgd", "validation")
-    for (name, scale), cell in table.groupby(["optimizer", "init_scale"]):
-        edges = cell.learning_rate.isin(
-            [cell.learning_rate.min(), cell.learning_rate.max()]
-        )
-        at_edge = cell[edges].validation.max()
-        inside = cell[~edges].validation.max()
-        assert at_edge < standard or inside >= standard, (name, scale)
 
 
 class Spy(Mapping):
@@ -151,22 +78,6 @@ def leaves(values, path=()):
     if is_inner(path, values):
         return {x for k, v in values.items() for x in leaves(v, (*path, k))}
     return {path}
-
-
-@pytest.mark.parametrize("kind", ["compared", "search"])
-def test_every_setting_of_a_sweep_is_read(digits, kind, tmp_path, monkeypatch):
-    values = rescue.get_config(kind).to_dict()
-    read = set()
-    config = Spy(values, read)
-    monkeypatch.setattr(sweeps.datasets, "load", lambda name: digits)
-    monkeypatch.setattr(sweeps, "use_every_core", lambda: None)
-    monkeypatch.setattr(sweeps.hosts, "connect", lambda: None)
-    monkeypatch.setattr(sweeps.results, "claim", lambda workdir, config: tmp_path)
-    monkeypatch.setattr(sweeps.sweep, "runs_left", lambda wanted, _: wanted.iloc[:0])
-    sweeps.complete(config, str(tmp_path))
-    describe(config)
-    analysis.search_space_table(config.optimizers)
-    assert leaves(values) == read
 
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tfds"
