@@ -35,7 +35,10 @@ from lars import presets
 ROOT = Path(__file__).parent.parent
 PAGES = (
     ROOT / "README.md",
-    *(DOCS / name for name in ("rescue.md", "paper.md", "book.md")),
+    *(
+        DOCS / f"{name}.md"
+        for name in ("rescue", "paper", "book", "variants", "speed", "training")
+    ),
 )
 RUNS = ("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn")
 
@@ -258,7 +261,7 @@ def runs_blocks() -> dict[str, str]:
         sessions += made
         rows.append(
             {
-                "configuration": f"[{name}](configs/{name}.py)",
+                "configuration": f"[{name}](../configs/{name}.py)",
                 "data set": config["dataset"],
                 "batch": config["batch_size"],
                 "steps": last["step"],

@@ -83,41 +83,43 @@ def kept_map(folder):
 
 def test_the_tables_of_the_map(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "DOCS", tmp_path)
-    kept_map(tmp_path / "plane" / "rescue_map")
-    blocks = publish.plane_blocks()
+    kept_map(tmp_path / "rescue" / "rescue_map")
+    blocks = publish.map_blocks()
 
     def cells(name):
         lines = blocks[name].splitlines()
         return [[x.strip() for x in line.strip("|").split("|")] for line in lines]
 
-    heading, _, ours, sgd = cells("plane-coverage")
+    heading, _, ours, sgd = cells("map-coverage")
     assert heading[1] == "of the 1 starts that float32 represents"
     assert heading[3] == "of all 2 starts"
     # 0.9 is less than 0.95 of SGD's accuracy at scale 1.
     assert ours[:2] == ["OURS", "0.0% (0.0 to 0.0)"]
     assert sgd[1] == "100.0% (100.0 to 100.0)"
     assert sgd[3] == "50.0% (50.0 to 50.0)"
-    ((_, mended, *_),) = cells("plane-mended")[2:]
+    ((_, mended, *_),) = cells("map-mended")[2:]
     assert mended == "50.0% (50.0 to 50.0)"
-    assert "at least 0.950 (relu)" in blocks["plane-standards"]
-    assert len(cells("plane-rates")) == 5
+    assert "at least 0.950 (relu)" in blocks["map-standards"]
+    assert len(cells("map-rates")) == 5
 
 
 def test_pages_wait_for_an_item_that_is_not_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "DOCS", tmp_path)
-    kept_map(tmp_path / "plane" / "rescue_map")
-    assert publish.figure_blocks("plane")["plane-items"] == ""
-    assert not publish.is_finished("plane", "rescue_map")
-    (tmp_path / "plane" / "rescue_map" / "rescue_map.png").touch()
-    assert publish.is_finished("plane", "rescue_map")
+    kept_map(tmp_path / "rescue" / "rescue_map")
+    assert publish.figure_blocks("rescue")["rescue-items"] == ""
+    assert not publish.is_finished("rescue", "rescue_map")
+    (tmp_path / "rescue" / "rescue_map" / "rescue_map.png").touch()
+    assert publish.is_finished("rescue", "rescue_map")
 
 
 def test_results_that_are_not_finished_are_left_out(tmp_path, monkeypatch, capsys):
-    kept = {"figures/item": ("plane/item", ("config.json", "item.png"))}
+    kept = {"figures/item": ("rescue/item", ("config.json", "item.png"))}
     changes = {"ROOT": tmp_path, "DOCS": tmp_path / "docs", "KEPT": kept, "PAGES": ()}
     for name, value in {**changes, "all_blocks": dict}.items():
         monkeypatch.setattr(publish, name, value)
-    source, target = (tmp_path / x for x in ("results/figures/item", "docs/plane/item"))
+    source, target = (
+        tmp_path / x for x in ("results/figures/item", "docs/rescue/item")
+    )
     source.mkdir(parents=True)
     (source / "config.json").touch()
     publish.main(["publish"])
