@@ -1,6 +1,7 @@
 """Settings of all tests: strict arithmetic, short compilations, eight devices."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -12,9 +13,12 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Compilations take most of the time, those of the commands that tests start included.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ["XLA_FLAGS"] = (
-    f"--xla_cpu_multi_thread_eigen=false {os.environ.get('XLA_FLAGS', '')}"
-)
+FLAGS = ["--xla_cpu_multi_thread_eigen=false"]
+if importlib.metadata.version("jaxlib") == "0.10.2":  # others may not know these flags
+    # They save a fifth of the compilation.
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
+    FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]
+os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])
 
 # What tests compile alike is compiled once, in whichever process needs it first: the
 # other workers and the commands inherit the place. JAX writes there without a lock; who
