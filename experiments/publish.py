@@ -37,7 +37,7 @@ PAGES = (
     ROOT / "README.md",
     *(
         DOCS / f"{name}.md"
-        for name in ("rescue", "paper", "book", "variants", "speed", "training")
+        for name in ("rescue", "maps", "paper", "book", "variants", "speed", "training")
     ),
 )
 RUNS = ("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn")
