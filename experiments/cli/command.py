@@ -71,6 +71,12 @@ def reported_errors(status: int = BAD_INPUT) -> Iterator[None]:
     """Ends the command with the message of an error, in one line."""
     try:
         yield
+    except BrokenPipeError:
+        stop(
+            "what reads the output of this command ended before it (Broken pipe); give "
+            "the same command without it.",
+            FAILURE,
+        )
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         if sys.flags.dev_mode:
             raise
@@ -113,14 +119,8 @@ def whole_command() -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with reported_errors(FAILURE):
-            try:
-                yield
-                sys.stdout.flush()
-            except BrokenPipeError as error:
-                raise OSError(
-                    "what reads the output of this command ended before it (Broken "
-                    "pipe); give the same command without it."
-                ) from error
+            yield
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -137,8 +137,9 @@ class Checkpoints:
         except Exception as error:  # Orbax raises many
             message = (str(error).splitlines() or [""])[0]
             raise OSError(
-                f"checkpoints cannot be written to {self._folder} ({message}); mend "
-                "this, and the same command goes on from the newest that is whole."
+                f"checkpoints cannot be written to {self._folder} ({message}); make "
+                "room or move what is in the way, then give the same command again: it "
+                "goes on from the newest that is whole."
             ) from error
 
     def _open(self) -> ocp.CheckpointManager:
