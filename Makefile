@@ -4,7 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE ?= 12
 
-.PHONY: rescue figures runs benchmark test lint types pytest mutants clean
+.PHONY: help rescue figures runs benchmark test lint types pytest mutants clean
+
+## What there is to make
+help:
+	@awk '/^## / { says = says "\n      " substr($$0, 4); next } \
+	  /^[a-z]+:/ && says { sub(/:.*/, ""); print "make " $$0 says } { says = "" }' $(MAKEFILE_LIST)
 
 ## The small rescue map, on the embedded digits, with its picture: results/rescue/
 rescue: .venv/runtime
@@ -32,13 +37,16 @@ benchmark: .venv/runtime
 ## Lint, types and all tests
 test: lint types pytest
 
+## Lint alone
 lint: .venv/development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+## Types alone
 types: .venv/development
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+## Tests alone
 pytest: .venv/development
 	$(BIN)/pytest --numprocesses=auto
 
@@ -46,6 +54,7 @@ pytest: .venv/development
 mutants: .venv/mutants
 	$(BIN)/python -m tests.mutants --sample=$(SAMPLE)
 
+## Remove the environment and all results
 clean:
 	rm -rf .venv results runs
 

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from configs import models, optimizers
 from configs.run import run_config
+from experiments.training.names import check_name
 
 
 def get_config(optimizer: str = "module") -> config_dict.ConfigDict:
@@ -24,10 +25,7 @@ def get_config(optimizer: str = "module") -> config_dict.ConfigDict:
         for name, arm in optimizers.ARMS.items()
         if arm["initialization"] == "scaled"  # a single run has no other
     ]
-    if optimizer not in names:
-        raise ValueError(
-            f"optimizer must be one of {', '.join(names)}, got {optimizer!r}."
-        )
+    check_name("optimizer", optimizer, names)
     arm = optimizers.ARMS[optimizer]
     return run_config(
         dataset="digits",

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from experiments import results
 from experiments.cli import command
 from experiments.speed import step_cost as benchmark
+from experiments.training.names import check_name
 from experiments.training.setup import check_count, check_positive
 
 TREES = flags.DEFINE_list("trees", None, "Which trees, such as resnet50,vmap.")
@@ -38,11 +39,10 @@ def main(workdir: str) -> None:
         check_positive("seconds", SECONDS.value)
         names = TREES.value or list(cases)
         for name in names:
-            if name not in cases:
-                raise ValueError(f"trees are {', '.join(cases)}, got {name!r}.")
+            check_name("trees", name, cases)
         settings = {"trees": names, "quick": QUICK.value, "rounds": ROUNDS.value}
         settings["seconds"] = SECONDS.value
-        folder = results.claim(workdir, settings)
+        folder = results.claim(workdir, settings, files=["benchmark.csv"])
 
     # What is compiled is to be timed, not to be found from an earlier run.
     jax.config.update("jax_enable_compilation_cache", False)

@@ -14,6 +14,7 @@ show.
 """
 
 import copy
+import io
 import json
 import sys
 import time
@@ -31,6 +32,7 @@ from experiments.cli import command
 from experiments.results import pages
 from experiments.studies import Item, Settings, book, paper, rescue
 from experiments.training.devices import use_every_core
+from experiments.training.names import check_name
 
 STUDIES = {"paper": paper, "book": book, "rescue": rescue}
 """By the names of their pages in docs/, and of the folders beside these."""
@@ -58,8 +60,11 @@ DOCS = Path(__file__).parent.parent / "docs"
 SECONDS_BETWEEN_SAVES = 10
 """What a machine that fails may cost; an interrupt costs nothing."""
 
+flags.declare_key_flag("workdir")  # so that --help shows it, too
 FIGURE = flags.DEFINE_list(
-    "figure", None, "Names of figures, or paper, book, maps or all."
+    "figure",
+    None,
+    f"One or more of {', '.join(ITEMS)}, or {', '.join(GROUPS)}, which are several.",
 )
 QUICK = flags.DEFINE_bool("quick", False, "A small version, in less than two minutes.")
 RECOMPUTE = flags.DEFINE_bool(
@@ -75,12 +80,13 @@ def main(workdir: str) -> None:
         for name in names:
             settings = settings_of(name, QUICK.value)
             kept = kept_place(workdir, name)
+            files = [f"{name}.csv", f"{name}.png", "results.csv"]
             for folder in {place(workdir, name), kept}:
-                results.claim(folder, settings)
+                results.claim(folder, settings, files=files)
             if not RECOMPUTE.value:
                 take_published(name, kept, settings)
-            # A data set that is missing is named before anything is computed.
-            if "dataset" in settings and not is_complete(name, kept, settings):
+            # What is damaged or missing is named before anything is computed.
+            if not is_complete(name, kept, settings) and "dataset" in settings:
                 datasets.load(settings["dataset"])
     check_interrupt = command.interrupt_on_signals()
     if QUICK.value:
@@ -103,7 +109,9 @@ def make(
         folder / "provenance.json",
         (kept_place(workdir, name) / "provenance.json").read_text(),
     )
-    item.draw(table, settings).savefig(folder / f"{name}.png", dpi=120)
+    picture = io.BytesIO()
+    item.draw(table, settings).savefig(picture, dpi=120, format="png")
+    results.write_whole(folder / f"{name}.png", picture.getvalue())
     print(f"\n{name}: {item.title}")
     if item.overview is not None:
         print(f"\n{pages.markdown(item.overview(table, settings))}\n")
@@ -122,20 +130,19 @@ def take_published(name: str, folder: Path, settings: Settings) -> None:
     published = DOCS / source / name
     config = published / "config.json"
     as_read = json.loads(json.dumps(settings))  # without tuples
-    if not config.exists() or json.loads(config.read_text()) != as_read:
+    if not config.exists() or results.read_json(config) != as_read:
         return
-    rows = results.read_table(published / f"{name}.csv")
+    rows = parts_in(published / f"{name}.csv", name, settings)
     held = held_parts(name, folder, settings)
-    keys = list(ITEMS[name].cells(settings)[0])
-    new = [part for key, part in _by_cell(rows, keys).items() if key not in held]
+    new = [part for key, part in rows.items() if key not in held]
     if not new:
         return
-    file, provenance = folder / "results.csv", folder / "provenance.json"
+    file = folder / "results.csv"
     old = [results.read_table(file)] if file.exists() else []
     results.write_table(file, pd.concat([*old, *new], ignore_index=True))
-    sessions = json.loads(provenance.read_text()) if provenance.exists() else []
-    sessions += json.loads((published / "provenance.json").read_text())
-    results.write_whole(provenance, json.dumps(sessions, indent=2) + "\n")
+    sessions = [*results.sessions_of(folder), *results.sessions_of(published)]
+    provenance = json.dumps(sessions, indent=2) + "\n"
+    results.write_whole(folder / "provenance.json", provenance)
     print(f"{name}: results of {published}; --recompute computes them anew.")
 
 
@@ -144,10 +151,33 @@ def held_parts(
 ) -> dict[tuple[Any, ...], pd.DataFrame]:
     """The parts that a folder has of an item, by the values of their cells."""
     file = folder / "results.csv"
-    table = results.read_table(file) if file.exists() else pd.DataFrame()
-    if table.empty:
-        return {}
-    return _by_cell(table, list(ITEMS[name].cells(settings)[0]))
+    return parts_in(file, name, settings) if file.exists() else {}
+
+
+def parts_in(
+    file: Path, name: str, settings: Settings
+) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """The parts of an item in a table, by the values of their cells.
+
+    Raises:
+        ValueError: if the table is damaged, as `results.read_table` says; or has not
+            the columns that name a part; or a part has not the rows that it had.
+    """
+    table, keys = results.read_table(file), list(ITEMS[name].cells(settings)[0])
+    missing = [key for key in keys if key not in table]
+    if missing:
+        raise results.damaged(file, f"it has no column {missing[0]!r}")
+    parts = {tuple(key): rows for key, rows in table.groupby(keys, sort=False)}
+    for key, rows in parts.items():
+        # Tables of earlier code do not say how many rows a part has.
+        counts = set(rows["part_rows"].dropna()) if "part_rows" in rows else set()
+        if counts - {len(rows)}:
+            had = " or ".join(f"{count:g}" for count in sorted(counts))
+            raise results.damaged(
+                file,
+                f"part {', '.join(map(str, key))} has {len(rows)} rows, and had {had}",
+            )
+    return parts
 
 
 def is_complete(name: str, folder: Path, settings: Settings) -> bool:
@@ -220,8 +250,8 @@ def _measured(
             bar.set_postfix_str(", ".join(str(value) for value in cell.values()))
             started = time.monotonic()
             rows = _in_float64(ITEMS[name].measure(cell, settings))
-            rows["part_seconds"] = round(time.monotonic() - started, 3)
-            rows = rows.assign(**cell)
+            seconds = round(time.monotonic() - started, 3)
+            rows = rows.assign(part_seconds=seconds, part_rows=len(rows), **cell)
             yield cell, rows[[*cell, *rows.columns.drop(list(cell))]]
             bar.update()
 
@@ -244,12 +274,13 @@ def chosen(names: Sequence[str] | None) -> list[str]:
     Raises:
         ValueError: for a name that there is not.
     """
-    known = ", ".join([*GROUPS, *ITEMS])
+    known = [*GROUPS, *ITEMS]
     if not names:
-        raise ValueError(f"--figure=NAME is missing; NAME is one or more of {known}.")
+        raise ValueError(
+            f"--figure=NAME is missing; NAME is one or more of {', '.join(known)}."
+        )
     for name in names:
-        if name not in ITEMS and name not in GROUPS:
-            raise ValueError(f"--figure must be of {known}, got {name!r}.")
+        check_name("--figure", name, known)
     return list(dict.fromkeys(x for name in names for x in GROUPS.get(name, [name])))
 
 
@@ -261,10 +292,6 @@ def place(workdir: str, name: str) -> Path:
 def kept_place(workdir: str, name: str) -> Path:
     """Where the rows of an item are kept: alone, or with those of others."""
     return Path(workdir) / (ITEMS[name].kept_in or name)
-
-
-def _by_cell(table: pd.DataFrame, keys: list[str]) -> dict[tuple, pd.DataFrame]:
-    return {tuple(key): rows for key, rows in table.groupby(keys, sort=False)}
 
 
 def _in_float64(rows: pd.DataFrame) -> pd.DataFrame:

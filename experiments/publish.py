@@ -10,16 +10,14 @@ what the pages say, and a test compares the two.
 """
 
 import inspect
-import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from absl import app, logging
 
 from experiments import figures, results
+from experiments.cli import command
 from experiments.figures import DOCS, SOURCES
 from experiments.results import pages
 from experiments.results.pages import markdown
@@ -72,22 +70,30 @@ KEPT = {  # of results/NAME, in docs/FOLDER
 
 def main(argv: list[str]) -> None:
     """Copies the results, then fills the pages from the copies."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    del argv
     for name, (folder, files) in KEPT.items():
         source, target = ROOT / "results" / name, DOCS / folder
         missing = [file for file in files if not (source / file).exists()]
         if source.exists() and missing:
             print(f"left out {source.relative_to(ROOT)}: it has no {missing[0]} yet")
         elif source.exists():
+            check_files(source, files)
             target.mkdir(parents=True, exist_ok=True)
             for file in files:
-                shutil.copy(source / file, target / file)
-    logging.set_verbosity(logging.WARNING)  # JAX narrates at INFO
+                results.write_whole(target / file, (source / file).read_bytes())
     blocks = all_blocks()
     for file in PAGES:
         results.write_whole(file, pages.fill(file.read_text(), blocks))
         print(f"wrote {file.relative_to(ROOT)}")
+
+
+def check_files(folder: Path, files: Sequence[str]) -> None:
+    """Raises ValueError, before anything is replaced, if a file is damaged."""
+    for file in files:
+        if file.endswith(".csv"):
+            results.read_table(folder / file)
+        elif file.endswith(".json"):
+            results.read_json(folder / file)
 
 
 def all_blocks() -> dict[str, str]:
@@ -124,7 +130,7 @@ def figure_blocks(source: str) -> dict[str, str]:
         if not is_finished(source, name):
             continue
         table, settings = kept_figure(source, name)
-        sessions = json.loads((DOCS / source / name / "provenance.json").read_text())
+        sessions = results.sessions_of(DOCS / source / name)
         parts = len(table[list(item.cells(settings)[0])].drop_duplicates())
         seconds = figures.seconds_of(name, table, settings)
         made = provenance(parts, sessions, seconds, "part(s)")
@@ -224,7 +230,7 @@ def kept_figure(source: str, name: str) -> tuple[pd.DataFrame, Any]:
     folder = DOCS / source / name
     return (
         results.read_table(folder / f"{name}.csv"),
-        json.loads((folder / "config.json").read_text()),
+        results.read_json(folder / "config.json"),
     )
 
 
@@ -253,11 +259,11 @@ def runs_blocks() -> dict[str, str]:
     rows, sessions = [], []
     for name in RUNS:
         folder = DOCS / "runs" / name
-        config = json.loads((folder / "config.json").read_text())
+        config = results.read_json(folder / "config.json")
         last = finished_metrics(folder)
         if last is None:
             raise ValueError(f"the run in {folder} has not come to its end.")
-        made = json.loads((folder / "provenance.json").read_text())
+        made = results.sessions_of(folder)
         sessions += made
         rows.append(
             {
@@ -324,4 +330,4 @@ def provenance(
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run_bare(main)

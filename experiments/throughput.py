@@ -10,7 +10,6 @@ For an accelerator, there are ``--configs=imagenet_resnet50,cifar10_resnet18``; 
 images stand for those of ImageNet.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -27,6 +26,7 @@ from experiments import results
 from experiments.cli import command
 from experiments.speed import throughput
 from experiments.speed.timed import JOBS
+from experiments.training.names import check_name
 from experiments.training.setup import check_count, check_positive
 
 CONFIGS = flags.DEFINE_list(
@@ -77,9 +77,8 @@ class Worker(NamedTuple):
             if line.startswith("{"):
                 return json.loads(line)
         log.seek(0)
-        raise RuntimeError(
-            f"{process.args} ended before it had measured: {log.read()[-2000:]}"
-        )
+        said = log.read().strip().splitlines() or ["it said nothing"]
+        raise RuntimeError(f"{process.args} ended before it had measured: {said[-1]}")
 
 
 def main(workdir: str) -> None:
@@ -88,11 +87,10 @@ def main(workdir: str) -> None:
         check_count("rounds", ROUNDS.value)
         check_positive("seconds", SECONDS.value)
         for name in CONFIGS.value:
-            if importlib.util.find_spec(f"configs.{name}") is None:
-                raise ValueError(f"configs: there is no configs/{name}.py.")
+            check_name("configs", f"configs/{name}.py", command.CONFIGS)
         settings = {"configs": CONFIGS.value, "rounds": ROUNDS.value}
         settings["seconds"], settings["sweep"] = SECONDS.value, SWEEP.value
-        folder = results.claim(workdir, settings)
+        folder = results.claim(workdir, settings, files=["throughput.csv"])
 
     file = folder / "throughput.csv"
     for earlier in (file, folder / "provenance.json"):

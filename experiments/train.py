@@ -16,6 +16,7 @@ they are told.
 
 import contextlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,14 @@ from experiments import results
 from experiments.cli import command, hosts
 from experiments.cli.watching import Display, Interruption
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.metrics import MetricsWriter, finished_metrics
+from experiments.training.metrics import (
+    METRICS,
+    MetricsWriter,
+    check_lines,
+    finished_metrics,
+)
 from experiments.training.plan import Plan, plan_of, print_plan
-from experiments.training.single_run import layer_metrics, where_it_began
+from experiments.training.single_run import Progress, layer_metrics, where_it_began
 
 MAY_CHANGE = ("placement", "data_workers", "checkpoint_every")
 """Settings that a run may go on with others of: they are of the machines."""
@@ -47,7 +53,10 @@ def main(config: command.Config, workdir: str) -> None:
         if DRY_RUN.value:
             return hosts.first(lambda: print_plan(config, plan), None)
         folder = Path(workdir)
-        hosts.first(lambda: results.claim(folder, config.to_dict(), MAY_CHANGE), folder)
+        settings = config.to_dict()
+        hosts.first(
+            lambda: results.claim(folder, settings, MAY_CHANGE, [METRICS]), folder
+        )
     last = finished_metrics(folder)
     if not hosts.first_says(last is not None):
         last = train(config, plan, folder)
@@ -61,15 +70,19 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     with (
         Interruption() as interruption,
-        Checkpoints(folder / "checkpoints") as checkpoints,
         contextlib.ExitStack() as stack,
     ):
         with command.reported_errors():
+            checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints"))
             restored = checkpoints.restore_newest(compiled.like)
-        step, progress = restored or (0, compiled.init(run, source.data))
-        session = results.Session(folder, first_step=step, seconds=0.0)
-        writer = MetricsWriter(folder, step)
+            if restored is not None:
+                steps = logged_steps(config, *restored)
+                hosts.first(lambda: check_lines(folder, steps), None)
+            step, progress = restored or (0, compiled.init(run, source.data))
+            writer = MetricsWriter(folder, step)
+            session = results.Session(folder, first_step=step, seconds=0.0)
         display = Display(config.num_steps, step, config.batch_size)
+        stack.callback(display.close)
         batches = stack.enter_context(
             contextlib.closing(
                 source.batches(
@@ -128,17 +141,26 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
     return last
 
 
+def logged_steps(
+    config: command.Config, step: int, progress: Progress
+) -> Iterable[int]:
+    """The steps whose metrics a run that is at a step has written."""
+    last = step if progress.diverged_at < 0 else min(step, int(progress.diverged_at))
+    steps = list(range(config.log_every, last + 1, config.log_every))
+    return [*steps, last] if last == config.num_steps else steps
+
+
 def summary(last: dict[str, Any], folder: Path) -> str:
     """How the run ended, in a line."""
     if "diverged_at" in last:
         return (
             f"diverged: step {last['diverged_at']} is not finite, first in "
-            f"{last['first_nonfinite']}. Metrics: {folder / 'metrics.jsonl'}"
+            f"{last['first_nonfinite']}. Metrics: {folder / METRICS}"
         )
     return (
         f"finished after {last['step']} steps: test accuracy "
         f"{last['test/accuracy']:.4f}, test loss {last['test/loss']:.4g}. "
-        f"Metrics: {folder / 'metrics.jsonl'}"
+        f"Metrics: {folder / METRICS}"
     )
 
 

@@ -3,20 +3,26 @@
 import json
 import os
 import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from configs import digits_mlp
+from experiments import figures
+from experiments.cli import command as commands_share
+from lars.silence import REASONS
+from tests.commands import call_all
 
-RESCUE = ("experiments.rescue", "--config=configs/rescue.py")
+ROOT = Path(__file__).parent.parent
 TRAIN = ("experiments.train", "--config=configs/digits_mlp.py")
-SMALL_MAP = ("--config.init_scales=(1e-4,1.0)", "--config.num_steps=3")
+SHORT = (*TRAIN, "--config.num_steps=100")
+FIGURES = "experiments.figures"
+QUICK = (FIGURES, "--figure=book_underflow", "--quick", "--recompute")
 
 
 @pytest.fixture(scope="module")
@@ -43,34 +49,51 @@ def call(environment, *arguments):
     return process.returncode, out, err
 
 
+def assert_one_line(end, message, code=2):
+    """It ended with one line, which says what a pattern does, and no traceback."""
+    lines = [line for line in end.err.splitlines() if not re.search(r"\d+%\|", line)]
+    lines = [line for line in lines if line.strip()]
+    assert end.code == code, end.err
+    assert len(lines) == 1, end.err
+    assert lines[0].startswith("error: ")
+    assert re.search(message, lines[0]), lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(environment, tmp_path_factory):
+    """A finished run, how its command ended, and where this prepared the digits."""
+    folder, place = (tmp_path_factory.mktemp(name) for name in ("trained", "place"))
+    environment = {**environment, "TFDS_DATA_DIR": str(place)}
+    flags = ("--config.num_steps=120", f"--workdir={folder}")
+    return folder, call(environment, *TRAIN, *flags), place
+
+
 def test_a_training_run_writes_metrics_and_prints_the_test_accuracy(
-    environment, tmp_path
+    environment, trained
 ):
-    command = (*TRAIN, f"--workdir={tmp_path}/run", "--config.num_steps=120")
-    code, out, err = call(environment, *command)
+    folder, (code, out, err), _ = trained
     assert code == 0, err
-    lines = [
-        json.loads(line)
-        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    # Nothing comes before the bar but a line on the data, which was not there yet.
+    assert err.startswith("Preparing the digits (once) ...\n")
+    assert "Generating" not in err
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [100, 120, 120]
     assert 0 < lines[0]["trust_ratio/hidden_0/kernel"] < 1
     assert lines[1]["train/batch_loss"] < lines[0]["train/batch_loss"]
     assert f"test accuracy {lines[-1]['test/accuracy']:.4f}" in out
     assert lines[-1]["test/accuracy"] > 0.8
     # The same command again reports and does not train; another config is refused.
-    again, same, _ = call(environment, *command)
-    assert (again, same) == (0, out)
-    code, _, err = call(environment, *command, "--config.seed=1")
-    assert code == 2
-    assert "config.seed: there 0, asked for 1" in err
+    again = (*TRAIN, "--config.num_steps=120", f"--workdir={folder}")
+    same, other = call_all(environment, [again, (*again, "--config.seed=1")])
+    assert (same.code, same.out) == (0, out)
+    assert_one_line(other, "config.seed: there 0, asked for 1")
 
 
 def test_a_command_starts_anew_with_memory_in_large_pages(environment, tmp_path):
     # A module that every process imports when it starts.
     note = "import os; print(os.environ.get('GLIBC_TUNABLES'))"
     (tmp_path / "sitecustomize.py").write_text(note)
-    environment = {**environment, "PYTHONPATH": str(tmp_path)}
+    environment = {**environment, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     environment.pop("GLIBC_TUNABLES", None)
     _, out, _ = call(environment, "experiments.cli.command")
     large = "glibc.malloc.hugetlb=1" if sys.platform == "linux" else None
@@ -98,125 +121,210 @@ def test_the_result_that_the_configuration_states(environment, tmp_path):
     assert float(reached) == pytest.approx(float(stated), abs=0.015)
 
 
-def test_an_interrupted_sweep_goes_on_to_the_same_result(environment, tmp_path):
-    def command(workdir):
-        return (*RESCUE, *SMALL_MAP, f"--workdir={workdir}")
-
-    code, out, err = call(environment, *command(tmp_path / "whole"))
-    assert code == 0, err
-    assert "LARS (recommended" in out
-    assert (tmp_path / "whole" / "rescue.png").read_bytes()[:4] == b"\x89PNG"
-    whole = pd.read_csv(tmp_path / "whole" / "results.csv")
-    assert len(whole) == 6 * 2 * 5 * 3
-
-    part = tmp_path / "part"
-    for stop in (signal.SIGINT, signal.SIGKILL):
-        before = rows(part)
-        process = start(environment, *command(part))
-        while rows(part) <= before and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(stop)
-        _, err = process.communicate(timeout=60)
-        if stop == signal.SIGINT:
-            assert process.returncode == 130
-            assert "the same command continues from there" in err
-            assert f"{rows(part)} of 180 runs" in err
-        assert before < rows(part) < 180
-    code, _, err = call(environment, *command(part))
-    assert code == 0, err
-    assert (part / "results.csv").read_bytes() == (
-        tmp_path / "whole" / "results.csv"
-    ).read_bytes()
-    sessions = json.loads((part / "provenance.json").read_text())
-    assert len(sessions) == 3
-    assert sessions[2]["runs_after"] == 180
+def test_a_run_that_wakes_logs_why_its_network_was_moved(environment, tmp_path):
+    wakes = (TRAIN[0], "--config=configs/digits_mlp.py:polar_waking")
+    flags = ("--config.num_steps=100", "--config.model.width=8")
+    flags = (*flags, "--config.init_scale=1e30", f"--workdir={tmp_path}/run")
+    (end,) = call_all(environment, [(*wakes, *flags)])
+    assert end.code == 0, end.err
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    moves = {k: v for k, v in line.items() if k.startswith("waking/")}
+    assert list(moves) == [f"waking/{reason}" for reason in REASONS]
+    assert moves.pop("waking/not finite") > 10  # each divides by 16, from 1e30
+    assert line["weight_norm/hidden_0/kernel"] < 1e3
 
 
-def test_two_hosts_make_the_sweep_of_one(environment, tmp_path):
-    flags = (*SMALL_MAP, "--config.seeds=(0,)")
-    code, out, err = call(environment, *RESCUE, *flags, f"--workdir={tmp_path}/one")
-    assert code == 0, err
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    hosts = [
-        start(
-            environment,
-            *RESCUE,
-            *flags,
-            f"--workdir={tmp_path}/two",
-            f"--coordinator_address=localhost:{port}",
-            "--num_processes=2",
-            f"--process_id={i}",
-        )
-        for i in range(2)
+def test_one_process_at_a_time_has_a_workdir(environment, tmp_path):
+    command = (*TRAIN, f"--workdir={tmp_path}/run", "--config.num_steps=2000000")
+    first = start(environment, *command)
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    (second,) = call_all(environment, [command])
+    assert_one_line(second, rf"is being written by process {first.pid} on \S+; wait")
+    first.kill()  # as it is, it gives nothing back itself
+    first.communicate()
+    changed = (*command, "--config.seed=1")
+    (third,) = call_all(environment, [changed])
+    assert_one_line(third, "config.seed: there 0, asked for 1")  # and not the lock
+
+
+BAD_INPUT = [
+    (TRAIN, ["--config.num_step=3"], 'Did you mean "num_steps"'),
+    (TRAIN, ["--config.optimizer.settings.momentun=3"], "momentun"),
+    (TRAIN, ["--config.num_steps=many"], "--config.num_steps=many"),
+    (TRAIN, ["--config.num_steps=1.5"], "--config.num_steps=1.5"),
+    (TRAIN, ["--config.num_steps=0"], "num_steps .* at least 1, got 0"),
+    (TRAIN, ["--config.num_steps=3000000000"], r"below 2\*\*31 .* got 3000000000"),
+    (TRAIN, ["--config.log_every=3000000000"], r"below 2\*\*31 .* got 3000000000"),
+    (TRAIN, ["--config.batch_size=0"], "batch_size .* at least 1, got 0"),
+    (TRAIN, ["--config.batch_size=2000"], "1077 training images, got 2000"),
+    (TRAIN, ["--config.log_every=-1"], "log_every .* got -1"),
+    (TRAIN, ["--config.seed=-1"], "seed .* got -1"),
+    (TRAIN, ["--config.optimizer.learning_rate=-1"], "learning_rate .* got -1"),
+    (TRAIN, ["--config.optimizer.learning_rate=nan"], "learning_rate .* got nan"),
+    (TRAIN, ["--config.optimizer.name=sdg"], "got 'sdg'; did you mean sgd"),
+    (
+        TRAIN,
+        ["--config.optimizer.name=polar_waking"],
+        "no setting 'layer', which belongs to lars; it has learning_rate, .*"
+        "--config=configs/digits_mlp.py:polar_waking, chooses",
+    ),
+    (TRAIN, ["--config.optimizer.settings.layer=net"], "layer .* got 'net'"),
+    (TRAIN, ["--config.schedule.decay=cosin"], "schedule.decay .* got 'cosin'"),
+    (TRAIN, ["--config.dataset=digit"], "no data set 'digit' .* you mean digits"),
+    (TRAIN, ["--config.model.name=cnnn"], "mlp, cnn, .* got 'cnnn'; .* mean cnn"),
+    (TRAIN, ["--config.model.depth=0"], "depth .* got 0"),
+    (TRAIN, ["--config.profile=some"], "profile .* got 'some'"),
+    (TRAIN, ["--config.init_scale=0"], "init_scale .* got 0"),
+    (TRAIN, ["--config=configs/digits_mlp.py:sdg"], "got 'sdg'; did you mean sgd"),
+    (TRAIN, ["--config=configs/digits_mpl.py"], "no such file; .*digits_mlp.py"),
+    (TRAIN, ["--config=configs/models.py"], "models.py: it has no get_config"),
+    (TRAIN, ["--config=README.md"], "cannot be read .*SyntaxError"),
+    (TRAIN, ["--workdir=/proc/run"], "'/proc/run' cannot be written"),
+    (TRAIN, ["--workdir="], "--workdir is missing"),
+    (TRAIN, ["--wrkdir=x"], "Did you mean: workdir"),
+    (TRAIN, ["extra"], "unexpected argument 'extra'"),
+    ((FIGURES,), ["--figure=figur1"], "got 'figur1'; did you mean figure1"),
+    ((FIGURES,), [], "--figure=NAME is missing"),
+    ((FIGURES,), ["--figure=rescue", "--workdir="], "--workdir is missing"),
+    ((FIGURES,), ["--config=configs/models.py"], "has no --config"),
+    ((FIGURES,), ["--config", "configs/digits_mlp.py"], "has no --config"),
+    ((FIGURES,), ["extra"], "unexpected argument 'extra'"),
+    (("experiments.benchmark",), ["--workdir="], "--workdir is missing"),
+    (("experiments.throughput",), ["--workdir="], "--workdir is missing"),
+    (("experiments.publish",), ["extra"], "unexpected argument 'extra'"),
+]
+
+
+def test_bad_input_is_named_before_anything_is_written(environment, tmp_path):
+    workdir = f"--workdir={tmp_path}/run"
+    cases = [
+        (*command, *([] if "publish" in command[0] else [workdir]), *given)
+        for command, given, _ in BAD_INPUT
     ]
-    ends = [host.communicate(timeout=300) for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], ends[0][1][-2000:]
-    one, two = tmp_path / "one" / "results.csv", tmp_path / "two" / "results.csv"
-    assert two.read_bytes() == one.read_bytes()
-    # What joins the hosts talks to the standard output as well.
-    said = [
-        [line for line in end[0].splitlines() if not line.startswith("[Gloo]")]
-        for end in ends
-    ]
-    assert said == [out.replace(f"{tmp_path}/one", f"{tmp_path}/two").splitlines(), []]
+    ends = call_all(environment, cases)
+    for end, (_, _, message) in zip(ends, BAD_INPUT, strict=True):
+        assert_one_line(end, message)
+        assert end.out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
-def rows(folder):
-    file = folder / "results.csv"
-    return len(file.read_text().splitlines()) - 1 if file.exists() else 0
+def test_help_lists_what_can_be_asked_for(environment):
+    figure, train = call_all(environment, [(FIGURES, "--help"), (TRAIN[0], "--help")])
+    for end, names in (
+        (figure, [*figures.GROUPS, *figures.ITEMS]),
+        (train, commands_share.CONFIGS),
+    ):
+        for name in names:
+            assert re.search(rf"\b{name}\b", end.out), name
+    assert "configs/digits_mlp.py" in commands_share.CONFIGS
+    assert "configs/models.py" not in commands_share.CONFIGS
 
 
-@pytest.mark.parametrize(
-    ("command", "flags", "message"),
-    [
-        (TRAIN, ["--config.num_step=3"], 'Did you mean "num_steps"'),
-        (TRAIN, ["--config.optimizer.settings.momentun=3"], "momentun"),
-        (TRAIN, ["--config.num_steps=many"], "--config.num_steps=many"),
-        (TRAIN, ["--config.num_steps=1.5"], "--config.num_steps=1.5"),
-        (TRAIN, ["--config.num_steps=0"], "num_steps .* at least 1, got 0"),
-        (TRAIN, ["--config.batch_size=0"], "batch_size .* at least 1, got 0"),
-        (TRAIN, ["--config.batch_size=2000"], "1077 training images, got 2000"),
-        (TRAIN, ["--config.log_every=-1"], "log_every .* got -1"),
-        (TRAIN, ["--config.seed=-1"], "seed .* got -1"),
-        (TRAIN, ["--config.optimizer.learning_rate=-1"], "learning_rate .* got -1"),
-        (TRAIN, ["--config.optimizer.learning_rate=nan"], "learning_rate .* got nan"),
-        (TRAIN, ["--config.optimizer.name=sdg"], "sgd, adam, .* got 'sdg'"),
-        (TRAIN, ["--config.optimizer.name=adam"], "'adam' has no setting 'layer'"),
-        (TRAIN, ["--config.optimizer.settings.layer=net"], "layer .* got 'net'"),
-        (TRAIN, ["--config.schedule.decay=cosin"], "schedule.decay .* got 'cosin'"),
-        (
-            TRAIN,
-            ["--config.dataset=digit"],
-            "no data set 'digit' .* you mean digits",
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_alone_lists_what_there_is_to_make():
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert re.findall(r"^make (\w+)$", done.stdout, re.M) == targets.split()
+
+
+def test_damaged_files_of_a_run_are_named(environment, trained, tmp_path):
+    def damaged(name, damage):
+        folder = tmp_path / name
+        shutil.copytree(trained[0], folder)
+        damage(folder)
+        return (*TRAIN, "--config.num_steps=120", f"--workdir={folder}")
+
+    def no_checkpoints(folder):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "checkpoints").write_text("in the way")
+
+    def no_place_for_metrics(folder):
+        (folder / "metrics.jsonl").unlink()
+        (folder / "metrics.jsonl").mkdir()
+
+    def hole_in_metrics(folder):
+        first, *rest = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (folder / "metrics.jsonl").write_text("".join([first[:9] + "\n", *rest]))
+
+    expected = {
+        "checkpoints": (no_checkpoints, "checkpoints .*File exists.*move"),
+        "deleted": (
+            lambda folder: (folder / "metrics.jsonl").unlink(),
+            "metrics.jsonl lacks the metrics of step 100, and the checkpoint",
         ),
-        (TRAIN, ["--config.model.name=rnn"], "mlp, cnn, .* got 'rnn'"),
-        (TRAIN, ["--config.model.depth=0"], "depth .* got 0"),
-        (TRAIN, ["--config.profile=some"], "profile .* got 'some'"),
-        (TRAIN, ["--config.init_scale=0"], "init_scale .* got 0"),
-        (TRAIN, ["--config=configs/digits_mlp.py:sdg"], "sgd, adam, .* got 'sdg'"),
-        (TRAIN, ["--config=configs/digits.py"], "configs/digits.py: there is no such"),
-        (TRAIN, ["--workdir=/proc/run"], "'/proc/run' cannot be written"),
-        (TRAIN, ["--wrkdir=x"], "Did you mean: workdir"),
-        (TRAIN, ["extra"], "unexpected argument 'extra'"),
-        (RESCUE, ["--config.init_scales=(1,'a')"], "init_scales .* got 'a'"),
-        (RESCUE, ["--config.init_scales=(1.0,1.0)"], "different numbers"),
-        (RESCUE, ["--config.init_scales=(10.0,)"], "must have 1.0 among them"),
-        (RESCUE, ["--config.seeds=(0,-1)"], "seed .* got -1"),
-        (RESCUE, ["--config.optimizers.sgd.learning_rates=(-1.0,)"], "got -1.0"),
-        (RESCUE, ["--config.reference=adm"], "reference .* got 'adm'"),
-        (RESCUE, ["--config.runs_per_vmap=0"], "runs_per_vmap .* got 0"),
-    ],
-)
-def test_bad_input_is_named_before_anything_is_written(
-    environment, tmp_path, command, flags, message, capsys
-):
-    code, out, err = call(environment, *command, f"--workdir={tmp_path}/run", *flags)
-    assert code == 2, err
-    last = err.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert pd.Series([last]).str.contains(message).all(), last
-    assert "Traceback" not in err
-    assert not (tmp_path / "run").exists()
-    assert out == ""
+        "hole": (hole_in_metrics, "metrics.jsonl lacks the metrics of step 100"),
+        "metrics": (no_place_for_metrics, "metrics.jsonl is a folder, .* move it away"),
+        "provenance": (
+            lambda folder: (folder / "provenance.json").write_text('[{"a'),
+            "provenance.json is damaged .* restore it from a copy",
+        ),
+        "config": (
+            lambda folder: (folder / "config.json").write_bytes(b"\xff"),
+            "config.json is damaged .* restore it from a copy",
+        ),
+    }
+    cases = [damaged(name, damage) for name, (damage, _) in expected.items()]
+    before = {x: x.read_bytes() for x in tmp_path.rglob("*") if x.is_file()}
+    ends = call_all(environment, cases)
+    for end, (_, message) in zip(ends, expected.values(), strict=True):
+        assert_one_line(end, message)
+    # Nothing is lost.
+    assert all(x.read_bytes() == content for x, content in before.items() if x.suffix)
+
+
+def test_a_full_disk_ends_a_run_which_goes_on_when_there_is_room(environment, tmp_path):
+    run = (*SHORT, f"--workdir={tmp_path}/run")
+    environment = {**environment, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    full, again = call_all(environment, [({"max_file": 30_000}, *run), run])
+    assert_one_line(full, "checkpoints cannot be written to .* goes on from", code=1)
+    assert "finished after 100 steps" in again.out
+
+
+def test_a_terminal_that_is_closed_or_knows_no_greek(environment, tmp_path):
+    published = (FIGURES, "--figure=table2", f"--workdir={tmp_path}")
+    plan = (*TRAIN, "--dry_run")
+    ascii_end, closed, closed_plan = call_all(
+        environment,
+        [
+            ({"encoding": "ascii"}, *published),
+            ({"closed": True}, *published),
+            ({"closed": True}, *plan),
+        ],
+    )
+    assert (ascii_end.code, ascii_end.err) == (0, "")
+    assert "Picture" in ascii_end.out
+    for end in (closed, closed_plan):
+        assert_one_line(end, "Broken pipe", code=1)
+    assert (tmp_path / "table2" / "table2.png").exists()
+
+
+def test_damaged_digits_are_named(environment, trained, tmp_path):
+    for name, damage in (
+        ("dataset_info.json", lambda content: content[: len(content) // 2]),
+        ("digits-train.array_record-00000-of-00001", lambda content: content[:-9]),
+    ):
+        place = tmp_path / name
+        shutil.copytree(trained[2], place)
+        file = place / "digits" / "1.0.0" / name
+        file.write_bytes(damage(file.read_bytes()))
+        (end,) = call_all(
+            {**environment, "TFDS_DATA_DIR": str(place)},
+            [(*TRAIN, "--dry_run")],
+        )
+        assert_one_line(end, f"'digits.*' in {place}/digits.* is damaged .*delete that")
+
+
+def test_an_interrupted_figure_says_how_it_goes_on(environment, tmp_path):
+    process = start(environment, *QUICK, f"--workdir={tmp_path}")
+    while not (tmp_path / "book_underflow" / "provenance.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert re.search(r"\d+ of \d+ parts are in .*the same command continues", err)
+    assert err.endswith("Interrupted.\n")

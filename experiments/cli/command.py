@@ -1,22 +1,40 @@
 """What every command does alike: flags, and errors a person can act on."""
 
 import contextlib
+import io
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
+from experiments.training.names import did_you_mean
+
 Config = Any
 """A `ConfigDict`. Type checkers know too little of its attributes to be told so."""
 
+CONFIGS = {
+    f"configs/{file.name}": file
+    for file in sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+    if "\ndef get_config(" in file.read_text(encoding="utf-8")
+}
+"""The configurations of single runs."""
+
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The configuration file, configs/NAME.py.", lock_config=True
+    "config",
+    None,
+    f"The configuration file: {', '.join(CONFIGS)}, or one of your own.",
+    lock_config=True,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder that results go to.")
+
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+"""Exit statuses."""
 
 
 def run(
@@ -25,55 +43,50 @@ def run(
 ) -> None:
     """Parses the flags and calls ``main(config, workdir)``.
 
-    What is wrong with the command line or the configuration is said in one line, with
-    exit status 2; an interruption ends with 130, as shells have it.
+    An error ends the command with one line, which says what was wrong and what to do:
+    with status 2 if it is in the command line, the configuration or a file of the
+    workdir, and with 1 if it is one of the computation. ``python -X dev`` shows the
+    traceback. An interruption ends with 130, as shells have it.
     """
-    logging.set_verbosity(logging.WARNING)  # JAX and TFDS narrate at INFO
     flags.mark_flag_as_required("config")
-
-    def parsed_main(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            _stop(f"unexpected argument {argv[1]!r}; settings are --config.NAME=VALUE")
-        if WORKDIR.value is None and needs_workdir():
-            _stop("--workdir is missing: the folder that results go to")
-        try:
-            main(CONFIG.value, str(WORKDIR.value))
-        except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
-            sys.exit(130)
-
-    app.run(parsed_main, flags_parser=_parse)
+    _run(lambda _: main(CONFIG.value, _workdir(needs_workdir())), _parse_config)
 
 
 def run_measurement(main: Callable[[str], None]) -> None:
     """Parses the flags of a command without a configuration; calls ``main(workdir)``.
 
-    Errors and interruptions end it as in `run`.
+    It ends as in `run`.
     """
-    logging.set_verbosity(logging.WARNING)
     flags.mark_flag_as_required("workdir")
+    _run(lambda _: main(_workdir()), _parse)
 
-    def parse(argv: Sequence[str]) -> list[str]:
-        with reported_errors():
-            try:
-                rest = flags.FLAGS(argv)
-            except flags.Error as error:
-                raise ValueError(str(error)) from error
-            if CONFIG.present:
-                raise ValueError("this command has no --config")
-            if len(rest) > 1:
-                raise ValueError(f"unexpected argument {rest[1]!r}")
-            return rest
 
-    def parsed_main(argv: Sequence[str]) -> None:
-        del argv
-        try:
-            main(str(WORKDIR.value))
-        except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
-            sys.exit(130)
+def run_bare(main: Callable[[list[str]], None]) -> None:
+    """Calls ``main`` of a command that has no flags. It ends as in `run`."""
+    _run(main, _parse)
 
-    app.run(parsed_main, flags_parser=parse)
+
+@contextlib.contextmanager
+def reported_errors(status: int = BAD_INPUT) -> Iterator[None]:
+    """Ends the command with the message of an error, in one line."""
+    try:
+        yield
+    except BrokenPipeError:
+        stop(
+            "what reads the output of this command ended before it (Broken pipe); give "
+            "the same command without it.",
+            FAILURE,
+        )
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if sys.flags.dev_mode:
+            raise
+        stop(str(error) or type(error).__name__, status)
+
+
+def stop(message: str, status: int = BAD_INPUT) -> NoReturn:
+    """Ends the command with a line on stderr."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
 
 
 def interrupt_on_signals() -> Callable[[], None]:
@@ -100,35 +113,97 @@ def interrupt_on_signals() -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def reported_errors() -> Iterator[None]:
-    """Ends the command with the message of an error in what the user asked for."""
+def whole_command() -> Iterator[None]:
+    """Everything between the flags and the end of a command, as `run` describes it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may know no Greek
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        yield
-    except (ValueError, TypeError, OSError) as error:
-        _stop(str(error))
+        with reported_errors(FAILURE):
+            yield
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    finally:
+        _drop_what_cannot_be_printed()
+
+
+def _run(
+    main: Callable[[list[str]], None], parse: Callable[[Sequence[str]], list[str]]
+) -> None:
+    if not sys.flags.dev_mode:  # libraries log what they raise as well
+        logging.set_verbosity(logging.FATAL)
+    try:
+        with whole_command():
+            app.run(main, flags_parser=parse)
+    except SystemExit as end:
+        if end.code == FAILURE:
+            sys.stderr.flush()
+            os._exit(FAILURE)  # threads may wait for what has failed, as Orbax's do
+        raise
+
+
+def _workdir(is_needed: bool = True) -> str:
+    """The folder of ``--workdir``; an empty name would be the current folder."""
+    if is_needed and not (WORKDIR.value or "").strip():
+        stop("--workdir is missing: the folder that results go to")
+    return str(WORKDIR.value)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    for argument in argv[1:]:
+        if re.match(r"--?config\b", argument):
+            stop(f"this command has no --config, got {argument!r}")
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        stop(_without_help(error))
+    if len(rest) > 1:
+        stop(f"unexpected argument {rest[1]!r}")
+    return rest
+
+
+def _parse_config(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.present and not isinstance(CONFIG.value, config_dict.ConfigDict):
             # ml_collections keeps this error until the configuration is first used.
-            name = config_flags.get_config_filename(flags.FLAGS["config"])
-            raise flags.Error(f"--config={name}: there is no such file")
-        return rest
+            name = str(config_flags.get_config_filename(flags.FLAGS["config"]))
+            _stop_at_config(name, "there is no such file")
     except AttributeError as error:
+        if "get_config" in str(error):
+            given = next((x for x in argv[1:] if re.match(r"--?config=", x)), "")
+            _stop_at_config(
+                given.partition("=")[2], "it has no get_config, which makes one"
+            )
         # A key that a locked configuration does not have. The text is inside a
         # KeyError, whose own text is quoted.
         inner = error.args[0]
         text = inner.args[0] if isinstance(inner, KeyError) else str(error)
-        _stop(f"the configuration has no setting {' '.join(text.split())}")
+        stop(f"the configuration has no setting {text}")
     except (flags.Error, OSError) as error:
         # config_flags puts the traceback of an error in a configuration file here.
-        message = re.sub(r"Pass --help\S* .*", "", str(error)).strip()
+        message = _without_help(error)
         errors = re.findall(r"^\s*\w*Error: (.*)$", message, re.MULTILINE)
-        _stop(errors[-1] if errors else message)
+        stop(errors[-1] if errors else message)
+    except Exception as error:  # whatever a file is that is no program
+        stop(f"the configuration cannot be read ({type(error).__name__}: {error})")
+    if len(rest) > 1:
+        stop(f"unexpected argument {rest[1]!r}; settings are --config.NAME=VALUE")
+    return rest
 
 
-def _stop(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def _stop_at_config(name: str, problem: str) -> NoReturn:
+    stop(f"--config={name}: {problem}{did_you_mean(name, CONFIGS)}")
+
+
+def _without_help(error: Exception) -> str:
+    return re.sub(r"Pass --help\S* .*", "", str(error)).strip()
+
+
+def _drop_what_cannot_be_printed() -> None:
+    """Without this Python would print a traceback when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

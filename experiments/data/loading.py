@@ -99,8 +99,10 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Data:
         )
     has_files = _has_files(builder)
     read = _bytes_of if has_files else _numbers_of
-    spans = prepared.spans(builder)
-    whole = {split: read(builder, split) for split in {s.split for s in spans.values()}}
+    with prepared.readable(builder.info.full_name, builder.data_path):
+        spans = prepared.spans(builder)
+        splits = {span.split for span in spans.values()}
+        whole = {split: read(builder, split) for split in splits}
     parts = {
         part: Arrays(*(x[span.first : span.stop] for x in whole[span.split]))
         for part, span in spans.items()

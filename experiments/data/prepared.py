@@ -6,9 +6,11 @@ for minutes. Where a set is missing, an error says how to prepare it.
 
 import contextlib
 import difflib
+import io
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +57,8 @@ def find(name: str, data_dir: str | os.PathLike | None) -> Any:
     try:
         if not _NAME.fullmatch(name):
             raise registered.DatasetNotFoundError
-        builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
+        with readable(name, Path(place) / name):
+            builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
     except registered.DatasetNotFoundError:
         raise _not_found(name, data_dir, place) from None
 
@@ -83,6 +86,29 @@ def records(builder: Any, split: str) -> Any:
     )
 
 
+@contextlib.contextmanager
+def readable(name: str, folder: str | os.PathLike) -> Iterator[None]:
+    """Makes one error, a ValueError, of those that readers have for damaged files."""
+    from tensorflow_datasets.core import registered
+
+    try:
+        yield
+    except (ValueError, OSError, registered.DatasetNotFoundError):
+        raise  # these say what is wrong
+    except Exception as error:
+        message = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"data set {name!r} in {folder} is damaged ({message}); delete that folder "
+            f"and prepare the set again{_again(name)}"
+        ) from error
+
+
+def _again(name: str) -> str:
+    if name.split("/")[0] == "digits":
+        return ", by the same command."
+    return f": {_how_to_prepare(name, None)}"
+
+
 def spans(builder: Any) -> dict[str, Span]:
     """Divides a data set into train, validation and test, which share no image.
 
@@ -99,6 +125,12 @@ def spans(builder: Any) -> dict[str, Span]:
         ValueError: if the set has only one split.
     """
     sizes = {x: info.num_examples for x, info in builder.info.splits.items()}
+    if not sizes:
+        raise ValueError(
+            f"data set {builder.info.full_name!r} in {builder.data_path} is damaged "
+            "(it has no splits); delete that folder and prepare the set again"
+            f"{_again(builder.info.full_name)}"
+        )
     # The label of ImageNet's test images, which nobody has, is -1.
     if sizes.get("test") and records(builder, "test")[0]["label"] < 0:
         del sizes["test"]
@@ -120,14 +152,20 @@ def spans(builder: Any) -> dict[str, Span]:
 
 
 def _prepared_digits(data_dir: str | os.PathLike | None) -> Any:
+    import tensorflow_datasets as tfds
+
     from experiments.data.digits import Digits
 
+    place = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     try:
-        builder = Digits(data_dir=data_dir, file_format="array_record")
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-            builder.download_and_prepare()
+        with readable("digits", Path(place) / "digits"):
+            builder = Digits(data_dir=data_dir, file_format="array_record")
+            if not builder.is_prepared():
+                print("Preparing the digits (once) ...", file=sys.stderr)
+                tfds.disable_progress_bar()
+                with contextlib.redirect_stdout(io.StringIO()):
+                    builder.download_and_prepare()
     except OSError as error:
-        place = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         raise OSError(
             f"data set 'digits' cannot be prepared in {place} ({error}); set "
             "TFDS_DATA_DIR to a folder that can be written."

@@ -190,10 +190,11 @@ def stream(name: str, image_size: int, data_dir: str | None = None) -> Stream:
             f"the images of data set {name!r} are numbers and not files, which are not "
             "streamed; experiments.data.load reads them."
         )
-    records = {
-        part: _Records(name, span, prepared.records(builder, span.split))
-        for part, span in prepared.spans(builder).items()
-    }
+    with prepared.readable(builder.info.full_name, builder.data_path):
+        records = {
+            part: _Records(name, span, prepared.records(builder, span.split))
+            for part, span in prepared.spans(builder).items()
+        }
     return Stream(
         name=name,
         image_size=image_size,

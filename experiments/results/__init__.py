@@ -3,7 +3,11 @@
 from experiments.results.files import (
     Session as Session,
     claim as claim,
+    damaged as damaged,
+    read_json as read_json,
     read_table as read_table,
+    sessions_of as sessions_of,
     write_table as write_table,
     write_whole as write_whole,
+    writing as writing,
 )

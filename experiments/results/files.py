@@ -6,20 +6,24 @@
       provenance.json  for each session that wrote here: commit, versions, device
 
 Files are replaced as a whole, so that an interruption at any moment leaves each either
-as it was or complete.
+as it was or complete. One process at a time writes to a folder.
 """
 
+import contextlib
+import csv
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import pandas as pd
@@ -31,21 +35,25 @@ def claim(
     workdir: str | os.PathLike,
     config: Mapping[str, Any],
     may_change: Sequence[str] = (),
+    files: Sequence[str] = (),
 ) -> Path:
-    """Makes a folder the place of this configuration's results.
+    """Makes a folder the place of this configuration's results, and of this process.
+
+    Until the process ends, however it does, no other can claim the folder.
 
     Args:
         workdir: the folder; made if it is not there.
         config: the configuration, of what JSON can hold.
         may_change: settings at its top that are allowed to differ.
+        files: names that results are written to, to find out now if they cannot be.
 
     Returns:
         The folder. ``config.json`` in it is the configuration it was first claimed for.
 
     Raises:
-        OSError: if the folder cannot be written.
-        ValueError: if the folder holds results of another configuration; the message
-            lists what differs.
+        OSError: if the folder cannot be written, or another process has it.
+        ValueError: if the folder holds results of another configuration, with what
+            differs; or if its ``config.json`` or ``provenance.json`` is damaged.
     """
     folder = Path(workdir)
     asked = json.loads(json.dumps(config))
@@ -59,14 +67,17 @@ def claim(
             f"workdir {str(folder)!r} cannot be written ({error.strerror}); give "
             "--workdir a folder that can."
         ) from error
+    _lock(folder)
+    for name in ("config.json", "provenance.json", *files):
+        if (folder / name).is_dir():
+            raise OSError(
+                f"{folder / name} is a folder, and a file is to be written there; move "
+                "it away, or give another --workdir."
+            )
+    sessions_of(folder)
     file = folder / "config.json"
     if file.exists():
-        try:
-            held = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{file} is damaged ({error}); give another --workdir, or delete it."
-            ) from error
+        held = read_json(file)
         differences = _differences({**held, **{x: asked[x] for x in may_change}}, asked)
         if differences:
             more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
@@ -79,14 +90,84 @@ def claim(
     return folder
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file so that readers see the old content or the new, never a part."""
+_locks: dict[Path, IO[str]] = {}
+
+
+def _lock(folder: Path) -> None:
+    """Has a folder until this process ends; the system gives it back, even if killed.
+
+    Raises:
+        OSError: if another process has it.
+    """
+    file = folder.resolve() / ".lock"
+    if file in _locks:
+        return
+    stream = file.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        with stream:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+        raise OSError(
+            f"workdir {str(folder)!r} is being written by {holder}; wait until it has "
+            "ended, or give another --workdir."
+        ) from error
+    except OSError:
+        pass  # a file system that has no locks
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    stream.flush()
+    _locks[file] = stream
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: if it is damaged, with its name.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(file, error) from error
+
+
+def damaged(file: Path, problem: object) -> ValueError:
+    """The error of a file that cannot be what was written, with what to do."""
+    return ValueError(
+        f"{file} is damaged ({problem}); restore it from a copy, or delete it or give "
+        "another --workdir to make the results again."
+    )
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Writes a file so that readers see the old content or the new, never a part.
+
+    Raises:
+        OSError: if it cannot be written, with its name; the old content is still there.
+    """
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        partial.write_text(text)
-        partial.replace(file)
+        with writing(file):
+            data = content.encode() if isinstance(content, str) else content
+            partial.write_bytes(data)
+            partial.replace(file)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Gives an OSError the name of what cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{file} cannot be written ({error.strerror}); make room or mend its "
+            "folder, then give the same command again: what is there stays."
+        ) from error
 
 
 def write_table(file: Path, table: pd.DataFrame) -> None:
@@ -99,8 +180,45 @@ def read_table(file: Path, dtypes: Mapping[str, Any] | None = None) -> pd.DataFr
 
     float32 numbers are written with the digits that float32 needs: only read as float32
     again are they the same, and written the same.
+
+    Raises:
+        ValueError: if the file is cut off or damaged, with its name: a line that does
+            not end, has fewer or more fields than the first, or has text in a column of
+            numbers.
     """
-    return pd.read_csv(file, dtype=dtypes)
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            text = stream.read()
+        rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
+        if not text.endswith("\n"):
+            raise ValueError(f"line {len(rows)}, the last, does not end")
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(rows[0]):
+                raise ValueError(
+                    f"line {number} has {len(row)} fields, not {len(rows[0])}"
+                )
+        table = pd.read_csv(file, dtype=dtypes)
+    except (ValueError, csv.Error) as error:
+        raise damaged(file, error) from error
+    for name in table.select_dtypes(object):
+        values = table[name].dropna().astype(str)
+        is_text = pd.to_numeric(values, errors="coerce").isna()
+        if is_text.any() and not is_text.all():
+            raise damaged(file, f"column {name!r} has {values[is_text].iloc[0]!r}")
+    return table
+
+
+def sessions_of(folder: Path) -> list[dict[str, Any]]:
+    """The records of ``provenance.json``; none if there is no such file.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    file = folder / "provenance.json"
+    sessions = read_json(file) if file.exists() else []
+    if not isinstance(sessions, list) or not all(isinstance(x, dict) for x in sessions):
+        raise damaged(file, "it is no list of sessions")
+    return sessions
 
 
 class Session:
@@ -109,9 +227,7 @@ class Session:
     def __init__(self, folder: Path, **facts: Any) -> None:
         """Adds a record with the commit, versions and device, and the given facts."""
         self._file = folder / "provenance.json"
-        self._earlier = (
-            json.loads(self._file.read_text()) if self._file.exists() else []
-        )
+        self._earlier = sessions_of(folder)
         self._facts = _provenance()
         self.record(**facts)
 

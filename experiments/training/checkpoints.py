@@ -1,7 +1,9 @@
 """Checkpoints that are whole, or are not used: Orbax, and a digest of every bit."""
 
+import contextlib
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -30,23 +32,35 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Opens the folder; it is made if it is not there."""
+        """Opens the folder; it is made if it is not there.
+
+        Raises:
+            OSError: if it cannot be.
+        """
         self._folder = folder.absolute()
-        self._manager = self._open()
+        with self._named_errors():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._manager = self._open()
 
     def save(self, step: int, tree: Any) -> None:
-        """Begins to write the arrays of a tree; they may be donated right after."""
+        """Begins to write the arrays of a tree; they may be donated right after.
+
+        Raises:
+            OSError: if these, or those of the step before, cannot be written.
+        """
         saved = _Saved(tree, digest(tree))
-        self._manager.save(step, args=ocp.args.StandardSave(saved._asdict()))
+        with self._named_errors():
+            self._manager.save(step, args=ocp.args.StandardSave(saved._asdict()))
 
     def wait(self) -> None:
         """Waits until what is being written is whole on disk.
 
         Raises:
-            OSError and others: whatever kept it from being written.
+            OSError: if it cannot be written.
         """
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        with self._named_errors():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def restore_newest(self, tree: Any) -> tuple[int, Any] | None:
         """Reads the newest checkpoint that is whole.
@@ -111,7 +125,22 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        if error is None or isinstance(error, SystemExit):
+            self.wait()
+        with contextlib.suppress(Exception):  # what could not be written is named
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax raises many
+            message = (str(error).splitlines() or [""])[0]
+            raise OSError(
+                f"checkpoints cannot be written to {self._folder} ({message}); make "
+                "room or move what is in the way, then give the same command again: it "
+                "goes on from the newest that is whole."
+            ) from error
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT)

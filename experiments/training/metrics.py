@@ -3,17 +3,20 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from experiments.results import write_whole
+from experiments.results import write_whole, writing
 
 METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 
 
 class MetricsWriter:
@@ -40,26 +43,28 @@ class MetricsWriter:
         file = folder / METRICS
         kept = [line for line in read_lines(file) if line["step"] <= first_step]
         write_whole(file, "".join(map(json_line, kept)))
+        self._folder = folder
         self._lines = file.open("a")
-        self._events = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=first_step + 1
-        )
+        with writing(folder / TENSORBOARD):
+            (folder / TENSORBOARD).mkdir(exist_ok=True)
+            # `SummaryWriter` has a thread, in which a full disk would go unnoticed.
+            self._events = EventsWriter(str(folder / TENSORBOARD / "events"))
+        started = SessionLog(status=SessionLog.START)  # later steps are made again
+        self._add_event(step=first_step + 1, session_log=started)
 
     def write(self, metrics: Mapping[str, Any], speeds: Mapping[str, float]) -> None:
         """Writes the metrics of ``metrics["step"]``."""
         if not self._is_first_host:
             return
-        self._lines.write(json_line(metrics))
-        self._lines.flush()
+        with writing(self._folder / METRICS):
+            self._lines.write(json_line(metrics))
+            self._lines.flush()
         values = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in {**metrics, **speeds}.items()
             if name != "step" and isinstance(value, (int, float))
         ]
-        # One event for all, where `SummaryWriter.add_scalar` writes one for each.
-        file_writer: Any = self._events.file_writer
-        file_writer.add_summary(Summary(value=values), metrics["step"])
-        self._events.flush()
+        self._add_event(step=metrics["step"], summary=Summary(value=values))
 
     def sync(self) -> None:
         """Makes sure that what was written stays, whatever happens to the machine.
@@ -68,6 +73,24 @@ class MetricsWriter:
         """
         if self._is_first_host:
             os.fsync(self._lines.fileno())
+
+    def _add_event(self, **content: Any) -> None:
+        with writing(self._folder / TENSORBOARD):
+            self._events.write_event(Event(wall_time=time.time(), **content))
+            self._events.flush()
+
+
+def check_lines(folder: Path, steps: Iterable[int]) -> None:
+    """Raises ValueError unless ``metrics.jsonl`` has the lines of some steps."""
+    file = folder / METRICS
+    held = {line["step"] for line in read_lines(file)}
+    missing = [step for step in steps if step not in held]
+    if missing:
+        raise ValueError(
+            f"{file} lacks the metrics of step {missing[0]}, and the checkpoint comes "
+            "after it; restore the file from a copy, or delete the folder "
+            f"{folder / 'checkpoints'} to train again from the start."
+        )
 
 
 def json_line(metrics: Mapping[str, Any]) -> str:
@@ -95,13 +118,14 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     """The metrics of a file up to the first line that is cut off or damaged."""
     lines = []
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     for line in text.splitlines(keepends=True):
         try:
             metrics = json.loads(line)
-        except json.JSONDecodeError:
+            metrics["step"]
+        except (json.JSONDecodeError, KeyError, TypeError):
             break
         if not line.endswith("\n"):
             break

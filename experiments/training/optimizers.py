@@ -10,6 +10,7 @@ import jax
 import optax
 from optax.contrib import muon
 
+from experiments.training.names import check_name
 from experiments.training.schedules import learning_rate_schedule
 from experiments.training.training import MakeOptimizer
 from lars.description import Description, describe
@@ -111,17 +112,18 @@ def optimizer_maker(
         ValueError: for an unknown name, or a setting that the optimizer refuses.
         TypeError: for a setting that the optimizer does not have.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(
-            f"optimizer.name must be one of {', '.join(OPTIMIZERS)}, got {name!r}."
-        )
+    check_name("optimizer.name", name, OPTIMIZERS)
     factory = OPTIMIZERS[name]
-    known = inspect.signature(factory).parameters
+    known = _settings_of(factory)
     for setting in hyperparameters:
         if setting not in known:
+            others = [x for x, f in OPTIMIZERS.items() if setting in _settings_of(f)]
+            belongs = f", which belongs to {', '.join(others)}" if others else ""
             raise TypeError(
-                f"optimizer {name!r} has no setting {setting!r}; "
-                f"it has {', '.join(known)}."
+                f"optimizer {name!r} has no setting {setting!r}{belongs}; it has "
+                f"{', '.join(known)}. A name after the configuration's, as in "
+                f"--config=configs/digits_mlp.py:{name}, chooses an optimizer with its "
+                "settings."
             )
 
     arguments = with_rules(hyperparameters)
@@ -136,6 +138,10 @@ def optimizer_maker(
 
     make_optimizer(jax.numpy.zeros(()))  # raises here what it would raise in a step
     return make_optimizer
+
+
+def _settings_of(factory: Callable[..., Any]) -> Mapping[str, Any]:
+    return inspect.signature(factory).parameters
 
 
 def with_rules(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.data.augmentation import Augmentation
 from experiments.networks import MODELS, Model
+from experiments.training.names import check_name
 from experiments.training.optimizers import optimizer_maker
 from experiments.training.training import Training, make_training
 
@@ -19,10 +20,7 @@ def model_of(settings: Mapping[str, Any], num_classes: int) -> Model:
     """
     arguments = dict(settings)
     name = arguments.pop("name")
-    if name not in MODELS:
-        raise ValueError(
-            f"model.name must be one of {', '.join(MODELS)}, got {name!r}."
-        )
+    check_name("model.name", name, MODELS)
     return MODELS[name](num_classes, **arguments)
 
 
@@ -83,10 +81,14 @@ def augmentation_of(settings: Mapping[str, Any]) -> Augmentation | None:
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises ValueError unless the value is a whole number that is large enough."""
+    """Raises ValueError unless the value is an int32 that is large enough."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(
             f"{name} must be a whole number of at least {least}, got {value!r}."
+        )
+    if value >= 2**31:
+        raise ValueError(
+            f"{name} must be a whole number below 2**31 (an int32), got {value!r}."
         )
 
 

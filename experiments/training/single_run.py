@@ -26,6 +26,7 @@ from experiments.training.training import (
     metrics_of,
 )
 from lars.rules import flatten_with_path, path_string
+from lars.silence import REASONS
 
 
 class Progress(NamedTuple):
@@ -187,9 +188,11 @@ def _differ(state: State, other: State) -> jax.Array:
 
 
 def layer_metrics(progress: Progress, report: Report) -> dict[str, float]:
-    """The norms of every parameter and its gradient, and its trust ratio if it has one.
+    """What the optimizer saw and did in the last step.
 
-    Those of the last step: the norms that the ratio was made of.
+    The norms of every parameter and its gradient, and the ratio that was made of them
+    if it has one; and, with `lars.wake_silent_layers`, how often the network has been
+    moved so far, by the reason.
     """
     params = progress.state.variables["params"]
     names = [path_string(path) for path, _ in flatten_with_path(params)[0]]
@@ -199,12 +202,16 @@ def layer_metrics(progress: Progress, report: Report) -> dict[str, float]:
         "gradient_norm": held.gradient_norms,
         "trust_ratio": held.trust_ratios,
     }
-    return {
+    metrics: dict[str, float] = {
         f"{kind}/{name}": float(value)
         for kind, values in kinds.items()
         if values is not None
         for name, value in zip(names, values, strict=True)
     }
+    if held.wakings is not None:
+        moves = zip(REASONS, held.wakings, strict=True)
+        metrics |= {f"waking/{reason}": int(count) for reason, count in moves}
+    return metrics
 
 
 def where_it_began(

@@ -22,6 +22,7 @@ from experiments.training.sharding import device_mesh, replicated, split
 from lars.norms import l2_norm
 from lars.rules import flatten_with_path, path_string
 from lars.state import trust_ratios
+from lars.waking import WakingState
 
 _Outcome = TypeVar("_Outcome", bound=tuple)
 MakeOptimizer = Callable[[jax.Array], optax.GradientTransformation]
@@ -50,6 +51,9 @@ class Report(NamedTuple):
     weight_norms: jax.Array  # shape=(parameters,), float32, in the order of the tree
     gradient_norms: jax.Array  # the same
     trust_ratios: jax.Array | None  # the same; None if the optimizer has none
+    wakings: jax.Array | None
+    """shape=(4,), int32: moves of the network so far, by `lars.silence.REASONS`; None
+    if the optimizer makes none."""
 
 
 class Metrics(NamedTuple):
@@ -230,7 +234,11 @@ def make_training(
         params = optax.apply_updates(params, updates)
         state = State(state.step + 1, {**variables, "params": params}, opt_state)
         return state, Report(
-            loss, weight_norms, gradient_norms, _trust_ratios(opt_state)
+            loss,
+            weight_norms,
+            gradient_norms,
+            _trust_ratios(opt_state),
+            _wakings(opt_state),
         )
 
     def are_finite(
@@ -457,6 +465,11 @@ def _trust_ratios(opt_state: optax.OptState) -> jax.Array | None:
     except ValueError:  # not a LARS
         return None
     return jnp.stack(jax.tree.leaves(ratios))
+
+
+def _wakings(opt_state: optax.OptState) -> jax.Array | None:
+    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, WakingState))
+    return next((x.reasons for x in states if isinstance(x, WakingState)), None)
 
 
 def _mean_over_parts(

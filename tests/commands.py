@@ -1,0 +1,98 @@
+"""Many commands of one process, which has imported what takes long.
+
+As a program it reads cases from stdin as JSON, makes a process of its own of each by
+forking, and writes what became of it.
+"""
+
+import json
+import os
+import resource
+import runpy
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Ended(NamedTuple):
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call_all(environment, cases):
+    """Calls commands, one after the other.
+
+    Args:
+        environment: of all of them.
+        cases: for each the name of its module and its arguments; and before these, if
+            wanted, a dictionary with ``max_file``, the bytes that a file can have on
+            this disk; ``encoding``, that of the terminal; and ``closed``, whether
+            nobody reads the output.
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", "from tests import commands; commands.main()"],
+        input=json.dumps(cases),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [Ended(*end) for end in json.loads(process.stdout)]
+
+
+def main():
+    """Calls the commands of stdin."""
+    import matplotlib.pyplot  # noqa: F401
+    import tensorflow_datasets  # noqa: F401
+
+    import experiments.cli.hosts
+    import experiments.cli.watching
+    import experiments.training.checkpoints
+    import experiments.training.plan  # noqa: F401
+
+    ends = [_call(case) for case in json.load(sys.stdin)]
+    print(json.dumps(ends))
+
+
+def _call(case):
+    how, case = (case[0], case[1:]) if isinstance(case[0], dict) else ({}, case)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("out", "err")]
+        process = os.fork()
+        if not process:
+            _become(how, *case, files=files)
+        _, status = os.waitpid(process, 0)
+        return [os.waitstatus_to_exitcode(status), *(x.read_text() for x in files)]
+
+
+def _become(how, module, *arguments, files):
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    if how.get("closed"):
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write, 1)
+    if "max_file" in how:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (how["max_file"], how["max_file"]))
+    sys.stdout.reconfigure(encoding=how.get("encoding", "utf-8"), errors="strict")
+    sys.argv[1:] = arguments
+    code = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    try:
+        sys.stdout.flush()
+    except OSError:
+        traceback.print_exc()
+        code = 120  # as Python has it
+    sys.stderr.flush()
+    os._exit(code)
