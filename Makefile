@@ -4,12 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE ?= 12
 
-.PHONY: help rescue figures runs benchmark test lint types pytest mutants clean
+.PHONY: help rescue figures runs benchmark test test-long lint types pytest mutants clean
 
 ## What there is to make
 help:
 	@awk '/^## / { says = says "\n      " substr($$0, 4); next } \
-	  /^[a-z]+:/ && says { sub(/:.*/, ""); print "make " $$0 says } { says = "" }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:/ && says { sub(/:.*/, ""); print "make " $$0 says } { says = "" }' $(MAKEFILE_LIST)
 
 ## The small rescue map, on the embedded digits, with its picture: results/rescue/
 rescue: .venv/runtime
@@ -21,7 +21,7 @@ figures: .venv/runtime
 	$(BIN)/python -m experiments.figures --figure=all --recompute --workdir=results/figures
 	$(BIN)/python -m experiments.publish
 
-## The single runs of the README: half an hour on two cores, once their data is there
+## The single runs of docs/training.md: half an hour on two cores, once their data is there
 runs: .venv/runtime
 	for name in digits_mlp fashion_mnist_cnn cifar10_cnn; do \
 	  $(BIN)/python -m experiments.train --config=configs/$$name.py \
@@ -34,7 +34,7 @@ benchmark: .venv/runtime
 	$(BIN)/python -m experiments.benchmark --workdir=results/benchmark
 	$(BIN)/python -m experiments.throughput --workdir=results/throughput
 
-## Lint, types and all tests
+## Lint, types and tests
 test: lint types pytest
 
 ## Lint alone
@@ -49,6 +49,10 @@ types: .venv/development
 ## Tests alone
 pytest: .venv/development
 	$(BIN)/pytest --numprocesses=auto
+
+## Tests that take long by nature: kills, whole sizes; before a release
+test-long: .venv/development
+	$(BIN)/pytest --numprocesses=auto -m long
 
 ## Which ways to break the optimizer the tests notice: a sample of SAMPLE in each module
 mutants: .venv/mutants

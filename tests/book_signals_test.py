@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configs import figures as sizes
+from experiments.figures import settings_of
 from experiments.networks import mlp
 from experiments.networks.init_scales import scale_kernels
 from experiments.studies.book import (
@@ -28,7 +28,7 @@ EULER = 0.5772156649015329
 
 def table_of(name, settings=None, cells=None):
     """The table of an item in its quick version, as the command computes it."""
-    settings = settings or sizes.settings(name, quick=True)
+    settings = settings or settings_of(name, quick=True)
     item = ITEMS[name]
     return pd.concat(
         [
@@ -41,7 +41,7 @@ def table_of(name, settings=None, cells=None):
 
 def judged(name, **changes):
     """The table, and the verdicts, of an item whose picture can be drawn."""
-    settings = {**sizes.settings(name, quick=True), **changes}
+    settings = {**settings_of(name, quick=True), **changes}
     table = table_of(name, settings)
     assert ITEMS[name].draw(table, settings).axes
     return table, [claim.verdict for claim in ITEMS[name].claims(table, settings)]
@@ -181,7 +181,7 @@ def test_gradients_vanish_explode_or_stay_as_the_closed_form_says():
 
 
 def test_a_homogeneous_network_has_gradients_of_one_size_in_all_layers():
-    settings = sizes.settings("book_gradient_norms", quick=True)
+    settings = settings_of("book_gradient_norms", quick=True)
     cell = {"activation": "ReLU", "depth": 30, "initialization": "Xavier"}
     rows = ITEMS["book_gradient_norms"].measure(cell, settings).iloc[1:-1]
     assert rows["weight"].max() < 3 * rows["weight"].min()

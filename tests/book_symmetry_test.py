@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configs import figures as sizes
+from experiments.figures import settings_of
 from experiments.studies.book import (
     ITEMS,
     dropout,
@@ -20,7 +20,7 @@ from experiments.studies.book import (
 
 def computed(name, keep=lambda cell: True, **changes):
     """The table of an item's quick version, of the parts that are kept."""
-    settings = {**sizes.settings(name, quick=True), **changes}
+    settings = {**settings_of(name, quick=True), **changes}
     item = ITEMS[name]
     with jax.numpy_rank_promotion("allow"):
         return pd.concat(
@@ -196,7 +196,7 @@ def test_which_optimizers_respect_which_symmetry(
 
 
 def test_claims_of_exercise_1_follow_from_the_table():
-    settings = sizes.settings("book_exercise1", quick=True)
+    settings = settings_of("book_exercise1", quick=True)
     names = list(exercise1.SYMMETRIES)
 
     def difference(name, optimizer):

@@ -110,6 +110,7 @@ def test_a_command_starts_anew_with_memory_in_large_pages(environment, tmp_path)
     assert out.stdout.split() == ["None"]
 
 
+@pytest.mark.long
 def test_the_result_that_the_configuration_states(environment, tmp_path):
     stated = re.search(r"test accuracy (0\.\d+)", digits_mlp.__doc__)[1]
     environment = {**environment}

@@ -104,10 +104,8 @@ def test_there_are_single_runs():
     } == SINGLE_RUNS.keys()
 
 
-@pytest.mark.parametrize("name", SINGLE_RUNS)
-def test_a_single_run_reads_every_setting_and_makes_two_steps(
-    name, photos_dir, tmp_path, monkeypatch
-):
+def planned(name, photos_dir, tmp_path, monkeypatch):
+    """The plan of a small version of a run, its settings, and which are read."""
     # A copy: the digits are prepared beside it. Given by its place, as
     # tensorflow-datasets reads the environment when it is imported and never again.
     place, load = str(shutil.copytree(FIXTURE, tmp_path / "tfds")), datasets.load
@@ -134,8 +132,26 @@ def test_a_single_run_reads_every_setting_and_makes_two_steps(
         changes |= {"batch_size": 16, "microbatches": 2}
     values = {**values, **changes}
     read = set()
-    _, _, _, source, run, compiled = plan.plan_of(Spy(values, read))
+    return plan.plan_of(Spy(values, read)), values, read
+
+
+@pytest.mark.parametrize("name", SINGLE_RUNS)
+def test_a_single_run_reads_every_setting(name, photos_dir, tmp_path, monkeypatch):
+    _, values, read = planned(name, photos_dir, tmp_path, monkeypatch)
     assert leaves(values) == read
+
+
+# A ResNet compiles for a minute; `models_test.py` has small ones.
+LONG = {name for name, run in SINGLE_RUNS.items() if run["model"]["name"] == "resnet"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.long] * (n in LONG)) for n in SINGLE_RUNS],
+)
+def test_a_single_run_makes_two_steps(name, photos_dir, tmp_path, monkeypatch):
+    made, values, _ = planned(name, photos_dir, tmp_path, monkeypatch)
+    source, run, compiled = made.source, made.run, made.compiled
     progress = compiled.init(run, source.data)
     before = jax.device_get(progress.state.variables["params"])
     for batch in source.batches(

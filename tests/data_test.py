@@ -485,7 +485,7 @@ def test_the_committed_images_are_those_of_the_complete_set(cache):
 
 def test_tensorflow_is_not_imported(tmp_path):
     program = (
-        "import sys; from lars import data; "
+        "import sys; from experiments import data; "
         f"data.load('digits', {str(tmp_path)!r}); "
         f"data.load('fashion_mnist', {str(FIXTURES)!r}); "
         "print('tensorflow' in sys.modules)"
@@ -495,7 +495,7 @@ def test_tensorflow_is_not_imported(tmp_path):
 
 def test_importing_the_data_sets_is_cheap():
     program = (
-        "import sys; from lars import data; "
+        "import sys; from experiments import data; "
         "print({'grain', 'tensorflow_datasets', 'sklearn'} & set(sys.modules))"
     )
     assert printed_by(program).strip() == "set()"

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from configs import figures as sizes
 from experiments import data as datasets, figures, results
 from experiments.cli import command
 from experiments.studies import (
@@ -50,9 +49,9 @@ def test_parts_are_named_and_all_different(name):
 
 def test_sizes_are_those_of_the_items_and_quick_ones_change_what_there_is():
     kept = {figures.ITEMS[name].kept_in or name for name in NAMES}
-    assert kept == sizes.SIZES.keys() == sizes.QUICK.keys()
-    for name, changes in sizes.QUICK.items():
-        assert changes.keys() <= sizes.SIZES[name].keys()
+    assert kept == figures.SIZES.keys() == figures.QUICK_SIZES.keys()
+    for name, changes in figures.QUICK_SIZES.items():
+        assert changes.keys() <= figures.SIZES[name].keys()
 
 
 def test_published_results_are_drawn_and_not_computed_again(tmp_path, monkeypatch):
@@ -103,7 +102,7 @@ def test_what_docs_has_a_part_of_is_finished(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("kept", sorted(sizes.QUICK))
+@pytest.mark.parametrize("kept", sorted(figures.QUICK_SIZES))
 def test_the_quick_version_draws_and_judges(kept, tmp_path):
     for name in NAMES:  # those that share a table share its runs here as well
         if (figures.ITEMS[name].kept_in or name) == kept:
@@ -245,6 +244,8 @@ def rescue_table(accuracies):
         [
             {
                 "optimizer": name,
+                "variant": "relu",
+                "depth": 3,
                 "init_scale": scale,
                 "learning_rate": 1.0,
                 "seed": seed,
@@ -257,11 +258,28 @@ def rescue_table(accuracies):
             for scale, accuracy in zip((1e-4, 1.0, 1e4), row, strict=True)
             for seed in range(3)
         ]
+        + [
+            {
+                "optimizer": "start",
+                "variant": "relu",
+                "depth": 3,
+                "init_scale": scale,
+                "seed": 0,
+                "is_finite": 1,
+                "has_gradient": 1,
+                "has_signal": 1,
+                "diverged": False,
+            }
+            for scale in (1e-4, 1.0, 1e4)
+        ]
     )
 
 
 def test_each_lars_is_judged_against_what_has_one_rate_for_all_layers():
-    item, settings = figures.ITEMS["book_exercise4"], sizes.settings("book_exercise4")
+    item, settings = (
+        figures.ITEMS["book_exercise4"],
+        figures.settings_of("book_exercise4", quick=False),
+    )
     found = item.claims(
         rescue_table(
             {
@@ -269,7 +287,7 @@ def test_each_lars_is_judged_against_what_has_one_rate_for_all_layers():
                 "adam": (0.95, 0.95, 0.1),
                 "lamb": (0.95, 0.95, 0.95),  # layerwise: no peer of this claim
                 "paper": (0.1, 0.95, 0.95),
-                "recommended": (0.95, 0.95, 0.95),
+                "polar_waking": (0.95, 0.95, 0.95),
             }
         ),
         settings,
@@ -277,11 +295,14 @@ def test_each_lars_is_judged_against_what_has_one_rate_for_all_layers():
     verdicts = [claim.verdict for claim in found]
     assert verdicts == ["not confirmed", "confirmed"] * 2  # the paper's, and ours
     assert "the paper" in found[0].says
-    assert "recommended" in found[1].says
+    assert "polar" in found[1].says
 
 
 def test_the_sigmoid_is_judged_by_its_gradients():
-    item, settings = figures.ITEMS["book_sigmoid"], sizes.settings("book_sigmoid")
+    item, settings = (
+        figures.ITEMS["book_sigmoid"],
+        figures.settings_of("book_sigmoid", quick=False),
+    )
 
     def verdicts(peak, end):
         gradient = [end, peak, end]

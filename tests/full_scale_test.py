@@ -125,6 +125,7 @@ def test_every_row_of_tables_1_3_and_5_can_be_run(name):
     check_what_all_share(config, weight_decay=5e-4)
 
 
+@pytest.mark.long
 def test_alexnet_makes_two_steps_in_its_own_size(photos_dir, monkeypatch):
     stream = datasets.stream
     monkeypatch.setattr(

@@ -374,7 +374,12 @@ SETTING = Setting(
 )
 RESCUED = 0.85
 # Representable or not: too small for float32, too small, too large for a rate of SGD.
-HARD = [("relu", 4, 1e-4), ("relu", 8, 1e-8), ("tanh", 4, 1e4), ("sigmoid", 6, 1e-2)]
+HARD = [
+    ("relu", 4, 1e-4),
+    pytest.param("relu", 8, 1e-8, marks=pytest.mark.long),
+    pytest.param("tanh", 4, 1e4, marks=pytest.mark.long),
+    pytest.param("sigmoid", 6, 1e-2, marks=pytest.mark.long),
+]
 
 
 def accuracy(arm, activation, depth, scale):

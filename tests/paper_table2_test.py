@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configs import figures as sizes
+from experiments.figures import settings_of
 from experiments.studies.paper import table2
 
-SETTINGS = {**sizes.settings("table2", quick=True), "seeds": [0]}
+SETTINGS = {**settings_of("table2", quick=True), "seeds": [0]}
 
 # Deviation and count of the weights, constant and count of the biases: the shapes of
 # the authors' model, by hand.

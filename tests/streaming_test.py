@@ -137,7 +137,7 @@ def test_training_resumes_from_a_state_with_or_without_workers(photos, num_worke
 
 def test_workers_need_no_absl_program(photos_dir):
     program = f"""
-from lars import data
+from experiments import data
 
 if __name__ == "__main__":
     photos = data.stream("photos", {SIZE}, {photos_dir!r})

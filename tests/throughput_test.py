@@ -100,6 +100,7 @@ def call(tmp_path, *flags):
     )
 
 
+@pytest.mark.long
 def test_the_command_times_what_there_is(tmp_path):
     flags = ("--nosweep", "--rounds=2", "--seconds=0.02")
     done = call(tmp_path, "--configs=digits_mlp,fashion_mnist_cnn", *flags)

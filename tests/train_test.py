@@ -166,6 +166,7 @@ def test_tensorboard_has_the_metrics_of_the_lines(whole):
     assert any(name == "images_per_second" for name, _ in found)
 
 
+@pytest.mark.long
 def test_killed_five_times_it_ends_the_same_to_the_bit(environment, whole, tmp_path):
     chance = random.Random(0)
     folder, kills = tmp_path / "run", 0
@@ -303,6 +304,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(environment, tmp_path):
     assert "--workdir is missing" in missing.stderr
 
 
+@pytest.mark.long
 def test_a_streamed_run_goes_on_with_the_images_that_it_would_have_seen(
     environment, photos_dir, tmp_path
 ):
