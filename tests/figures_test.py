@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from configs import figures as sizes
 from experiments import data as datasets, figures, results
 from experiments.cli import command
 from experiments.studies import (
@@ -50,9 +49,9 @@ def test_parts_are_named_and_all_different(name):
 
 def test_sizes_are_those_of_the_items_and_quick_ones_change_what_there_is():
     kept = {figures.ITEMS[name].kept_in or name for name in NAMES}
-    assert kept == sizes.SIZES.keys() == sizes.QUICK.keys()
-    for name, changes in sizes.QUICK.items():
-        assert changes.keys() <= sizes.SIZES[name].keys()
+    assert kept == figures.SIZES.keys() == figures.QUICK_SIZES.keys()
+    for name, changes in figures.QUICK_SIZES.items():
+        assert changes.keys() <= figures.SIZES[name].keys()
 
 
 def test_published_results_are_drawn_and_not_computed_again(tmp_path, monkeypatch):
@@ -103,7 +102,7 @@ def test_what_docs_has_a_part_of_is_finished(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("kept", sorted(sizes.QUICK))
+@pytest.mark.parametrize("kept", sorted(figures.QUICK_SIZES))
 def test_the_quick_version_draws_and_judges(kept, tmp_path):
     for name in NAMES:  # those that share a table share its runs here as well
         if (figures.ITEMS[name].kept_in or name) == kept:
@@ -121,8 +120,8 @@ def draws_and_judges(name, workdir):
     assert picture.shape[0] > 200
     assert picture.std() > 0.01
     # From the file alone the same is said: pages are made from it.
-    again = results.read_table(file.with_suffix(".csv"))
     held = json.loads((file.parent / "config.json").read_text())
+    again = figures.table_in(file.with_suffix(".csv"), name, held)
     item = figures.ITEMS[name]
     assert item.claims(again, held) == item.claims(table, settings)
     for claim in item.claims(again, held):
@@ -203,9 +202,9 @@ def test_numbers_of_a_table_are_the_same_in_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["figur1"], r"--figure must be of all, paper, book, .*, got 'figur1'"),
-        ([""], r"--figure must be of all, .*, got ''"),
-        (None, r"--figure=NAME is missing; NAME is one or more of all, paper, book"),
+        (["figur1"], "one of paper, book, .*, got 'figur1'; did you mean figure1"),
+        ([""], "--figure must be one of paper, .*, got ''"),
+        (None, "--figure=NAME is missing; NAME is one or more of paper, book, maps"),
     ],
 )
 def test_an_unknown_figure_is_named_with_those_that_there_are(names, message):
@@ -216,7 +215,7 @@ def test_an_unknown_figure_is_named_with_those_that_there_are(names, message):
 def test_groups_of_figures():
     assert figures.chosen(["all"]) == NAMES
     assert figures.chosen(["book_sigmoid", "book"])[0] == "book_sigmoid"
-    assert len(figures.chosen(["paper", "book", "plane", "table1"])) == len(NAMES)
+    assert len(figures.chosen(["paper", "book", "maps", "table1"])) == len(NAMES)
 
 
 def test_verdicts_and_spreads():
@@ -240,28 +239,28 @@ def test_a_section_shows_picture_claims_and_command():
 
 
 def rescue_table(accuracies):
-    """Runs of the exercise's map: the accuracy of each optimizer at each scale."""
-    return pd.DataFrame(
-        [
-            {
-                "optimizer": name,
-                "init_scale": scale,
-                "learning_rate": 1.0,
-                "seed": seed,
-                "validation_accuracy": accuracy,
-                "test_accuracy": accuracy,
-                "train_loss": 0.1,
-                "diverged": False,
-            }
-            for name, row in accuracies.items()
-            for scale, accuracy in zip((1e-4, 1.0, 1e4), row, strict=True)
-            for seed in range(3)
-        ]
-    )
+    """The small map: the accuracy of each optimizer at each scale, and all starts."""
+    place = {"variant": "relu", "depth": 3}
+    scales = (1e-4, 1.0, 1e4)
+    starts = [
+        {**place, "optimizer": "start", "init_scale": scale, "seed": 0}
+        | {"is_finite": 1.0, "has_gradient": 1.0, "has_signal": 1.0}
+        for scale in scales
+    ]
+    runs = [
+        {**place, "optimizer": name, "init_scale": scale, "seed": seed}
+        | {"learning_rate": 1.0, "validation_accuracy": accuracy}
+        | {"test_accuracy": accuracy, "train_loss": 0.1, "diverged": False}
+        for name, row in accuracies.items()
+        for scale, accuracy in zip(scales, row, strict=True)
+        for seed in range(3)
+    ]
+    return pd.DataFrame(starts + runs)
 
 
 def test_each_lars_is_judged_against_what_has_one_rate_for_all_layers():
-    item, settings = figures.ITEMS["book_exercise4"], sizes.settings("book_exercise4")
+    item = figures.ITEMS["book_exercise4"]
+    settings = figures.settings_of("book_exercise4", quick=False)
     found = item.claims(
         rescue_table(
             {
@@ -269,7 +268,7 @@ def test_each_lars_is_judged_against_what_has_one_rate_for_all_layers():
                 "adam": (0.95, 0.95, 0.1),
                 "lamb": (0.95, 0.95, 0.95),  # layerwise: no peer of this claim
                 "paper": (0.1, 0.95, 0.95),
-                "recommended": (0.95, 0.95, 0.95),
+                "module": (0.95, 0.95, 0.95),
             }
         ),
         settings,
@@ -277,11 +276,14 @@ def test_each_lars_is_judged_against_what_has_one_rate_for_all_layers():
     verdicts = [claim.verdict for claim in found]
     assert verdicts == ["not confirmed", "confirmed"] * 2  # the paper's, and ours
     assert "the paper" in found[0].says
-    assert "recommended" in found[1].says
+    assert "a ratio a module" in found[1].says
 
 
 def test_the_sigmoid_is_judged_by_its_gradients():
-    item, settings = figures.ITEMS["book_sigmoid"], sizes.settings("book_sigmoid")
+    item, settings = (
+        figures.ITEMS["book_sigmoid"],
+        figures.settings_of("book_sigmoid", False),
+    )
 
     def verdicts(peak, end):
         gradient = [end, peak, end]
