@@ -1,14 +1,20 @@
 """Every figure has sizes, a quick version that runs, and goes on where it stopped."""
 
 import contextlib
+import errno
 import json
+import os
+import re
 import signal
+from pathlib import Path
 from typing import get_args
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from matplotlib.image import imread
 
 from experiments import data as datasets, figures, results
@@ -34,6 +40,20 @@ def as_the_command_has_it(digits, monkeypatch):
     monkeypatch.setattr(
         datasets, "load", lambda name: digits if name == "digits" else load(name)
     )
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Calls the command in this process; the folder of its results is ``tmp_path``."""
+    monkeypatch.setattr(command, "interrupt_on_signals", lambda: lambda: None)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+    def call(*names, **changes):
+        with flagsaver.flagsaver(figure=list(names), **changes):
+            figures.main(str(tmp_path))
+
+    return call
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,6 +100,91 @@ def test_published_results_are_drawn_and_not_computed_again(tmp_path, monkeypatc
     for file in ("provenance.json", f"{name}.csv"):
         kept = (published / name / file).read_text()
         assert (tmp_path / "new" / name / file).read_text() == kept
+
+
+def test_what_is_published_is_drawn_where_its_data_set_is_not(
+    call, tmp_path, monkeypatch
+):
+    def load(name):
+        raise FileNotFoundError(f"data set {name!r} is not prepared")
+
+    monkeypatch.setattr(datasets, "load", load)
+    names = ("figure4", "rescue_start_fashion")
+    for name in names:
+        assert figures.settings_of(name, quick=False)["dataset"] == "fashion_mnist"
+    call(*names)
+    for name in names:
+        assert imread(tmp_path / name / f"{name}.png").std() > 0.01
+
+
+def refused(call, capsys, pattern, *names, **changes):
+    """Refuses with one line and status 2, and neither computes nor draws."""
+    capsys.readouterr()  # that of earlier calls
+    with pytest.raises(SystemExit) as end:
+        call(*names, **changes)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert re.search(pattern, err), err
+    assert "Picture" not in out
+
+
+def test_a_table_that_was_cut_is_refused_and_not_drawn(call, tmp_path, capsys):
+    name = "book_underflow"
+    call(name)
+    folder = tmp_path / name
+    (folder / f"{name}.png").unlink()
+    file = folder / "results.csv"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-37])
+    refused(call, capsys, r"results\.csv is damaged \(line \d+.*delete it", name)
+    assert file.read_bytes() == whole[:-37]
+    (folder / f"{name}.csv").unlink()
+    (folder / f"{name}.csv").mkdir()
+    file.write_bytes(whole)
+    refused(call, capsys, rf"{name}\.csv is a folder", name)
+    assert not (folder / f"{name}.png").exists()
+
+
+def test_a_part_that_lost_rows_is_refused(call, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(figures.ITEMS, "counting", counting_item(measured := []))
+    for sizes in (figures.SIZES, figures.QUICK_SIZES):
+        monkeypatch.setitem(sizes, "counting", {"rows": 3})
+    call("counting", recompute=True)
+    file = tmp_path / "counting" / "results.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]))  # at the end of a line
+    pattern = r"results\.csv is damaged \(part a, 3 has 2 rows, and had 3\)"
+    refused(call, capsys, pattern, "counting", recompute=True)
+    file.write_text("".join(lines[:-3]))  # a whole part is computed again
+    call("counting", recompute=True)
+    assert measured == [0, 1, 2, 3, 3]
+    # Earlier tables do not say how many rows there were.
+    table = pd.read_csv(file).drop(columns="part_rows")
+    results.write_table(file, table.iloc[:-1])
+    call("counting", recompute=True)
+    assert measured == [0, 1, 2, 3, 3]
+
+
+def test_a_full_disk_leaves_the_earlier_picture(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(figures.ITEMS, "counting", counting_item([]))
+    for sizes in (figures.SIZES, figures.QUICK_SIZES):
+        monkeypatch.setitem(sizes, "counting", {"rows": 3})
+    call("counting", recompute=True)
+    picture = tmp_path / "counting" / "counting.png"
+    held, write = picture.read_bytes(), Path.write_bytes
+
+    def full(file, content):
+        if ".png" in file.name:
+            write(file, content[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"counting\.png cannot be written \(No space"):
+        call("counting", recompute=True)
+    assert picture.read_bytes() == held
 
 
 def test_what_docs_has_a_part_of_is_finished(tmp_path, monkeypatch):
