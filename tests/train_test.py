@@ -3,6 +3,7 @@
 On a few hundred real images of Fashion-MNIST.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -488,4 +489,6 @@ def test_a_full_disk_is_named_when_metrics_are_written(tmp_path, name):
         writer.write({"step": 2, "loss": 0.5}, {})
     writer.close()
     held.close()
+    with contextlib.suppress(OSError):
+        full.close()
     assert read_lines(tmp_path / "metrics.jsonl")[0] == {"step": 1, "loss": 0.5}
