@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from experiments import results
 from experiments.cli import command
+from experiments.names import check_name
 from experiments.speed import step_cost as benchmark
-from experiments.training.names import check_name
 from experiments.training.setup import check_count, check_positive
 
 TREES = flags.DEFINE_list("trees", None, "Which trees, such as resnet50,vmap.")

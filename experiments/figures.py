@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from experiments import data as datasets, results
 from experiments.cli import command
+from experiments.names import check_name
 from experiments.results import pages
 from experiments.studies import Item, Settings, book, paper, rescue
 from experiments.training.devices import use_every_core
-from experiments.training.names import check_name
 
 STUDIES = {"paper": paper, "book": book, "rescue": rescue}
 """By the names of their pages in docs/, and of the folders beside these."""
@@ -132,57 +132,63 @@ def take_published(name: str, folder: Path, settings: Settings) -> None:
     as_read = json.loads(json.dumps(settings))  # without tuples
     if not config.exists() or results.read_json(config) != as_read:
         return
-    rows = parts_in(published / f"{name}.csv", name, settings)
-    held = held_parts(name, folder, settings)
-    new = [part for key, part in rows.items() if key not in held]
+    rows = table_in(published / f"{name}.csv", name, settings)
+    kept = held_table(name, folder, settings)
+    held = by_cell(kept, name, settings)
+    parts = by_cell(rows, name, settings)
+    new = [part for key, part in parts.items() if key not in held]
     if not new:
         return
-    file = folder / "results.csv"
-    old = [results.read_table(file)] if file.exists() else []
-    results.write_table(file, pd.concat([*old, *new], ignore_index=True))
+    whole = pd.concat([kept, *new], ignore_index=True)
+    results.write_table(folder / "results.csv", whole)
     sessions = [*results.sessions_of(folder), *results.sessions_of(published)]
     provenance = json.dumps(sessions, indent=2) + "\n"
     results.write_whole(folder / "provenance.json", provenance)
     print(f"{name}: results of {published}; --recompute computes them anew.")
 
 
-def held_parts(
-    name: str, folder: Path, settings: Settings
-) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """The parts that a folder has of an item, by the values of their cells."""
+def held_table(name: str, folder: Path, settings: Settings) -> pd.DataFrame:
+    """The table that a folder has of an item, or that several items share."""
     file = folder / "results.csv"
-    return parts_in(file, name, settings) if file.exists() else {}
+    return table_in(file, name, settings) if file.exists() else pd.DataFrame()
 
 
-def parts_in(
-    file: Path, name: str, settings: Settings
-) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """The parts of an item in a table, by the values of their cells.
+def table_in(file: Path, name: str, settings: Settings) -> pd.DataFrame:
+    """Reads the table of an item.
 
     Raises:
-        ValueError: if the table is damaged, as `results.read_table` says; or has not
-            the columns that name a part; or a part has not the rows that it had.
+        ValueError: if the table is damaged, as `results.read_table` says, or a part has
+            not the rows that it had.
     """
-    table, keys = results.read_table(file), list(ITEMS[name].cells(settings)[0])
-    missing = [key for key in keys if key not in table]
-    if missing:
-        raise results.damaged(file, f"it has no column {missing[0]!r}")
-    parts = {tuple(key): rows for key, rows in table.groupby(keys, sort=False)}
-    for key, rows in parts.items():
+    table = results.read_table(file, names=_keys(name, settings))
+    for key, rows in by_cell(table, name, settings).items():
         # Tables of earlier code do not say how many rows a part has.
         counts = set(rows["part_rows"].dropna()) if "part_rows" in rows else set()
         if counts - {len(rows)}:
-            had = " or ".join(f"{count:g}" for count in sorted(counts))
+            part, had = ", ".join(map(str, key)), ", ".join(f"{x:g}" for x in counts)
             raise results.damaged(
-                file,
-                f"part {', '.join(map(str, key))} has {len(rows)} rows, and had {had}",
+                file, f"part {part} has {len(rows)} rows, and had {had}"
             )
-    return parts
+    return table
+
+
+def by_cell(
+    table: pd.DataFrame, name: str, settings: Settings
+) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """The parts of a table, by the values of their cells."""
+    if table.empty:
+        return {}
+    groups = table.groupby(_keys(name, settings), sort=False)
+    return {tuple(key): rows for key, rows in groups}
+
+
+def _keys(name: str, settings: Settings) -> list[str]:
+    return list(ITEMS[name].cells(settings)[0])
 
 
 def is_complete(name: str, folder: Path, settings: Settings) -> bool:
     """Whether a folder has all parts of an item."""
-    held = held_parts(name, folder, settings)
+    held = by_cell(held_table(name, folder, settings), name, settings)
     return all(tuple(c.values()) in held for c in ITEMS[name].cells(settings))
 
 
@@ -194,8 +200,8 @@ def computed(
 ) -> pd.DataFrame:
     """The table of an item, of what the folder holds and what is computed now."""
     file, cells = folder / "results.csv", ITEMS[name].cells(settings)
-    kept = results.read_table(file) if file.exists() else pd.DataFrame()
-    held = held_parts(name, folder, settings)
+    kept = held_table(name, folder, settings)
+    held = by_cell(kept, name, settings)
     left = [cell for cell in cells if tuple(cell.values()) not in held]
     if left:
         session = results.Session(folder, parts_before=len(held))
@@ -258,8 +264,8 @@ def _measured(
 
 def seconds_of(name: str, table: pd.DataFrame, settings: Settings) -> float:
     """How long the parts of a table took."""
-    keys = list(ITEMS[name].cells(settings)[0])
-    return float(table.groupby(keys)["part_seconds"].first().sum())
+    seconds = table.groupby(_keys(name, settings))["part_seconds"]
+    return float(seconds.first().sum())
 
 
 def settings_of(name: str, quick: bool) -> dict[str, Any]:

@@ -90,9 +90,13 @@ def main(argv: list[str]) -> None:
 def check_files(folder: Path, files: Sequence[str]) -> None:
     """Raises ValueError, before anything is replaced, if a file is damaged."""
     for file in files:
-        if file.endswith(".csv"):
+        name, _, kind = file.partition(".")
+        if name in figures.ITEMS and kind == "csv":
+            settings = results.read_json(folder / "config.json")
+            figures.table_in(folder / file, name, settings)
+        elif kind == "csv":
             results.read_table(folder / file)
-        elif file.endswith(".json"):
+        elif kind == "json":
             results.read_json(folder / file)
 
 
@@ -228,10 +232,8 @@ def is_finished(source: str, name: str) -> bool:
 def kept_figure(source: str, name: str) -> tuple[pd.DataFrame, Any]:
     """The table of an item that is kept in docs/, and its settings."""
     folder = DOCS / source / name
-    return (
-        results.read_table(folder / f"{name}.csv"),
-        results.read_json(folder / "config.json"),
-    )
+    settings = results.read_json(folder / "config.json")
+    return figures.table_in(folder / f"{name}.csv", name, settings), settings
 
 
 def variants_table() -> pd.DataFrame:

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from experiments import results
 from experiments.cli import command
+from experiments.names import check_name
 from experiments.speed import throughput
 from experiments.speed.timed import JOBS
-from experiments.training.names import check_name
 from experiments.training.setup import check_count, check_positive
 
 CONFIGS = flags.DEFINE_list(

@@ -80,6 +80,7 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
                 hosts.first(lambda: check_lines(folder, steps), None)
             step, progress = restored or (0, compiled.init(run, source.data))
             writer = MetricsWriter(folder, step)
+            stack.callback(writer.close)
             session = results.Session(folder, first_step=step, seconds=0.0)
         display = Display(config.num_steps, step, config.batch_size)
         stack.callback(display.close)

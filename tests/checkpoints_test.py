@@ -151,6 +151,44 @@ def test_a_checkpoint_of_something_else_is_not_touched(tmp_path):
         assert checkpoints.restore_newest(like({"other": jnp.ones(3)}))[0] == 10
 
 
+def test_a_place_that_is_no_folder_is_named(tmp_path):
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(OSError, match=r"checkpoints .*File exists.* move what is in"):
+        Checkpoints(tmp_path / "checkpoints")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    arrays = on(1, 10)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(10, arrays)
+        checkpoints.wait()
+        manager = checkpoints._manager
+
+        def full(*_, **__):
+            raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore")
+
+        for name, call in (
+            ("save", lambda: checkpoints.save(20, arrays)),
+            ("wait_until_finished", checkpoints.wait),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(manager, name, full)
+                with pytest.raises(OSError, match=r"to /\S+ \(RES.*device\); make"):
+                    call()
+    # Leaving waits, and says so as well; but no error hides another.
+    for error, expected in ((None, OSError), (SystemExit, OSError), (KeyError,) * 2):
+        with (  # noqa: PT012
+            monkeypatch.context() as patch,
+            pytest.raises(expected),
+            Checkpoints(tmp_path) as checkpoints,
+        ):
+            patch.setattr(checkpoints._manager, "wait_until_finished", full)
+            if error:
+                raise error
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_newest(like(arrays))[0] == 10
+
+
 def test_when_all_are_damaged_it_says_so(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(10, on(1, 10))

@@ -1,14 +1,20 @@
 """Every figure has sizes, a quick version that runs, and goes on where it stopped."""
 
 import contextlib
+import errno
 import json
+import os
+import re
 import signal
+from pathlib import Path
 from typing import get_args
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from matplotlib.image import imread
 
 from experiments import data as datasets, figures, results
@@ -34,6 +40,20 @@ def as_the_command_has_it(digits, monkeypatch):
     monkeypatch.setattr(
         datasets, "load", lambda name: digits if name == "digits" else load(name)
     )
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Calls the command in this process; the folder of its results is ``tmp_path``."""
+    monkeypatch.setattr(command, "interrupt_on_signals", lambda: lambda: None)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+    def call(*names, **changes):
+        with flagsaver.flagsaver(figure=list(names), **changes):
+            figures.main(str(tmp_path))
+
+    return call
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,6 +102,91 @@ def test_published_results_are_drawn_and_not_computed_again(tmp_path, monkeypatc
         assert (tmp_path / "new" / name / file).read_text() == kept
 
 
+def test_what_is_published_is_drawn_where_its_data_set_is_not(
+    call, tmp_path, monkeypatch
+):
+    def load(name):
+        raise FileNotFoundError(f"data set {name!r} is not prepared")
+
+    monkeypatch.setattr(datasets, "load", load)
+    names = ("figure4", "rescue_start_fashion")
+    for name in names:
+        assert figures.settings_of(name, quick=False)["dataset"] == "fashion_mnist"
+    call(*names)
+    for name in names:
+        assert imread(tmp_path / name / f"{name}.png").std() > 0.01
+
+
+def refused(call, capsys, pattern, *names, **changes):
+    """Refuses with one line and status 2, and neither computes nor draws."""
+    capsys.readouterr()  # that of earlier calls
+    with pytest.raises(SystemExit) as end:
+        call(*names, **changes)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert re.search(pattern, err), err
+    assert "Picture" not in out
+
+
+def test_a_table_that_was_cut_is_refused_and_not_drawn(call, tmp_path, capsys):
+    name = "book_underflow"
+    call(name)
+    folder = tmp_path / name
+    (folder / f"{name}.png").unlink()
+    file = folder / "results.csv"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-37])
+    refused(call, capsys, r"results\.csv is damaged \(line \d+.*delete it", name)
+    assert file.read_bytes() == whole[:-37]
+    (folder / f"{name}.csv").unlink()
+    (folder / f"{name}.csv").mkdir()
+    file.write_bytes(whole)
+    refused(call, capsys, rf"{name}\.csv is a folder", name)
+    assert not (folder / f"{name}.png").exists()
+
+
+def test_a_part_that_lost_rows_is_refused(call, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(figures.ITEMS, "counting", counting_item(measured := []))
+    for sizes in (figures.SIZES, figures.QUICK_SIZES):
+        monkeypatch.setitem(sizes, "counting", {"rows": 3})
+    call("counting", recompute=True)
+    file = tmp_path / "counting" / "results.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]))  # at the end of a line
+    pattern = r"results\.csv is damaged \(part a, 3 has 2 rows, and had 3\)"
+    refused(call, capsys, pattern, "counting", recompute=True)
+    file.write_text("".join(lines[:-3]))  # a whole part is computed again
+    call("counting", recompute=True)
+    assert measured == [0, 1, 2, 3, 3]
+    # Earlier tables do not say how many rows there were.
+    table = pd.read_csv(file).drop(columns="part_rows")
+    results.write_table(file, table.iloc[:-1])
+    call("counting", recompute=True)
+    assert measured == [0, 1, 2, 3, 3]
+
+
+def test_a_full_disk_leaves_the_earlier_picture(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(figures.ITEMS, "counting", counting_item([]))
+    for sizes in (figures.SIZES, figures.QUICK_SIZES):
+        monkeypatch.setitem(sizes, "counting", {"rows": 3})
+    call("counting", recompute=True)
+    picture = tmp_path / "counting" / "counting.png"
+    held, write = picture.read_bytes(), Path.write_bytes
+
+    def full(file, content):
+        if ".png" in file.name:
+            write(file, content[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"counting\.png cannot be written \(No space"):
+        call("counting", recompute=True)
+    assert picture.read_bytes() == held
+
+
 def test_what_docs_has_a_part_of_is_finished(tmp_path, monkeypatch):
     item, settings = counting_item(measured := []), {"rows": 3}
     monkeypatch.setitem(figures.ITEMS, "counting", item)
@@ -120,8 +225,8 @@ def draws_and_judges(name, workdir):
     assert picture.shape[0] > 200
     assert picture.std() > 0.01
     # From the file alone the same is said: pages are made from it.
-    again = results.read_table(file.with_suffix(".csv"))
     held = json.loads((file.parent / "config.json").read_text())
+    again = figures.table_in(file.with_suffix(".csv"), name, held)
     item = figures.ITEMS[name]
     assert item.claims(again, held) == item.claims(table, settings)
     for claim in item.claims(again, held):
@@ -202,9 +307,9 @@ def test_numbers_of_a_table_are_the_same_in_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["figur1"], r"--figure must be of all, paper, book, .*, got 'figur1'"),
-        ([""], r"--figure must be of all, .*, got ''"),
-        (None, r"--figure=NAME is missing; NAME is one or more of all, paper, book"),
+        (["figur1"], "one of paper, book, .*, got 'figur1'; did you mean figure1"),
+        ([""], "--figure must be one of paper, .*, got ''"),
+        (None, "--figure=NAME is missing; NAME is one or more of paper, book, maps"),
     ],
 )
 def test_an_unknown_figure_is_named_with_those_that_there_are(names, message):
@@ -215,7 +320,7 @@ def test_an_unknown_figure_is_named_with_those_that_there_are(names, message):
 def test_groups_of_figures():
     assert figures.chosen(["all"]) == NAMES
     assert figures.chosen(["book_sigmoid", "book"])[0] == "book_sigmoid"
-    assert len(figures.chosen(["paper", "book", "plane", "table1"])) == len(NAMES)
+    assert len(figures.chosen(["paper", "book", "maps", "table1"])) == len(NAMES)
 
 
 def test_verdicts_and_spreads():
@@ -239,47 +344,28 @@ def test_a_section_shows_picture_claims_and_command():
 
 
 def rescue_table(accuracies):
-    """Runs of the exercise's map: the accuracy of each optimizer at each scale."""
-    return pd.DataFrame(
-        [
-            {
-                "optimizer": name,
-                "variant": "relu",
-                "depth": 3,
-                "init_scale": scale,
-                "learning_rate": 1.0,
-                "seed": seed,
-                "validation_accuracy": accuracy,
-                "test_accuracy": accuracy,
-                "train_loss": 0.1,
-                "diverged": False,
-            }
-            for name, row in accuracies.items()
-            for scale, accuracy in zip((1e-4, 1.0, 1e4), row, strict=True)
-            for seed in range(3)
-        ]
-        + [
-            {
-                "optimizer": "start",
-                "variant": "relu",
-                "depth": 3,
-                "init_scale": scale,
-                "seed": 0,
-                "is_finite": 1,
-                "has_gradient": 1,
-                "has_signal": 1,
-                "diverged": False,
-            }
-            for scale in (1e-4, 1.0, 1e4)
-        ]
-    )
+    """The small map: the accuracy of each optimizer at each scale, and all starts."""
+    place = {"variant": "relu", "depth": 3}
+    scales = (1e-4, 1.0, 1e4)
+    starts = [
+        {**place, "optimizer": "start", "init_scale": scale, "seed": 0}
+        | {"is_finite": 1.0, "has_gradient": 1.0, "has_signal": 1.0}
+        for scale in scales
+    ]
+    runs = [
+        {**place, "optimizer": name, "init_scale": scale, "seed": seed}
+        | {"learning_rate": 1.0, "validation_accuracy": accuracy}
+        | {"test_accuracy": accuracy, "train_loss": 0.1, "diverged": False}
+        for name, row in accuracies.items()
+        for scale, accuracy in zip(scales, row, strict=True)
+        for seed in range(3)
+    ]
+    return pd.DataFrame(starts + runs)
 
 
 def test_each_lars_is_judged_against_what_has_one_rate_for_all_layers():
-    item, settings = (
-        figures.ITEMS["book_exercise4"],
-        figures.settings_of("book_exercise4", quick=False),
-    )
+    item = figures.ITEMS["book_exercise4"]
+    settings = figures.settings_of("book_exercise4", quick=False)
     found = item.claims(
         rescue_table(
             {
@@ -287,7 +373,7 @@ def test_each_lars_is_judged_against_what_has_one_rate_for_all_layers():
                 "adam": (0.95, 0.95, 0.1),
                 "lamb": (0.95, 0.95, 0.95),  # layerwise: no peer of this claim
                 "paper": (0.1, 0.95, 0.95),
-                "polar_waking": (0.95, 0.95, 0.95),
+                "module": (0.95, 0.95, 0.95),
             }
         ),
         settings,
@@ -295,13 +381,13 @@ def test_each_lars_is_judged_against_what_has_one_rate_for_all_layers():
     verdicts = [claim.verdict for claim in found]
     assert verdicts == ["not confirmed", "confirmed"] * 2  # the paper's, and ours
     assert "the paper" in found[0].says
-    assert "polar" in found[1].says
+    assert "a ratio a module" in found[1].says
 
 
 def test_the_sigmoid_is_judged_by_its_gradients():
     item, settings = (
         figures.ITEMS["book_sigmoid"],
-        figures.settings_of("book_sigmoid", quick=False),
+        figures.settings_of("book_sigmoid", False),
     )
 
     def verdicts(peak, end):

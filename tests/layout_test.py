@@ -6,7 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 LEVELS = (
-    ("configs", "lars"),
+    ("experiments.names", "lars"),
+    ("configs",),
     ("experiments.data", "experiments.networks", "experiments.results"),
     ("experiments.training",),
     ("experiments.cli",),

@@ -121,7 +121,7 @@ def test_results_that_are_not_finished_are_left_out(tmp_path, monkeypatch, capsy
         tmp_path / x for x in ("results/figures/item", "docs/rescue/item")
     )
     source.mkdir(parents=True)
-    (source / "config.json").touch()
+    (source / "config.json").write_text("{}")
     publish.main(["publish"])
     assert (
         "left out results/figures/item: it has no item.png" in capsys.readouterr().out

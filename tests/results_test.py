@@ -1,6 +1,11 @@
 """Results on disk: whole files, one configuration a folder, provenance."""
 
+import errno
+import fcntl
 import json
+import os
+import re
+import socket
 
 import jax
 import numpy as np
@@ -77,3 +82,67 @@ def test_provenance_has_a_record_for_each_session(tmp_path):
     assert records[1]["versions"]["jax"]
     assert records[1]["device"]["platform"] == "cpu"
     assert records[1]["device"]["count"] == len(jax.devices())
+
+
+TABLE = "name,x,y\na,1.5,2\nb,2.5,3\nc,,4\n"
+
+
+def test_a_table_that_is_not_what_was_written_is_refused(tmp_path):
+    file = tmp_path / "results.csv"
+    file.write_text(TABLE)
+    assert results.read_table(file, names=["name", "x"]).shape == (3, 3)
+    for text, problem in (
+        (TABLE[:-1], "line 4, the last, does not end"),
+        (TABLE[:-4], "line 4, the last, does not end"),
+        (TABLE[:-3] + "\n", "line 4 has 2 fields, not 3"),
+        (TABLE[:-2] + ",,\n", "line 4 has 5 fields, not 3"),
+        (TABLE.replace("2.5", "2s5"), "column 'x' has '2s5'"),
+        (TABLE.replace("a,1", 'a,"1'), "line 4, the last, .*|unexpected end of data"),
+        (TABLE.replace("name,", "nama,"), "no column 'name'"),
+        ("", "does not end|empty"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"results\.csv is damaged") as error:
+            results.read_table(file, names=["name", "x"])
+        assert re.search(f"{problem}.*; restore it from a copy", str(error.value)), text
+    file.write_bytes(b"\xff" + TABLE.encode())
+    with pytest.raises(ValueError, match=r"results\.csv is damaged"):
+        results.read_table(file)
+
+
+@pytest.mark.parametrize("text", ["", '[{"a": 1}', "{}", "[1]", "\x00"])
+def test_damaged_provenance_is_named_before_anything_is_computed(tmp_path, text):
+    (tmp_path / "provenance.json").write_text(text)
+    with pytest.raises(ValueError, match=r"provenance\.json is damaged \(.*restore"):
+        results.claim(tmp_path, CONFIG)
+    assert (tmp_path / "provenance.json").read_text() == text
+
+
+def test_a_folder_where_a_file_should_go_is_named(tmp_path):
+    (tmp_path / "table.csv").mkdir()
+    with pytest.raises(OSError, match=r"table\.csv is a folder, .* move it away"):
+        results.claim(tmp_path, CONFIG, files=["picture.png", "table.csv"])
+
+
+def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, monkeypatch):
+    file = tmp_path / "table.csv"
+    results.write_whole(file, "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match=r"table\.csv cannot be written \(No space left"):
+        results.write_whole(file, "new")
+    assert file.read_text() == "old"
+    assert [x.name for x in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_process_keeps_the_folder_that_it_has_claimed(tmp_path):
+    results.claim(tmp_path, CONFIG)
+    results.claim(tmp_path, CONFIG)  # its own
+    # `flock` takes another opening of the file for another process.
+    with (tmp_path / ".lock").open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    held = (tmp_path / ".lock").read_text()
+    assert held == f"process {os.getpid()} on {socket.gethostname()}\n"

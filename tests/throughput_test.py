@@ -117,7 +117,10 @@ def test_the_command_times_what_there_is(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--configs=digit", "there is no configs/digit.py"),
+        (
+            "--configs=digits",
+            "got 'configs/digits.py'; did you mean configs/digits_mlp.py",
+        ),
         ("--rounds=0", "rounds must be a whole number of at least 1, got 0"),
         ("--seconds=-1", "seconds must be above 0, got -1.0"),
         ("--wrkdir=x", "wrkdir"),

@@ -3,6 +3,8 @@
 On a few hundred real images of Fashion-MNIST.
 """
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -18,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.training.metrics import finished_metrics
+from experiments.training.metrics import MetricsWriter, finished_metrics, read_lines
+from tests.commands import call_all
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tfds"
 TRAIN = (
@@ -434,36 +437,60 @@ def test_hosts_that_are_told_half_of_it_are_told_the_rest(environment, tmp_path)
     assert "--coordinator_address and --process_id is missing" in err
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--config.batch_size=33"], r"batch_size must be a multiple of 16 .* got 33"),
-        (["--config.data_workers=-1"], "data_workers .* at least 0, got -1"),
-        (["--config.microbatches=3"], r"multiple of 24 \(3 microbatches on 8 dev"),
-        (["--config.evaluate_every=3"], r"multiple of log_every \(2\), got 3"),
-        (["--config.checkpoint_every=0"], "checkpoint_every .* at least 1, got 0"),
-        (
-            [
-                "--config.steps_per_call=4",
-                *("--config.log_every=6", "--config.evaluate_every=6"),
-            ],
-            r"log_every must be a multiple of steps_per_call \(4\), got 6",
-        ),
-        (
-            ["--config.steps_per_call=2", "--config.image_size=16"],
-            r"must be 1 where images are streamed \(image_size 16\), got 2",
-        ),
-        (["--config.placement=zero"], "replicated, fsdp, got 'zero'"),
-        (["--config.dataset=fashion_mnits"], "did you mean fashion_mnist"),
-        (["--config.dataset=cifar10"], "not prepared .*download_and_prepare"),
-        (["--config.augmentation.crop_padding=-1"], "crop_padding .* got -1"),
-        (["--config.label_smoothing=1.5"], "label_smoothing .* got 1.5"),
-    ],
-)
-def test_bad_input_is_named_within_seconds(environment, tmp_path, flags, message):
+BAD_INPUT = [
+    (["--config.batch_size=33"], r"batch_size must be a multiple of 16 .* got 33"),
+    (["--config.data_workers=-1"], "data_workers .* at least 0, got -1"),
+    (["--config.microbatches=3"], r"multiple of 24 \(3 microbatches on 8 dev"),
+    (["--config.evaluate_every=3"], r"multiple of log_every \(2\), got 3"),
+    (["--config.checkpoint_every=0"], "checkpoint_every .* at least 1, got 0"),
+    (
+        [
+            "--config.steps_per_call=4",
+            *("--config.log_every=6", "--config.evaluate_every=6"),
+        ],
+        r"log_every must be a multiple of steps_per_call \(4\), got 6",
+    ),
+    (
+        ["--config.steps_per_call=2", "--config.image_size=16"],
+        r"must be 1 where images are streamed \(image_size 16\), got 2",
+    ),
+    (["--config.placement=zero"], "replicated, fsdp, got 'zero'"),
+    (["--config.dataset=fashion_mnits"], "did you mean fashion_mnist"),
+    (["--config.dataset=cifar10"], "not prepared .*download_and_prepare"),
+    (["--config.augmentation.crop_padding=-1"], "crop_padding .* got -1"),
+    (["--config.label_smoothing=1.5"], "label_smoothing .* got 1.5"),
+]
+
+
+def test_bad_input_is_named_within_seconds(environment, tmp_path):
+    # TFDS alone would try for 205 seconds to find a set that is not prepared.
     started = time.monotonic()
-    code, _, err = call(environment, tmp_path / "run", *flags, JAX_NUM_CPU_DEVICES="8")
-    assert code == 2, err
-    assert time.monotonic() - started < 60  # TFDS alone would try for 205 seconds
-    assert re.search(message, err.strip().splitlines()[-1]), err
+    environment = {**environment, "JAX_NUM_CPU_DEVICES": "8"}
+    common = (*TRAIN[2:], f"--workdir={tmp_path}/run")
+    cases = [(*common, *flags) for flags, _ in BAD_INPUT]
+    ends = call_all(environment, cases)
+    for end, (_, message) in zip(ends, BAD_INPUT, strict=True):
+        assert end.code == 2, end.err
+        (line,) = end.err.splitlines()
+        assert re.search(message, line), line
     assert not (tmp_path / "run").exists()
+    assert time.monotonic() - started < 15 * len(cases)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_a_full_disk_is_named_when_metrics_are_written(tmp_path, name):
+    writer = MetricsWriter(tmp_path, 0)
+    writer.write({"step": 1, "loss": 0.5}, {})
+    full = open("/dev/full", "ab")  # noqa: SIM115 - the writer closes it
+    if name == "tensorboard":
+        recorder = writer._events._py_recordio_writer
+        recorder._writer, held = full, recorder._writer
+    else:
+        writer._lines, held = io.TextIOWrapper(full), writer._lines
+    with pytest.raises(OSError, match=rf"{name} cannot be written \(No space left"):
+        writer.write({"step": 2, "loss": 0.5}, {})
+    writer.close()
+    held.close()
+    with contextlib.suppress(OSError):
+        full.close()
+    assert read_lines(tmp_path / "metrics.jsonl")[0] == {"step": 1, "loss": 0.5}

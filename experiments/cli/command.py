@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from experiments.training.names import did_you_mean
+from experiments.names import did_you_mean
 
 Config = Any
 """A `ConfigDict`. Type checkers know too little of its attributes to be told so."""
@@ -164,6 +164,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _parse_config(argv: Sequence[str]) -> list[str]:
+    given = [x for x in argv[1:] if re.match(r"--?config(=|$)", x)]
+    if len(given) > 1:  # ml_collections would make one of both
+        stop(f"--config is given more than once: {' '.join(given)}")
     try:
         rest = flags.FLAGS(argv)
         if CONFIG.present and not isinstance(CONFIG.value, config_dict.ConfigDict):
@@ -172,10 +175,9 @@ def _parse_config(argv: Sequence[str]) -> list[str]:
             _stop_at_config(name, "there is no such file")
     except AttributeError as error:
         if "get_config" in str(error):
-            given = next((x for x in argv[1:] if re.match(r"--?config=", x)), "")
-            _stop_at_config(
-                given.partition("=")[2], "it has no get_config, which makes one"
-            )
+            name = argv[argv.index(given[0]) + 1] if "=" not in given[0] else given[0]
+            name = name.partition("=")[2] or name
+            _stop_at_config(name, "it has no get_config, which makes one")
         # A key that a locked configuration does not have. The text is inside a
         # KeyError, whose own text is quoted.
         inner = error.args[0]

@@ -175,16 +175,23 @@ def write_table(file: Path, table: pd.DataFrame) -> None:
     write_whole(file, table.to_csv(index=False, lineterminator="\n"))
 
 
-def read_table(file: Path, dtypes: Mapping[str, Any] | None = None) -> pd.DataFrame:
+def read_table(
+    file: Path, dtypes: Mapping[str, Any] | None = None, names: Sequence[str] = ()
+) -> pd.DataFrame:
     """Reads what `write_table` wrote; columns are float64 unless told otherwise.
 
     float32 numbers are written with the digits that float32 needs: only read as float32
     again are they the same, and written the same.
 
+    Args:
+        file: the table.
+        dtypes: of columns, where they are others.
+        names: columns that must be there.
+
     Raises:
         ValueError: if the file is cut off or damaged, with its name: a line that does
-            not end, has fewer or more fields than the first, or has text in a column of
-            numbers.
+            not end, has fewer or more fields than the first, or has a broken number;
+            or if a column is missing.
     """
     try:
         with file.open(encoding="utf-8", newline="") as stream:
@@ -200,11 +207,16 @@ def read_table(file: Path, dtypes: Mapping[str, Any] | None = None) -> pd.DataFr
         table = pd.read_csv(file, dtype=dtypes)
     except (ValueError, csv.Error) as error:
         raise damaged(file, error) from error
-    for name in table.select_dtypes(object):
+    for name in names:
+        if name not in table:
+            raise damaged(file, f"it has no column {name!r}")
+    for name in table.select_dtypes(exclude=["number", "bool"]):
         values = table[name].dropna().astype(str)
         is_text = pd.to_numeric(values, errors="coerce").isna()
-        if is_text.any() and not is_text.all():
-            raise damaged(file, f"column {name!r} has {values[is_text].iloc[0]!r}")
+        # A word among numbers has a meaning; what has digits was a number.
+        broken = values[is_text & values.str.contains(r"\d")]
+        if not is_text.all() and len(broken):
+            raise damaged(file, f"column {name!r} has {broken.iloc[0]!r}")
     return table
 
 

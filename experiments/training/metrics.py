@@ -1,5 +1,6 @@
 """The metrics of a run: lines of JSON that can be continued, and TensorBoard."""
 
+import contextlib
 import json
 import math
 import os
@@ -73,6 +74,14 @@ class MetricsWriter:
         """
         if self._is_first_host:
             os.fsync(self._lines.fileno())
+
+    def close(self) -> None:
+        """Closes the files; all that was written to them has been flushed."""
+        if self._is_first_host:
+            with contextlib.suppress(OSError):  # the disk that a write has named
+                self._lines.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
 
     def _add_event(self, **content: Any) -> None:
         with writing(self._folder / TENSORBOARD):

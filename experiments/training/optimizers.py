@@ -10,7 +10,7 @@ import jax
 import optax
 from optax.contrib import muon
 
-from experiments.training.names import check_name
+from experiments.names import check_name
 from experiments.training.schedules import learning_rate_schedule
 from experiments.training.training import MakeOptimizer
 from lars.description import Description, describe

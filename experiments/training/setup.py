@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.data.augmentation import Augmentation
+from experiments.names import check_name
 from experiments.networks import MODELS, Model
-from experiments.training.names import check_name
 from experiments.training.optimizers import optimizer_maker
 from experiments.training.training import Training, make_training
 
