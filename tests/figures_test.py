@@ -207,7 +207,21 @@ def test_what_docs_has_a_part_of_is_finished(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("kept", sorted(figures.QUICK_SIZES))
+IN_SECONDS = (
+    *("book_sigmoid", "book_variance", "book_matrices", "book_exercise3"),
+    *("rescue", "rescue_map", "rescue_cost"),
+)
+"""Quick versions that are made in a few seconds each; the others are left to
+`make test-long`."""
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name not in IN_SECONDS))
+        for name in sorted(figures.QUICK_SIZES)
+    ],
+)
 def test_the_quick_version_draws_and_judges(kept, tmp_path):
     for name in NAMES:  # those that share a table share its runs here as well
         if (figures.ITEMS[name].kept_in or name) == kept:

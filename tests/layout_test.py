@@ -42,7 +42,8 @@ def imports():
             elif isinstance(node, ast.ImportFrom) and node.module:
                 for alias in node.names:
                     deeper = f"{node.module}.{alias.name}"
-                    is_module = (ROOT / f"{deeper.replace('.', '/')}.py").exists()
+                    path = ROOT / deeper.replace(".", "/")
+                    is_module = path.is_dir() or path.with_suffix(".py").exists()
                     yield name, deeper if is_module else node.module
 
 

@@ -75,6 +75,7 @@ def kept_map(folder):
             for name in accuracies
         },
         **{"reference": "sgd", "depths": [2], "init_scales": [1e-8, 1.0]},
+        "variants": {"relu": {}},
     }
     folder.mkdir(parents=True)
     results.write_table(folder / "rescue_map.csv", pd.DataFrame(starts + runs))

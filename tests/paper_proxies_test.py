@@ -10,7 +10,6 @@ import pytest
 
 from configs import paper_resnet50
 from experiments import publish
-from experiments.figures import settings_of
 from experiments.studies.paper import (
     curves,
     figure1,
@@ -25,9 +24,10 @@ from experiments.studies.paper import (
     table4,
     table5,
 )
+from experiments.studies.paper.settings import SIZES
 from experiments.training.schedules import learning_rate_schedule
 
-FULL = settings_of("large_batch", quick=False)
+FULL = SIZES["large_batch"]
 
 
 def runs(accuracies, model="batch_norm", optimizer="lars", batch_size=128, epochs=8):
@@ -193,7 +193,7 @@ def falling(batch_size, losses, gaps):
 
 
 def test_the_gap_is_compared_at_the_same_training_loss():
-    settings = settings_of("curves", quick=False)
+    settings = SIZES["curves"]
     # At a loss of 0.4, halfway, the small batch has a gap of 0.2.
     small = falling(128, losses=[0.6, 0.2], gaps=[0.1, 0.3])
     narrow, wide = (falling(8192, [0.9, 0.4], [0.0, gap]) for gap in (0.19, 0.21))
@@ -219,7 +219,7 @@ def test_the_gap_is_compared_at_the_same_training_loss():
 
 def rates_over_epochs(batch_size, conv1, conv3):
     """Norms that give the local rates of the two kernels, at four points."""
-    points, settings = 4, settings_of("curves", quick=False)
+    points, settings = 4, SIZES["curves"]
     frames = []
     for seed in range(3):
         columns = {}
@@ -235,7 +235,7 @@ def rates_over_epochs(batch_size, conv1, conv3):
 
 
 def test_local_rates_are_judged_by_when_they_peak_and_where_they_end():
-    settings = settings_of("curves", quick=False)
+    settings = SIZES["curves"]
 
     def of(*curves_of_sizes):
         return pd.concat(
@@ -276,7 +276,7 @@ def test_what_lars_keeps_is_judged_size_by_size():
 
 
 def test_what_a_large_batch_reaches_is_taken_from_the_last_point():
-    settings = settings_of("curves", quick=False)
+    settings = SIZES["curves"]
     small = curve("sgd", 128, 0.2, 0.5, accuracy=0.9)
     sgd = curve("sgd", 8192, 0.2, 0.5, accuracy=0.8)
     best = curve("lars", 8192, 0.2, 0.5, accuracy=0.91)
@@ -296,9 +296,7 @@ def test_curves_have_the_rates_that_are_best_on_validation_data():
     best = grid.chosen(table)
     best = best[best["model"] == curves.MODEL].groupby(["optimizer", "batch_size"])
     rates = best["learning_rate"].first()
-    for optimizer, of_sizes in settings_of("curves", quick=False)[
-        "rates_of_curves"
-    ].items():
+    for optimizer, of_sizes in SIZES["curves"]["rates_of_curves"].items():
         for size, rate in of_sizes.items():
             assert rates[optimizer, int(size)] == rate, (optimizer, size)
     largest = max(settings["batch_sizes"])
@@ -338,7 +336,7 @@ def test_figure_5_has_the_schedules_of_the_configurations(batch_size):
 
 
 def test_figure_5_is_judged_at_every_batch_size():
-    settings = settings_of("curves", quick=False)
+    settings = SIZES["curves"]
     small = curve("sgd", 128, 0.2, 0.5, accuracy=0.9)
     good, bad = (
         curve("lars", size, 0.2, 0.5, accuracy=accuracy)

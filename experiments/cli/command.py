@@ -133,6 +133,8 @@ def _run(
 ) -> None:
     if not sys.flags.dev_mode:  # libraries log what they raise as well
         logging.set_verbosity(logging.FATAL)
+        # Nor does it help to see how the threads of a library end that has failed.
+        sys.unraisablehook = lambda _: None
     try:
         with whole_command():
             app.run(main, flags_parser=parse)

@@ -1,12 +1,11 @@
 """What a run will be: everything that is built, and refused, before the first step."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from experiments.cli.command import Config
 from experiments.networks import Model
 from experiments.networks.init_scales import check_profile, profile_scales
 from experiments.training.optimizers import check_learning_rate, describe_parameters
@@ -35,7 +34,7 @@ class Plan(NamedTuple):
     compiled: Compiled
 
 
-def plan_of(config: Config) -> Plan:
+def plan_of(config: Any) -> Plan:
     """Checks a configuration and builds what it names, on all devices.
 
     Raises:
@@ -115,7 +114,7 @@ def plan_of(config: Config) -> Plan:
     )
 
 
-def print_plan(config: Config, plan: Plan) -> None:
+def print_plan(config: Any, plan: Plan) -> None:
     """Prints who is adapted, decayed and where, and the learning rates."""
     params = plan.compiled.like.state.variables["params"]
     optimizer = config.optimizer

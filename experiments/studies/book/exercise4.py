@@ -23,6 +23,7 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     runs, arms = runs_of(table, settings), settings["optimizers"]
     counts = coverage.summary(runs, starts_in(table), settings["reference"])
     scales = settings["init_scales"]
+    peers = [name for name in NOT_LAYERWISE if name in counts.index]
 
     def row_of(name: str, column: str) -> str:
         interval = coverage.interval(counts.loc[name], column)
@@ -30,7 +31,7 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
 
     def claim(lars: str, says: str, column: str) -> Claim:
         row = counts.loc[lars]
-        ahead = max(counts.loc[name, f"{column}_highest"] for name in NOT_LAYERWISE)
+        ahead = max(counts.loc[name, f"{column}_highest"] for name in peers)
         return Claim(
             f"{says}: {arms[lars]['label']}.",
             f"Of {len(scales)} scales from {min(scales):g} to {max(scales):g}, "
