@@ -56,7 +56,7 @@ test-long: .venv/development
 
 ## Which ways to break the optimizer the tests notice: a sample of SAMPLE in each module
 mutants: .venv/mutants
-	$(BIN)/python -m tests.mutants --sample=$(SAMPLE)
+	$(BIN)/python -m tests.lars.mutants --sample=$(SAMPLE)
 
 ## Remove the environment and all results
 clean:

@@ -59,7 +59,7 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="session")
 def photos_dir(tmp_path_factory):
     """Where a few dozen JPEG images are, as tensorflow-datasets writes them."""
-    from tests.photos import Photos
+    from tests.experiments.data.photos import Photos
 
     place = str(tmp_path_factory.mktemp("photos"))
     Photos(data_dir=place, file_format="array_record").download_and_prepare()

@@ -13,7 +13,7 @@ from flax import serialization
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import lars
-from tests.spectral_test import exact_polar
+from tests.lars.spectral_test import exact_polar
 
 RATE, DECAY, MOMENTUM, RADIAL = 0.2, 4.0, 0.7, 3.0
 EXACT = 40  # Newton-Schulz steps after which nothing but rounding is left

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import lars
-from tests.steps import first_step, run, scan, stacked, tree
+from tests.lars.steps import first_step, run, scan, stacked, tree
 
 FAMILIES = {
     "step": {},

@@ -1,6 +1,6 @@
 """Makes the committed part of Fashion-MNIST from the whole of it.
 
-    python -m tests.make_fixture
+    python -m tests.experiments.data.make_fixture
 
 Needs the complete set: prepared by tensorflow-datasets in its usual place. The first
 images of each class go, as they are, into a set of the same name, version and format.

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import lars
-from tests.steps import first_step, joint, normal, scan, schedule, tree
+from tests.lars.steps import first_step, joint, normal, scan, schedule, tree
 
 KERNELS = lars.select(path="kernel")
 OPTIONS = {

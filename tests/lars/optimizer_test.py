@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 
 import lars
 from lars import optimizer as optimizer_module
-from tests.reference import PaperLars
-from tests.steps import (
+from tests.lars.reference import PaperLars
+from tests.lars.steps import (
     RATES,
     assert_trees_close,
     first_step,

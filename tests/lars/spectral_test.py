@@ -15,7 +15,7 @@ from lars.spectral import (
     scaled_spectral_norm,
     spectral_norm,
 )
-from tests.steps import first_step, run
+from tests.lars.steps import first_step, run
 
 polar = jax.jit(orthogonalize, static_argnames=("steps", "dtype"))
 norm = jax.jit(spectral_norm, static_argnames="squarings")

@@ -16,9 +16,9 @@ from configs import digits_mlp
 from experiments import figures
 from experiments.cli import command as commands_share
 from lars.silence import REASONS
-from tests.commands import call_all
+from tests.experiments.commands import call_all
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 TRAIN = ("experiments.train", "--config=configs/digits_mlp.py")
 SHORT = (*TRAIN, "--config.num_steps=100")
 FIGURES = "experiments.figures"

@@ -8,7 +8,7 @@ import pytest
 
 import lars
 from lars.state import LarsState, is_marker, marker, shape_of
-from tests.steps import first_step, run, stacked, tree
+from tests.lars.steps import first_step, run, stacked, tree
 
 PARAMS = {
     "a": {"kernel": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)},

@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments import data as datasets
 from experiments.data import streaming
-from tests.photos import TRAIN, Photos, jpeg
+from tests.experiments.data.photos import TRAIN, Photos, jpeg
 
 SIZE = 24
 

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 from experiments.training.metrics import MetricsWriter, finished_metrics, read_lines
-from tests.commands import call_all
+from tests.experiments.commands import call_all
 
-FIXTURE = Path(__file__).parent / "fixtures" / "tfds"
+FIXTURE = Path(__file__).parents[1] / "data" / "fixtures" / "tfds"
 TRAIN = (
     *(sys.executable, "-m", "experiments.train"),
     "--config=configs/fashion_mnist_cnn.py",

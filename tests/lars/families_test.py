@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import lars
-from tests.reference import PaperLars, norm
-from tests.steps import first_step
+from tests.lars.reference import PaperLars, norm
+from tests.lars.steps import first_step
 
 RATES = np.array([0.3, 10.0, 7.1, 0.5, 4.0])
 BETA, ETA, MOMENTUM = 0.3, 0.02, 0.9

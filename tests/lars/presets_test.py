@@ -13,8 +13,8 @@ from hypothesis import given, settings, strategies as st
 
 import lars
 from lars import presets
-from tests import reference
-from tests.steps import first_step, run, scan
+from tests.lars import reference
+from tests.lars.steps import first_step, run, scan
 
 RATES = [3.0, 10.0, 7.0, 0.5, 4.0, 2.0]
 """Learning rates above and below 1, where LARC's clipping differs."""

@@ -20,7 +20,7 @@ import tqdm
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TESTS = {
     "algorithm": ["families", "presets", "faults"],
     "norms": ["norms", "sharding"],
@@ -67,7 +67,7 @@ def main() -> None:
 
 def tried(module: str, copy: Path, sample: int, seed: int) -> tuple[int, list[str]]:
     """How many of the mutants of a module are noticed, and the others as patches."""
-    files = " ".join(f"tests/{name}_test.py" for name in TESTS[module])
+    files = " ".join(f"tests/lars/{name}_test.py" for name in TESTS[module])
     config, session = copy / f"{module}.toml", copy / f"{module}.sqlite"
     config.write_text(CONFIG.format(module=module, python=sys.executable, files=files))
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import lars
 from lars.norms import scaled_l2_norms
 from lars.sharded import ArrayAxes
-from tests.steps import scan, stacked
+from tests.lars.steps import scan, stacked
 
 SHAPES = {
     "blocks": {"kernel": (4, 4, 8), "bias": (4, 8)},  # four layers, stacked

@@ -305,7 +305,7 @@ def test_the_least_steps_of_recovery():
 
 
 def test_rates_are_those_that_the_search_found():
-    folder = Path(__file__).parent.parent / "docs" / "rescue" / "rescue_search"
+    folder = Path(__file__).parents[3] / "docs" / "rescue" / "rescue_search"
     table = results.read_table(folder / "rescue_search.csv")
     settings = json.loads((folder / "config.json").read_text())
     useful = coverage.most_useful_rates(
@@ -317,7 +317,7 @@ def test_rates_are_those_that_the_search_found():
 
 @pytest.mark.parametrize("name", ARMS)
 def test_the_rate_of_a_single_run_is_the_best_from_a_good_start(name):
-    folder = Path(__file__).parent.parent / "docs" / "rescue" / "rescue_start_digits"
+    folder = Path(__file__).parents[3] / "docs" / "rescue" / "rescue_start_digits"
     table = results.read_table(folder / "rescue_start_digits.csv")
     settings = json.loads((folder / "config.json").read_text())
     best = coverage.best_rate_per_cell(runs_of(table, settings), "sgd")

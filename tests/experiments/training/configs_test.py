@@ -80,7 +80,7 @@ def leaves(values, path=()):
     return {path}
 
 
-FIXTURE = Path(__file__).parent / "fixtures" / "tfds"
+FIXTURE = Path(__file__).parents[1] / "data" / "fixtures" / "tfds"
 MODULES = {
     name: importlib.import_module(f"configs.{name}")
     for _, name, _ in pkgutil.iter_modules(configs.__path__)
