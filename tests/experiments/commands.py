@@ -35,7 +35,11 @@ def call_all(environment, cases):
             nobody reads the output.
     """
     process = subprocess.run(
-        [sys.executable, "-c", "from tests.experiments import commands; commands.main()"],
+        [
+            sys.executable,
+            "-c",
+            "from tests.experiments import commands; commands.main()",
+        ],
         input=json.dumps(cases),
         env=environment,
         capture_output=True,

@@ -209,7 +209,7 @@ def test_what_docs_has_a_part_of_is_finished(tmp_path, monkeypatch):
 
 IN_SECONDS = (
     *("book_sigmoid", "book_variance", "book_matrices", "book_exercise3"),
-    *("rescue", "rescue_map", "rescue_cost"),
+    *("rescue", "rescue_map"),
 )
 """Quick versions that are made in a few seconds each; the others are left to
 `make test-long`."""
