@@ -1,7 +1,6 @@
 """LARS for JAX: layerwise adaptive rate scaling as an Optax transformation.
 
-The names below need jax and optax only. Models, data, training, results and plots are
-sub-modules that are imported by name.
+It needs jax and optax only. `lars.algorithm` has the equations beside their code.
 """
 
 from lars import presets as presets

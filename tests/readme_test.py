@@ -22,7 +22,7 @@ from experiments.studies.page import anchor_of
 from experiments.train import DRY_RUN as DRY_RUN  # defines the flags of the command
 
 ROOT = Path(__file__).parent.parent
-FIXTURE = ROOT / "tests" / "fixtures" / "tfds"
+FIXTURE = ROOT / "tests" / "experiments" / "data" / "fixtures" / "tfds"
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text()
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

@@ -120,7 +120,6 @@ def whole_command() -> Iterator[None]:
     try:
         with reported_errors(FAILURE):
             yield
-            sys.stdout.flush()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -135,9 +134,14 @@ def _run(
         logging.set_verbosity(logging.FATAL)
         # Nor does it help to see how the threads of a library end that has failed.
         sys.unraisablehook = lambda _: None
+
+    def flushed_main(argv: list[str]) -> None:
+        main(argv)
+        sys.stdout.flush()  # here, where an error of it is reported
+
     try:
         with whole_command():
-            app.run(main, flags_parser=parse)
+            app.run(flushed_main, flags_parser=parse)
     except SystemExit as end:
         if end.code == FAILURE:
             sys.stderr.flush()

@@ -69,12 +69,13 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             GOAL_OF_CELLS,
         ),
         claim(
-            f"With one rate for the whole map, {GOAL_OF_ONE_RATE:.0%} of them.",
+            f"With one rate for the whole map it rescues {GOAL_OF_ONE_RATE:.0%} of "
+            "them.",
             "represented_one",
             GOAL_OF_ONE_RATE,
         ),
         claim(
-            f"Of all starts {GOAL_OF_ALL:.0%}, with a rate for each.",
+            f"It rescues {GOAL_OF_ALL:.0%} of all starts, with a rate for each.",
             "all_best",
             GOAL_OF_ALL,
         ),

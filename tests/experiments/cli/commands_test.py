@@ -91,7 +91,7 @@ def test_a_training_run_writes_metrics_and_prints_the_test_accuracy(
 
 def test_a_command_starts_anew_with_memory_in_large_pages(environment, tmp_path):
     # A module that every process imports when it starts.
-    note = "import os; print(os.environ.get('GLIBC_TUNABLES'))"
+    note = "import os; print(os.environ.get('GLIBC_TUNABLES'), flush=True)"
     (tmp_path / "sitecustomize.py").write_text(note)
     environment = {**environment, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     environment.pop("GLIBC_TUNABLES", None)
@@ -290,9 +290,10 @@ def test_a_full_disk_ends_a_run_which_goes_on_when_there_is_room(environment, tm
 def test_a_terminal_that_is_closed_or_knows_no_greek(environment, tmp_path):
     published = (FIGURES, "--figure=table2", f"--workdir={tmp_path}")
     plan = (*TRAIN, "--dry_run")
-    ascii_end, closed, closed_plan = call_all(
+    _, ascii_end, closed, closed_plan = call_all(
         environment,
         [
+            plan,  # prepares the digits
             ({"encoding": "ascii"}, *published),
             ({"closed": True}, *published),
             ({"closed": True}, *plan),
