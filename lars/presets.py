@@ -1,4 +1,4 @@
-r"""The LARS of the paper and thirteen published rules, each with its source's own choices.
+r"""The LARS of the paper and thirteen published rules, with the choices of each source.
 
 Optimizers of different rules share one name. With weights w, gradient g, learning rate
 γ, trust coefficient η, weight decay β, momentum m, trust ratio λ, and d = g + βw:
