@@ -74,7 +74,14 @@ def test_the_example_of_the_readme_runs_without_the_experiments():
         text=True,
         check=True,
     )
-    assert result.stdout == shown
+    # Other processors round otherwise, and a thousand steps enlarge that.
+    number = re.compile(r"\d+\.\d+")
+    assert number.sub("X", result.stdout) == number.sub("X", shown)
+    found, stated = (
+        [float(x) for x in number.findall(text)] for text in (result.stdout, shown)
+    )
+    assert found == pytest.approx(stated, rel=0.5)
+    assert found[0] < found[1] / 4, "the network has learnt"
 
 
 @pytest.mark.filterwarnings("ignore:the load_module.. method")  # ml_collections
