@@ -350,6 +350,7 @@ def test_calibration_error():
     np.testing.assert_allclose(error(np.array([0, 0, 1, 1]), labels, 10), 0.25)
 
 
+@pytest.mark.long
 def test_the_sigmoid_is_better_as_gate_and_output_and_worse_in_hidden_layers():
     table, settings = computed(
         "book_sigmoid_or_relu", depths=(2, 6), hidden_rates=(3e-3,), num_steps=80

@@ -418,6 +418,7 @@ def test_two_processes_make_the_same_run_and_others_go_on_with_it(
     assert [session["first_step"] for session in sessions] == [0, 8]
 
 
+@pytest.mark.long
 def test_when_one_host_is_asked_to_stop_both_do(environment, tmp_path):
     processes = two_hosts(environment, tmp_path, "--config.num_steps=100000")
     while not (tmp_path / "metrics.jsonl").exists():
