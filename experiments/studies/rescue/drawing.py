@@ -77,10 +77,9 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
     figure.suptitle(
         f"Which starts does each optimizer train?  {settings['dataset']}, "
         f"{settings['num_steps']} steps of {settings['batch_size']}.\n"
-        "Dot: rescued with one rate for the whole map; cross: not rescued, neither "
-        "with it nor with the rate that is best there on\nvalidation data; no mark: "
-        "rescued with its best rate alone. "
-        "Between the orange lines float32 represents the start.",
+        "Dot: rescued with one rate for the whole map; cross: not rescued with the "
+        "rate that is best there on\nvalidation data; no mark: rescued with that rate "
+        "alone. Between the orange lines float32 represents the start.",
         fontsize=11,
     )
     return figure
