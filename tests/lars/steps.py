@@ -1,4 +1,4 @@
-"""Parameters, learning rates and runs that the tests of the optimizer share."""
+"""Parameters, learning rates, runs and comparisons that tests of optimizers share."""
 
 import functools
 
@@ -21,19 +21,24 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def tree(seed, scale=1.0, dtype=np.float32):
-    """Parameters of three layers and two biases; no two trees are parallel."""
+def drawn(shapes, seed, scale=1.0, dtype=np.float32):
+    """A tree with normal numbers in the place of shapes."""
     rng = np.random.default_rng(seed)
-    shapes = {
-        "first": {"kernel": (5, 4), "bias": (4,)},
-        "second": {"kernel": (3, 4, 2)},
-        "third": {"kernel": (2, 3), "bias": (3,)},
-    }
     return jax.tree.map(
         lambda shape: (scale * rng.standard_normal(shape)).astype(dtype),
         shapes,
         is_leaf=lambda x: isinstance(x, tuple),
     )
+
+
+def tree(seed, scale=1.0, dtype=np.float32):
+    """Parameters of three layers and two biases; no two trees are parallel."""
+    shapes = {
+        "first": {"kernel": (5, 4), "bias": (4,)},
+        "second": {"kernel": (3, 4, 2)},
+        "third": {"kernel": (2, 3), "bias": (3,)},
+    }
+    return drawn(shapes, seed, scale, dtype)
 
 
 def stacked(trees):
@@ -46,13 +51,16 @@ def joint(*arrays):
     return np.sqrt(sum(np.sum(np.asarray(a, np.float64) ** 2) for a in arrays))
 
 
-def scan(optimizer, params, gradients):
-    """The parameters after each step, stacked, and the last state; to be compiled."""
+def scan(optimizer, params, gradients, read=None):
+    """The parameters after each step, stacked, and the last state; to be compiled.
+
+    With `read`, pairs of the parameters and of what it returns for each state.
+    """
 
     def step(carry, g):
         updates, state = optimizer.update(g, carry[1], carry[0])
         params = optax.apply_updates(carry[0], updates)
-        return (params, state), params
+        return (params, state), (params, read(state)) if read else params
 
     (_, state), trajectory = jax.lax.scan(
         step, (params, optimizer.init(params)), gradients
@@ -86,12 +94,31 @@ def first_step(optimizer, gradients, params):
     return compiled_first_step(optimizer)(gradients, params)
 
 
-def assert_trees_close(actual, expected, **tolerance):
+def assert_trees_close(actual, expected, rtol=1e-6, atol=0.0):
     """All numbers of two trees, compared in float64."""
     jax.tree.map(
         lambda a, e: np.testing.assert_allclose(
-            np.asarray(a, np.float64), np.asarray(e, np.float64), **tolerance
+            np.asarray(a, np.float64), np.asarray(e, np.float64), rtol, atol
         ),
         actual,
         expected,
     )
+
+
+def assert_near(actual, expected, relative):
+    """All numbers of two trees, within a part of the largest one of their array."""
+
+    def compare(a, e):
+        a, e = np.float64(a), np.float64(e)
+        largest = np.nanmax(np.abs(e), initial=0)
+        np.testing.assert_allclose(a, e, relative, relative * largest)
+
+    jax.tree.map(compare, actual, expected)
+
+
+def assert_same(actual, expected):
+    """To the bit, in the same dtypes and the same structure."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert jnp.result_type(a) == jnp.result_type(e)
+        np.testing.assert_array_equal(a, e)
