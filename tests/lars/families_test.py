@@ -10,7 +10,7 @@ import pytest
 
 import lars
 from tests.lars.reference import PaperLars, norm
-from tests.lars.steps import first_step
+from tests.lars.steps import OPTIONS, first_step
 
 RATES = np.array([0.3, 10.0, 7.1, 0.5, 4.0])
 BETA, ETA, MOMENTUM = 0.3, 0.02, 0.9
@@ -455,29 +455,6 @@ def test_arrays_of_a_module_share_a_ratio_of_joint_norms():
     np.testing.assert_allclose(ratios["kernel"][0], expected, rtol=1e-6)
 
 
-NO = lars.select(path="no", required=False)
-OPTIONS = {
-    "defaults": {},
-    "coupled": {
-        **{"eps": 0.5, "layer": "module", "denominator": "decayed", "clip": True},
-        **{"nesterov": True, "trust_ratio_bounds": (2.0, 3.0), "direction_bound": 1e9},
-    },
-    "outside": {
-        **{"weight_decay_kind": "outside", "momentum_of": "direction"},
-        **{"denominator": "gradient", "zero_norm": "plain", "zero_gradient": "plain"},
-        **{"layer": [NO], "stacked": [(NO, 0)]},
-    },
-    "of the update": {
-        **{"denominator": "update", "momentum_of": "gradient"},
-        "partition_specs": jax.sharding.PartitionSpec(),
-        "accumulator_dtype": jnp.float32,
-    },
-    "no momentum": {"momentum": 0.0},
-    "spectral": {"geometry": "spectral", "output_axes": [(NO, 0)]},
-}
-"""Together all options; each set is of a kind of its own."""
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_all_options_work_where_there_is_nothing_for_them(name):
     # No parameter is adapted or decayed; some have no elements, and one is a scalar.
@@ -497,15 +474,6 @@ def test_all_options_work_where_there_is_nothing_for_them(name):
     assert updates["empty"].shape == (0, 2)
     assert lars.trust_ratios(state) == {"none": None, "scalar": 1, "empty": 1}
     assert lars.skipped_steps(state) == {"none": None, "scalar": 0, "empty": 0}
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_all_options_work_where_lars_owns_no_parameter(name):
-    optimizer = optax.masked(lars.lars(0.5, 0.1, **OPTIONS[name]), False)
-    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
-    updates, state = optimizer.update(params, optimizer.init(params), params)
-    assert updates == params
-    assert lars.trust_ratios(state) == optax.MaskedNode()
 
 
 def test_the_momentum_has_the_dtype_that_is_named():

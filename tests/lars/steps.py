@@ -7,8 +7,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import lars
+
 RATES = [3.0, 10.0, 7.0, 0.5, 4.0]
 """A learning rate that changes, which shows whether the buffer holds it."""
+
+
+NO = lars.select(path="no", required=False)
+OPTIONS = {
+    "defaults": {},
+    "coupled": {
+        **{"eps": 0.5, "layer": "module", "denominator": "decayed", "clip": True},
+        **{"nesterov": True, "trust_ratio_bounds": (2.0, 3.0), "direction_bound": 1e9},
+    },
+    "outside": {
+        **{"weight_decay_kind": "outside", "momentum_of": "direction"},
+        **{"denominator": "gradient", "zero_norm": "plain", "zero_gradient": "plain"},
+        **{"layer": [NO], "stacked": [(NO, 0)]},
+    },
+    "of the update": {
+        **{"denominator": "update", "momentum_of": "gradient"},
+        "partition_specs": jax.sharding.PartitionSpec(),
+        "accumulator_dtype": jnp.float32,
+    },
+    "no momentum": {"momentum": 0.0, "layer": lambda path: path[0]},
+    "spectral": {"geometry": "spectral", "output_axes": [(NO, 0)]},
+}
+"""Together all options; each set is of a kind of its own."""
 
 
 def schedule(count):

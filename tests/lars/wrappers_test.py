@@ -32,6 +32,7 @@ from optax import contrib
 from optax.experimental import aggregating
 
 import lars
+from tests.lars.steps import OPTIONS, assert_near, assert_same, drawn
 
 STEPS = 5
 FIRST, SECOND = "a", "b"  # two dense layers
@@ -86,18 +87,7 @@ INNERS = {
 # ----------------------------------------------------------------------- the wrappers
 
 
-def one(gradient):
-    """Extra arguments: a loss that does not decrease."""
-    return {"value": jnp.float32(1)}
-
-
-def the_gradient_itself(gradient):
-    """Extra arguments: a loss whose gradient is the same everywhere."""
-    return {"grad_fn": lambda params, i: gradient}
-
-
-def two_examples(gradient):
-    return jax.tree.map(lambda x: jnp.stack([0.5 * x, 1.5 * x]), gradient)
+ONE = {"value": jnp.float32(1)}  # a loss that does not decrease
 
 
 def nothing(gradient):
@@ -191,7 +181,7 @@ WRAPPERS = {
             contrib.reduce_on_plateau(0.5, 2),
             optax.snapshot("norm", optax.tree.norm),
         ),
-        extra=one,
+        extra=lambda gradient: ONE,
     ),
     "named_chain": Wrapper(
         optax.named_chain,
@@ -273,7 +263,8 @@ WRAPPERS = {
     "sam, opaque": Wrapper(
         contrib.sam,
         lambda i: contrib.sam(i(), optax.sgd(0.01), opaque_mode=True),
-        extra=the_gradient_itself,
+        # A loss whose gradient is the same everywhere.
+        extra=lambda gradient: {"grad_fn": lambda params, i: gradient},
     ),
     "schedule_free": Wrapper(
         contrib.schedule_free,
@@ -298,7 +289,7 @@ WRAPPERS = {
     "add_mean_variance_to_opt": Wrapper(
         aggregating.add_mean_variance_to_opt,
         lambda i: aggregating.add_mean_variance_to_opt(i()),
-        given=two_examples,
+        given=lambda g: jax.tree.map(lambda x: jnp.stack([0.5 * x, 1.5 * x]), g),
     ),
 }
 
@@ -306,16 +297,15 @@ WRAPPERS = {
 # -------------------------------------------------------------------------------- runs
 
 
+SHAPES = {
+    FIRST: {"kernel": (8, 4), "bias": (4,)},
+    SECOND: {"kernel": (4, 2), "bias": (2,)},
+}
+
+
 def tree(seed):
     """Two dense layers."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: {
-            part: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-            for part, shape in (("kernel", (rows, columns)), ("bias", (columns,)))
-        }
-        for name, rows, columns in ((FIRST, 8, 4), (SECOND, 4, 2))
-    }
+    return jax.tree.map(jnp.asarray, drawn(SHAPES, seed))
 
 
 def gradients(with_nan):
@@ -324,13 +314,6 @@ def gradients(with_nan):
     if with_nan:
         found[1][FIRST]["bias"] = found[1][FIRST]["bias"].at[0].set(jnp.nan)
     return found
-
-
-# Compiled in a third of the time; the arithmetic is that of every other program.
-QUICKLY = {
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
 
 
 class Run:
@@ -342,7 +325,7 @@ class Run:
         self.params = wrapper.start(tree(0))
         self.fresh = self.optimizer.init(self.params)
         self.gradients = gradients(inner.has_lars and wrapper.meets_nan)
-        self.step = jax.jit(self._step, donate_argnums=(0, 1), compiler_options=QUICKLY)
+        self.step = jax.jit(self._step, donate_argnums=(0, 1))
 
     def _step(self, params, state, gradient):
         updates, state = self.optimizer.update(
@@ -362,8 +345,8 @@ class Run:
         Each state goes the way. The last steps are made on so many devices.
         """
         params, told = copied(self.params), []
-        state = self.optimizer.init(params) if way == "given away" else self.fresh
-        state = state if way == "given away" else copied(state)
+        is_given = way == "given away"
+        state = self.optimizer.init(params) if is_given else copied(self.fresh)
         for i, gradient in enumerate(self.gradients):
             params, state = self.step(params, state, gradient)
             if way and (i == 1 or way not in ONCE):
@@ -381,28 +364,14 @@ def copied(tree):
     return jax.tree.map(jnp.array, tree)
 
 
-def assert_same(actual, expected):
-    """To the bit, in the same dtypes and the same structure."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == e.dtype
-        np.testing.assert_array_equal(a, e)
-
-
 def assert_close(actual, expected, relative=1e-6):
-    """Within a part of the largest number of an array."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == e.dtype
-        largest = np.nanmax(np.abs(e), initial=0)
-        np.testing.assert_allclose(a, e, relative, relative * largest)
+    assert jax.tree.map(jnp.result_type, actual) == jax.tree.map(
+        jnp.result_type, expected
+    )
+    assert_near(actual, expected, relative)
 
 
 # ------------------------------------------------------------------ the ways of states
-
-
-def mapped(run, state, _):
-    return optax.tree.map_params(run.optimizer, lambda x: x, state)
 
 
 def through_flax(run, state, _):
@@ -411,8 +380,9 @@ def through_flax(run, state, _):
 
 def through_orbax(run, state, folder):
     """Into an abstract state, as a process restores that has made none."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here()),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
         template(run, state),
     )
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
@@ -423,14 +393,6 @@ def through_orbax(run, state, folder):
     return free(restored)
 
 
-def pickled(run, state, _):
-    return pickle.loads(pickle.dumps(state))
-
-
-def copied_deeply(run, state, _):
-    return copy.deepcopy(state)
-
-
 def on_other_devices(run, state, _):
     """On two devices, on four, and back."""
     for number in (2, 4):
@@ -438,17 +400,13 @@ def on_other_devices(run, state, _):
     return free(state)
 
 
-def as_it_is(run, state, _):
-    return state
-
-
 WAYS = {
-    "mapped": mapped,
+    "mapped": lambda run, state, _: optax.tree.map_params(run.optimizer, same, state),
     "serialized by Flax": through_flax,
-    "pickled": pickled,
-    "copied": copied_deeply,
+    "pickled": lambda run, state, _: pickle.loads(pickle.dumps(state)),
+    "copied": lambda run, state, _: copy.deepcopy(state),
     "on other devices": on_other_devices,
-    "given away": as_it_is,  # from the first state on, of which others get a copy
+    "given away": lambda run, state, _: state,  # from the first on; others get a copy
     "restored by Orbax": through_orbax,
 }
 ONCE = ("restored by Orbax",)  # slow
@@ -458,10 +416,6 @@ def template(run, state):
     if run.wrapper.of is optax.monitor:
         return jax.tree.map(jnp.zeros_like, state)  # a fresh one measured nothing
     return run.fresh
-
-
-def here():
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def free(state):
@@ -605,11 +559,7 @@ def check_what_is_told(run, told):
                 )
             else:
                 assert not jax.tree.leaves(tree_of[layer])
-    assert any(np.all(x > 0) for x, _ in map(leaves_of_both, told))
-
-
-def leaves_of_both(told):
-    return [np.stack(jax.tree.leaves(x)) for x in told]
+    assert any(all((x > 0).all() for x in jax.tree.leaves(x)) for x, _ in told)
 
 
 @pytest.mark.parametrize("name", [name for name, x in WRAPPERS.items() if x.refuses])
@@ -659,27 +609,8 @@ def rules(required):
     }
 
 
-SWITCHES = {
-    "none": {},
-    "module": {"layer": "module"},
-    "label": {"layer": lambda path: path[0]},
-    "specs": {"partition_specs": P()},
-    "spectral": {"geometry": "spectral"},
-    "update": {"denominator": "update", "momentum_of": "gradient"},
-    "decayed": {"denominator": "decayed", "zero_norm": "one"},
-    "outside": {"weight_decay_kind": "outside"},
-    "without momentum": {"momentum": 0.0, "nesterov": True},
-    "bounds": {"trust_ratio_bounds": (0.1, 1.0), "clip": True, "direction_bound": 1.0},
-    "narrow": {"accumulator_dtype": jnp.bfloat16},
-}
-
-
 def kernels_only(tree):
     return {name: {"kernel": layer["kernel"]} for name, layer in tree.items()}
-
-
-def quickly(function):
-    return jax.jit(function, compiler_options=QUICKLY)
 
 
 def test_rules_that_need_not_find_anything_change_nothing():
@@ -687,8 +618,9 @@ def test_rules_that_need_not_find_anything_change_nothing():
 
     def first_step(**options):
         optimizer = lars.lars(1.0, 1e-3, **options)
-        update = quickly(optimizer.update)
-        updates, state = update(gradient, optimizer.init(params), params)
+        updates, state = jax.jit(optimizer.update)(
+            gradient, optimizer.init(params), params
+        )
         return updates, lars.trust_ratios(state), lars.skipped_steps(state)
 
     assert_same(first_step(**rules(required=False)), first_step())
@@ -712,20 +644,18 @@ def owning_nothing(optimizer):
 
 
 OWNING_NOTHING = {
-    **{name: {name: rule} for name, rule in rules(required=False).items()},
-    **SWITCHES,
+    "polar": lars.polar(0.1),
+    "waking": waking(1.0),
+    "rules": lars.lars(1.0, 1e-3, **rules(required=False)),
+    **{name: lars.lars(1.0, 1e-3, **options) for name, options in OPTIONS.items()},
 }
 
 
-@pytest.mark.parametrize("options", [*OWNING_NOTHING, "polar", "waking"])
+@pytest.mark.parametrize("name", OWNING_NOTHING)
 @pytest.mark.parametrize("around", ["masked", "partition"])
-def test_what_owns_nothing_does_nothing(around, options):
+def test_what_owns_nothing_does_nothing(around, name):
     """Whatever its options: there is nothing that they could be for."""
-    if options in OWNING_NOTHING:
-        inner = lars.lars(1.0, 1e-3, **OWNING_NOTHING[options])
-    else:
-        inner = INNERS[options].alone()
-    optimizer = owning_nothing(inner)[around]
+    optimizer = owning_nothing(OWNING_NOTHING[name])[around]
     expected = owning_nothing(optax.identity())[around]
     params, gradient = tree(0), tree(1)
     state, expected_state = optimizer.init(params), expected.init(params)
@@ -736,7 +666,7 @@ def test_what_owns_nothing_does_nothing(around, options):
         )
         assert_same(updates, updates_expected)
         state = optax.tree.map_params(optimizer, lambda x: x, state)
-        if options != "polar":
+        if name != "polar":
             for told in (lars.trust_ratios(state), lars.skipped_steps(state)):
                 assert not jax.tree.leaves(told)
                 assert set(told) == {FIRST, SECOND}
@@ -792,7 +722,7 @@ def test_a_state_is_serialized_whatever_was_imported_first(tmp_path):
 
 def way_on(optimizer, params, state):
     """How far the steps from the third on lead."""
-    start, update = params, quickly(optimizer.update)
+    start, update = params, jax.jit(optimizer.update)
     for gradient in gradients(with_nan=False)[2:]:
         updates, state = update(gradient, state, params)
         params = optax.apply_updates(params, updates)
@@ -805,14 +735,11 @@ def test_a_checkpoint_of_optax_goes_on_with_the_sign_of_its_momentum_changed():
     theirs = optax.lars(schedule, 1e-3)
     ours = lars.presets.optax(schedule, 1e-3)
     params = tree(0)
-    saved, update = theirs.init(params), quickly(theirs.update)
+    saved, update = theirs.init(params), jax.jit(theirs.update)
     for gradient in gradients(with_nan=False)[:2]:
         updates, saved = update(gradient, saved, params)
         params = optax.apply_updates(params, updates)
-    trace, count = (
-        optax.tree.get(saved, "trace"),
-        optax.tree.get(saved, "count"),
-    )
+    trace, count = (optax.tree.get(saved, name) for name in ("trace", "count"))
     started = ours.init(params)._replace(count=count)
     negated = started._replace(trace=jax.tree.map(jnp.negative, trace))
     expected = way_on(theirs, params, saved)
