@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import lars
 from lars.silence import REASONS, silence
@@ -450,8 +450,7 @@ PARTS["bias"] = np.ones(4, np.float32)
 
 def step_of_parts(optimizer, grads, check_vma=False):
     """A step of a network whose kernel is divided over four devices."""
-    axis = jax.sharding.AxisType.Auto
-    mesh = jax.make_mesh((4,), ("d",), (axis,), devices=jax.devices()[:4])
+    mesh = jax.make_mesh((4,), ("d",), (AxisType.Auto,), devices=jax.devices()[:4])
 
     def step(params, grads):
         updates, state = optimizer.update(grads, optimizer.init(params), params)
@@ -495,18 +494,26 @@ def test_in_shard_map_partition_specs_are_asked_for(partition_specs, message):
         step_of_parts(optimizer, PARTS)
 
 
-def test_on_a_mesh_of_explicit_axes_it_does_the_same():
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+def test_of_global_arrays_it_moves_what_it_moves_on_one_device(kind):
     grads = without({"a": PARTS}, "a")["a"]
     (expected,), _ = after(AT_ONCE, PARTS, [grads])
-    explicit = (jax.sharding.AxisType.Explicit,)
-    mesh = jax.make_mesh((4,), ("d",), axis_types=explicit, devices=jax.devices()[:4])
+    mesh = jax.make_mesh((4,), ("d",), (kind,), devices=jax.devices()[:4])
     with jax.set_mesh(mesh):
-        params, grads = (
-            jax.tree.map(jax.device_put, tree, SPECS) for tree in (PARTS, grads)
-        )
+        places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), SPECS)
+        params, grads = jax.device_put((PARTS, grads), (places, places))
         (moved,), state = after(AT_ONCE, params, [grads])
     assert state.reasons.sum() == 1
-    assert_trees_close(jax.device_get(moved), jax.device_get(expected), rtol=1e-6)
+    assert_trees_close(jax.device_get(moved), jax.device_get(expected))
+
+
+def test_what_is_masked_is_not_looked_at():
+    # A kernel that is not trained, and gets no gradient: it would look silent.
+    params = {"old": SMALL, "new": network(100.0)}
+    grads = {"old": not_finite(SMALL), "new": gradient(params["new"])}
+    optimizer = optax.masked(AT_ONCE, {"old": False, "new": True})
+    _, state = after(optimizer, params, [grads] * 2)
+    assert not state.inner_state.reasons.any()
 
 
 INTEGERS = jnp.zeros(3, jnp.int32)
