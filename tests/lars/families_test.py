@@ -10,7 +10,7 @@ import pytest
 
 import lars
 from tests.lars.reference import PaperLars, norm
-from tests.lars.steps import OPTIONS, first_step
+from tests.lars.steps import OPTIONS, first_step, scan
 
 RATES = np.array([0.3, 10.0, 7.1, 0.5, 4.0])
 BETA, ETA, MOMENTUM = 0.3, 0.02, 0.9
@@ -29,21 +29,15 @@ BIAS = lars.select(path="bias")
 def compiled(make_optimizer, read=lars.trust_ratios):
     """The steps of an optimizer made for a schedule: parameters, and what is read."""
 
+    @jax.jit
     def trajectory(params, gradients, rates):
         optimizer = make_optimizer(lambda count: rates[count])
-
-        def step(carry, g):
-            updates, state = optimizer.update(g, carry[1], carry[0])
-            params = optax.apply_updates(carry[0], updates)
-            return (params, state), (params, read(state))
-
-        return jax.lax.scan(step, (params, optimizer.init(params)), gradients)[1]
+        return scan(optimizer, params, gradients, read)[0]
 
     def in_float64(*arguments):
         with jax.enable_x64(True):
             return jax.tree.map(np.asarray, trajectory(*arguments))
 
-    trajectory = jax.jit(trajectory)
     return in_float64
 
 
@@ -101,27 +95,98 @@ def test_a_constant_rate_is_the_same_inside_and_outside_the_momentum():
     assert_same(outside, inside)
 
 
+def assert_follows(actual, rule):
+    """Weights after each step are those of a rule: from w, v, g and γ to v and w."""
+    w, v = W, np.zeros_like(W)
+    for t, (w_next, g, gamma) in enumerate(zip(actual, GRADIENTS, RATES, strict=True)):
+        v, w = rule(w, v, g, gamma, t)
+        assert_same(w_next, w)
+
+
+def ratio_of(w, g, beta=BETA):
+    return ETA * norm(w) / (norm(g) + beta * norm(w))
+
+
 def test_momentum_correction_takes_the_rate_out_of_the_momentum():
     # Algorithm 1, but with m γ / (the last γ) in the place of m.
-    w, v, last = W, np.zeros_like(W), RATES[0]
+    def rule(w, v, g, gamma, t):
+        v = MOMENTUM * gamma / RATES[max(t - 1, 0)] * v
+        v = v + gamma * ratio_of(w, g) * (g + BETA * w)
+        return v, w - v
+
     actual = weights(momentum_of="direction")
-    for w_next, g, gamma in zip(actual, GRADIENTS, RATES, strict=True):
-        ratio = ETA * norm(w) / (norm(g) + BETA * norm(w))
-        v = MOMENTUM * gamma / last * v + gamma * ratio * (g + BETA * w)
-        w, last = w - v, gamma
-        assert_same(w_next, w)
+    assert_follows(actual, rule)
     assert_different(actual, weights())
 
 
-def first_of(**options):
-    """The first step, which has no momentum yet."""
-    return one_step([W], GRADIENTS[:1], 3.0, **{**DEFAULTS, **options})[0]
+def test_decay_outside_the_momentum_is_not_in_the_buffer():
+    def rule(w, v, g, gamma, t):
+        rate = gamma * ratio_of(w, g)
+        v = MOMENTUM * v + rate * g
+        return v, w - v - rate * BETA * w
+
+    assert_follows(weights(weight_decay_kind="outside"), rule)
 
 
-def test_without_decay_the_denominators_of_the_gradient_are_equal():
-    expected = first_of(weight_decay=0.0, denominator="sum")
-    for name in ("decayed", "gradient"):
-        assert_same(first_of(weight_decay=0.0, denominator=name), expected)
+def test_weight_decay_can_be_a_schedule():
+    decays = np.array([0.1, 0.0, 0.4, 1.0, 0.2])
+    steps = compiled(
+        lambda schedule: lars.lars(
+            schedule,
+            lambda count: jnp.asarray(decays)[count],
+            trust_coefficient=ETA,
+            momentum=0.0,
+        )
+    )
+
+    def rule(w, v, g, gamma, t):
+        return v, w - gamma * ratio_of(w, g, decays[t]) * (g + decays[t] * w)
+
+    assert_follows(steps(W, GRADIENTS, RATES)[0], rule)
+
+
+def test_optax_adds_decay_that_no_ratio_touches():
+    steps = compiled(
+        lambda schedule: optax.chain(
+            lars.scale_by_lars(
+                trust_coefficient=ETA, learning_rate=schedule, momentum=MOMENTUM
+            ),
+            optax.add_decayed_weights(lambda count: BETA * schedule(count)),
+            optax.scale(-1.0),
+        )
+    )
+
+    def rule(w, v, g, gamma, t):
+        v = MOMENTUM * v + gamma * ratio_of(w, g, 0.0) * g
+        return v, w - v - gamma * BETA * w
+
+    assert_follows(steps(W, GRADIENTS, RATES)[0], rule)
+
+
+OF_UPDATE = {"denominator": "update", "momentum_of": "gradient"}
+
+
+@pytest.mark.parametrize(
+    ("of_both", "one", "other"),
+    [
+        # Without decay its place makes no difference, nor does its part in norms.
+        ({"weight_decay": 0.0}, {}, {"denominator": "decayed"}),
+        ({"weight_decay": 0.0}, {}, {"denominator": "gradient"}),
+        ({"weight_decay": 0.0}, {}, {"weight_decay_kind": "outside"}),
+        # Without momentum all places of the momentum are equal.
+        ({"momentum": 0.0}, {}, {"momentum_of": "direction"}),
+        ({"momentum": 0.0}, {}, {"momentum_of": "gradient"}),
+        ({"momentum": 0.0}, {}, {"nesterov": True}),
+        ({"momentum": 0.0}, {}, {"weight_decay_kind": "outside"}),
+        ({"momentum": 0.0}, {"denominator": "decayed"}, OF_UPDATE),
+    ],
+)
+def test_families_that_are_one_and_the_same(of_both, one, other):
+    steps = (
+        one_step([W], GRADIENTS[:1], 3.0, **{**DEFAULTS, **of_both, **options})[0]
+        for options in (one, other)
+    )
+    assert_same(*steps)
 
 
 def test_a_constant_ratio_is_the_same_before_and_after_the_momentum():
@@ -143,78 +208,12 @@ def test_a_ratio_that_changes_is_not_the_same_before_and_after_the_momentum():
     assert_different(weights(momentum_of="gradient"), before)
 
 
-def test_without_momentum_all_places_of_the_momentum_are_equal():
-    expected = first_of(momentum=0.0)
-    assert_same(first_of(momentum=0.0, momentum_of="direction"), expected)
-    assert_same(first_of(momentum=0.0, momentum_of="gradient"), expected)
-    assert_same(first_of(momentum=0.0, nesterov=True), expected)
-    of_update = first_of(momentum=0.0, momentum_of="gradient", denominator="update")
-    assert_same(of_update, first_of(momentum=0.0, denominator="decayed"))
-
-
-def test_decay_outside_the_momentum_is_not_in_the_buffer():
-    w, v = W, np.zeros_like(W)
-    actual = weights(weight_decay_kind="outside")
-    for w_next, g, gamma in zip(actual, GRADIENTS, RATES, strict=True):
-        ratio = ETA * norm(w) / (norm(g) + BETA * norm(w))
-        v = MOMENTUM * v + gamma * ratio * g
-        w = w - v - gamma * ratio * BETA * w
-        assert_same(w_next, w)
-
-
 @pytest.mark.parametrize("momentum_of", ["direction", "gradient"])
 def test_without_a_gradient_decay_outside_takes_a_part_of_the_weights(momentum_of):
     options = {"weight_decay_kind": "outside", "momentum_of": momentum_of}
     steps, _ = one_step([W], [0 * W], 3.0, **DEFAULTS, **options)
     # A zero gradient has the ratio η/β: the part is γη.
     assert_same(steps, [3.0 * ETA * W])
-
-
-def test_without_momentum_decay_is_the_same_inside_and_outside():
-    outside = first_of(weight_decay_kind="outside", momentum=0.0)
-    assert_same(outside, first_of(momentum=0.0))
-
-
-def test_without_decay_both_kinds_of_decay_are_equal():
-    outside = first_of(weight_decay_kind="outside", weight_decay=0.0)
-    assert_same(outside, first_of(weight_decay=0.0))
-
-
-def test_weight_decay_can_be_a_schedule():
-    decays = np.array([0.1, 0.0, 0.4, 1.0, 0.2])
-    steps = compiled(
-        lambda schedule: lars.lars(
-            schedule,
-            lambda count: jnp.asarray(decays)[count],
-            trust_coefficient=ETA,
-            momentum=0.0,
-        )
-    )
-    w = W
-    for w_next, g, gamma, beta in zip(
-        steps(W, GRADIENTS, RATES)[0], GRADIENTS, RATES, decays, strict=True
-    ):
-        w = w - gamma * ETA * norm(w) / (norm(g) + beta * norm(w)) * (g + beta * w)
-        assert_same(w_next, w)
-
-
-def test_optax_adds_decay_that_no_ratio_touches():
-    steps = compiled(
-        lambda schedule: optax.chain(
-            lars.scale_by_lars(
-                trust_coefficient=ETA, learning_rate=schedule, momentum=MOMENTUM
-            ),
-            optax.add_decayed_weights(lambda count: BETA * schedule(count)),
-            optax.scale(-1.0),
-        )
-    )
-    w, v = W, np.zeros_like(W)
-    for w_next, g, gamma in zip(
-        steps(W, GRADIENTS, RATES)[0], GRADIENTS, RATES, strict=True
-    ):
-        v = MOMENTUM * v + gamma * ETA * norm(w) / norm(g) * g
-        w = w - v - gamma * BETA * w
-        assert_same(w_next, w)
 
 
 def paper(params, gradients, rates=RATES):
@@ -263,14 +262,8 @@ def test_optax_partition_gives_parameters_rates_and_a_momentum_of_their_own():
         ({"weight_decay_kind": "outside"}, G_NORM + BETA * W_NORM),
         ({"denominator": "gradient"}, G_NORM),
         ({"denominator": "decayed"}, norm(GRADIENTS[0] + BETA * W)),
-        (
-            {"denominator": "update", "momentum_of": "gradient"},
-            norm(GRADIENTS[0] + BETA * W),
-        ),
-        (
-            {"denominator": "update", "momentum_of": "gradient", "nesterov": True},
-            1.9 * norm(GRADIENTS[0] + BETA * W),
-        ),
+        (OF_UPDATE, norm(GRADIENTS[0] + BETA * W)),
+        ({**OF_UPDATE, "nesterov": True}, 1.9 * norm(GRADIENTS[0] + BETA * W)),
     ],
 )
 def test_the_ratio_has_the_denominator_that_is_named(options, denominator):
@@ -300,32 +293,23 @@ def test_clipping_makes_the_local_rate_the_smaller_of_ratio_and_rate():
         np.testing.assert_allclose(clipped, np.minimum(ratio / gamma, 1), rtol=1e-6)
         local_rates.update(local_rate)
     assert len(local_rates) > 4
-
-
-def test_clipping_at_a_rate_of_zero_moves_nothing():
-    w, g, _ = small_and_large()
-    steps, clipped = one_step(w, g, 0.0, trust_coefficient=ETA, clip=True)
+    steps, clipped = one_step(w, g, 0.0, **options)
     np.testing.assert_array_equal(steps, 0)
     np.testing.assert_array_equal(clipped, 1)
 
 
-def test_a_ratio_stays_within_its_bounds():
+def test_a_ratio_stays_within_its_bounds_which_come_before_clipping():
     w, g, ratio = small_and_large()
-    low, high = ratio[2] * 0.9, ratio[1] * 1.1
-    options = {"trust_coefficient": ETA, "momentum": 0.0}
-    steps, bounded = one_step(w, g, 3.0, trust_ratio_bounds=(low, high), **options)
-    expected = np.clip(ratio, low, high)
+    bounds = ratio[2] * 0.9, ratio[1] * 1.1
+    options = {"trust_coefficient": ETA, "momentum": 0.0, "trust_ratio_bounds": bounds}
+    steps, bounded = one_step(w, g, 3.0, **options)
+    expected = np.clip(ratio, *bounds)
     assert len(np.unique(expected)) == 4
     assert_same(steps, 3.0 * expected[:, None, None] * g)
     np.testing.assert_allclose(bounded, expected, rtol=1e-6)
-
-
-def test_bounds_come_before_clipping():
-    w, g, ratio = small_and_large()
-    options = {"trust_coefficient": ETA, "momentum": 0.0, "clip": True}
-    _, clipped = one_step(w, g, 4.0, trust_ratio_bounds=(2.0, 1e9), **options)
-    expected = np.minimum(np.maximum(ratio, 2.0) / 4.0, 1.0)
-    np.testing.assert_allclose(clipped, expected, rtol=1e-6)
+    gamma = 1.1 * bounds[0]
+    _, clipped = one_step(w, g, gamma, clip=True, **options)
+    np.testing.assert_allclose(clipped, np.minimum(expected / gamma, 1.0), rtol=1e-6)
 
 
 def test_a_bound_of_directions_changes_the_step_and_not_the_ratio():
@@ -374,15 +358,11 @@ def test_a_zero_gradient_without_decay_has_a_zero_denominator(zero_norm):
 
 
 def test_with_denominator_update_zero_gradient_means_a_zero_update():
-    options = {"denominator": "update", "momentum_of": "gradient"}
     g = np.stack([GRADIENTS[0], 0 * W])
-    _, ratios = trajectory(
-        W, g, np.ones(2), weight_decay=0.0, zero_gradient="zero", **options
-    )
+    options = {**OF_UPDATE, "zero_gradient": "zero"}
+    _, ratios = trajectory(W, g, np.ones(2), weight_decay=0.0, **options)
     assert ratios[1] > 0
-    _, ratio = one_step(
-        [W], [-BETA * W], 1.0, **DEFAULTS, zero_gradient="zero", **options
-    )
+    _, ratio = one_step([W], [-BETA * W], 1.0, **DEFAULTS, **options)
     assert ratio == 0
 
 
@@ -474,10 +454,3 @@ def test_all_options_work_where_there_is_nothing_for_them(name):
     assert updates["empty"].shape == (0, 2)
     assert lars.trust_ratios(state) == {"none": None, "scalar": 1, "empty": 1}
     assert lars.skipped_steps(state) == {"none": None, "scalar": 0, "empty": 0}
-
-
-def test_the_momentum_has_the_dtype_that_is_named():
-    for dtype in (None, jnp.bfloat16):
-        optimizer = lars.lars(1.0, accumulator_dtype=dtype)
-        state = jax.eval_shape(optimizer.init, jnp.zeros(3))
-        assert optax.tree.get(state, "trace").dtype == (dtype or jnp.float32)

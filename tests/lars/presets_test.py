@@ -69,14 +69,7 @@ def trajectories(make_optimizer, betas):
     pairs = list(itertools.product(betas, CASES))
 
     def trajectory(beta, w, gradients):
-        optimizer = make_optimizer(beta)
-
-        def step(carry, g):
-            updates, state = optimizer.update(g, carry[1], carry[0])
-            params = optax.apply_updates(carry[0], updates)
-            return (params, state), (params, lars.trust_ratios(state))
-
-        return jax.lax.scan(step, (w, optimizer.init(w)), gradients)[1]
+        return scan(make_optimizer(beta), w, gradients, lars.trust_ratios)[0]
 
     with jax.enable_x64(True):
         result = jax.jit(jax.vmap(trajectory))(
