@@ -9,17 +9,22 @@ import optax
 import pytest
 
 import lars
-from tests.lars.steps import first_step, joint, normal, scan, schedule, tree
+from tests.lars.steps import (
+    assert_near,
+    first_step,
+    joint,
+    normal,
+    scan,
+    schedule,
+    tree,
+)
 
 KERNELS = lars.select(path="kernel")
 OPTIONS = {
     "paper": {},
     "spectral": {"geometry": lars.Spectral(steps=2)},
     "outside, clipped": {
-        "weight_decay_kind": "outside",
-        "denominator": "sum",
-        "clip": True,
-        "trust_coefficient": 1.0,
+        **{"weight_decay_kind": "outside", "clip": True, "trust_coefficient": 1.0}
     },
 }
 
@@ -58,13 +63,8 @@ def test_slices_of_a_stack_equal_arrays_of_their_own(name, axes):
     )
     for k, place in enumerate(places):
         for t in range(3):
-            e = np.asarray(expected[k, t])
-            np.testing.assert_allclose(
-                slice_of(np.asarray(together[t]), numbers, place),
-                e,
-                rtol=1e-5,
-                atol=1e-5 * np.abs(e).max(),
-            )
+            actual = slice_of(np.asarray(together[t]), numbers, place)
+            assert_near(actual, expected[k, t], 1e-5)
         np.testing.assert_allclose(ratios[place], expected_ratios[k], rtol=1e-5)
 
 
@@ -91,8 +91,7 @@ def test_a_stacked_kernel_and_its_bias_share_the_ratio_slice_by_slice():
 def test_the_first_matching_rule_of_stacked_holds():
     rules = [(lars.select(path="first/kernel"), 1), (KERNELS, 0)]
     rows = lars.describe(shapes(), stacked=[*rules, (lars.select(path="bias"), 0)])
-    by_name = {row.parameter: row.ratios for row in rows}
-    assert by_name == {
+    assert {row.parameter: row.ratios for row in rows} == {
         **{"first/kernel": 4, "second/kernel": 3, "third/kernel": 2},
         **{"first/bias": 4, "third/bias": 3},
     }
@@ -123,55 +122,33 @@ def test_tied_weights_share_a_ratio_and_excluded_ones_do_not():
         np.testing.assert_allclose(ratios[module][part], value, rtol=1e-6)
 
 
+FIRST_AND_THIRD = {"first/kernel": "third/kernel", "third/kernel": "first/kernel"}
+BIASES = {"first/bias": "third/bias", "third/bias": "first/bias"}
 LAYERS = {
-    "a selection": lars.select(path="first/kernel|third/kernel"),
-    "rules": [lars.select(path="first/kernel|third/kernel"), lars.select(path="bias")],
-    "a function": lambda path: path[-1].key if path[0].key != "second" else path,
+    "a selection": (
+        lars.select(path="first/kernel|third/kernel"),
+        FIRST_AND_THIRD,
+    ),
+    "rules": (
+        [lars.select(path="first/kernel|third/kernel"), lars.select(path="bias")],
+        FIRST_AND_THIRD | BIASES,
+    ),
+    "a function": (
+        lambda path: path[-1].key if path[0].key != "second" else path,
+        FIRST_AND_THIRD | BIASES,
+    ),
+    "rules of which the first holds": (
+        [lars.select(path="third"), lars.select(path="bias")],
+        {"third/bias": "third/kernel", "third/kernel": "third/bias"},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_shares_a_ratio_can_be_given_in_three_ways(name):
-    rows = lars.describe(shapes(), layer=LAYERS[name])
-    both = name != "a selection"
-    assert {row.parameter: row.shares for row in rows} == {
-        "first/kernel": "third/kernel",
-        "third/kernel": "first/kernel",
-        "first/bias": "third/bias" if both else "none",
-        "third/bias": "first/bias" if both else "none",
-        "second/kernel": "none",
-    }
-
-
-def test_the_first_matching_rule_of_layer_holds():
-    rows = lars.describe(
-        shapes(), layer=[lars.select(path="third"), lars.select(path="bias")]
-    )
-    by_name = {row.parameter: row.shares for row in rows}
-    assert by_name["third/bias"] == "third/kernel"
-    assert by_name["first/bias"] == "none"
-
-
-def test_the_ratio_ignores_the_arrangement_of_the_elements():
-    order = np.random.default_rng(0).permutation(24)
-    w, g = (
-        [
-            x,
-            x.ravel()[order].reshape(4, 6),
-            x.reshape(2, 12),
-            x.reshape(2, 2, 6),
-            x.T,
-        ]
-        for x in (normal(1, 4, 6), normal(2, 4, 6))
-    )
-    updates, state = first_step(lars.lars(3.0, 0.1), g, w)
-    ratios = lars.trust_ratios(state)
-    np.testing.assert_allclose(ratios, [ratios[0]] * 5, rtol=1e-6)
-    expected = np.asarray(updates[0])
-    np.testing.assert_allclose(
-        updates[1], expected.ravel()[order].reshape(4, 6), rtol=1e-5
-    )
-    np.testing.assert_allclose(updates[4], expected.T, rtol=1e-5)
+    layer, shares = LAYERS[name]
+    for row in lars.describe(shapes(), layer=layer):
+        assert row.shares == shares.get(row.parameter, "none")
 
 
 def test_sharing_needs_the_same_layer_axes():
@@ -245,13 +222,9 @@ def test_selections_by_path_rank_and_test_compose():
 
 
 def test_a_rule_that_selects_nothing_is_an_error_that_shows_the_paths():
-    with pytest.raises(
-        ValueError, match=r"'biass'.*none of the 5.*first/bias, first/k"
-    ):
+    message = r"'biass'.*none of the 5.*first/bias, first/k"
+    with pytest.raises(ValueError, match=message):
         lars.lars(1.0, weight_decay_mask=~lars.select(path="biass")).init(tree(0))
-    lars.lars(1.0, weight_decay_mask=~lars.select(path="biass", required=False)).init(
-        tree(0)
-    )
 
 
 def test_a_rule_that_is_given_one_number_points_to_inject_hyperparams():
@@ -262,21 +235,18 @@ def test_a_rule_that_is_given_one_number_points_to_inject_hyperparams():
         forgotten.init(tree(0))
 
 
-def test_selections_are_not_composed_by_not_and_or():
+def test_selections_compose_by_operators_and_with_selections_only():
     a, b = lars.select(rank=1), lars.select(path="first")
     for misuse in (lambda: not a, lambda: a and b, lambda: a or b, lambda: bool(~a)):
         with pytest.raises(TypeError, match=r"rank=1\).* with ~a, a & b and a \| b"):
             misuse()
-
-
-@pytest.mark.parametrize("operand", [True, None, "bias", {"first": True}])
-def test_selections_compose_with_selections_only(operand):
-    for compose, name in ((operator.and_, "&"), (operator.or_, r"\|")):
-        message = f"composes with {name} .* got {re.escape(repr(operand))}"
-        with pytest.raises(TypeError, match=message):
-            compose(lars.select(rank=1), operand)
-        with pytest.raises(TypeError, match="unsupported operand"):
-            compose(operand, lars.select(rank=1))
+    for operand in (True, None, "bias", {"first": True}):
+        for compose, name in ((operator.and_, "&"), (operator.or_, r"\|")):
+            message = f"composes with {name} .* got {re.escape(repr(operand))}"
+            with pytest.raises(TypeError, match=message):
+                compose(a, operand)
+            with pytest.raises(TypeError, match="unsupported operand"):
+                compose(operand, a)
 
 
 @pytest.mark.parametrize(
@@ -300,11 +270,7 @@ def test_conditions_that_make_no_sense_are_refused(conditions, error, message):
     [
         ({"stacked": "kernel"}, TypeError, "stacked must be a sequence of pairs"),
         ({"stacked": [(lars.select(rank=2), 0.5)]}, TypeError, "number of an axis"),
-        (
-            {"stacked": [(lars.select(rank=2), 2)]},
-            ValueError,
-            "'first/kernel'.*\\(5, 4\\)",
-        ),
+        ({"stacked": [(lars.select(rank=2), 2)]}, ValueError, r"first/k.*\(5, 4\)"),
         ({"stacked": [(lars.select(rank=2), (0, -2))]}, ValueError, "twice"),
         ({"stacked": [(lars.select(rank=2), ())]}, TypeError, "number of an axis"),
         ({"output_axes": [3]}, TypeError, "output_axes must be a sequence of pairs"),
@@ -312,7 +278,7 @@ def test_conditions_that_make_no_sense_are_refused(conditions, error, message):
         (
             {"trust_ratio_mask": {"first": True}},
             ValueError,
-            "trust_ratio_mask does not",
+            "ratio_mask does not match",
         ),
         ({"weight_decay_mask": [True]}, ValueError, "weight_decay_mask does not match"),
     ],
@@ -347,9 +313,3 @@ def test_the_description_says_of_every_parameter_what_is_done():
     lines = str(rows).splitlines()
     assert len(lines) == 2 + 6 + 1
     assert lines[-1] == "6 parameters, 63 elements: 5 adapted, 4 decayed."
-
-
-def test_shapes_are_enough_for_a_description():
-    assert all(row.norm is None for row in lars.describe(shapes()))
-    with pytest.raises(ValueError, match="selects none"):
-        lars.describe(shapes(), weight_decay_mask=lars.select(path="nothing"))

@@ -16,7 +16,7 @@ norm = jax.jit(l2_norm)
 gradient = jax.jit(jax.grad(l2_norm))
 jitted_unit = jax.jit(unit)
 
-SCALES = [1e-45, 1e-40, 1e-38, 1e-30, 1e-20, 1e-10, 1.0, 1e10, 1e19, 1e25, 1e36]
+SCALES = [1e-45, 1e-40, 1e-38, 1e-30, 1e-20, 1.0, 1e10, 1e19, 1e25, 1e36]
 
 
 def elements(scale, size, dtype=np.float32):
@@ -59,12 +59,18 @@ def test_equals_float64_on_any_mixture_of_floats(values):
 
 
 @pytest.mark.parametrize(
-    "tree", [{"w": np.ones(2)}, {}, None, (np.ones(2), np.ones(3)), "array"]
+    ("x", "message"),
+    [
+        *(
+            (x, f"one array, got {type(x).__name__}: .*optax.tree.norm")
+            for x in ({"w": np.ones(2)}, {}, None, (np.ones(2), np.ones(3)), "array")
+        ),
+        *((np.ones(3, dtype), dtype) for dtype in ("int32", "bool")),
+    ],
 )
-def test_a_tree_is_not_an_array(tree):
-    name = type(tree).__name__
-    with pytest.raises(TypeError, match=f"one array, got {name}: .*optax.tree.norm"):
-        l2_norm(tree)
+def test_only_arrays_of_floats_have_a_norm(x, message):
+    with pytest.raises(TypeError, match=message):
+        l2_norm(x)
 
 
 def test_large_arrays_keep_their_precision():
@@ -104,14 +110,11 @@ def test_zeros_empty_scalars_and_what_is_not_finite():
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_gradient_is_the_unit_vector(scale):
+def test_the_gradient_is_the_unit_vector_and_zero_at_zero(scale):
     x = elements(scale, 50)
     unit = x.astype(np.float64) / float64_norm(x)
     np.testing.assert_allclose(gradient(x), unit, rtol=1e-5)
-
-
-def test_the_gradient_at_zero_is_zero():
-    np.testing.assert_array_equal(gradient(np.zeros(3, np.float32)), np.zeros(3))
+    np.testing.assert_array_equal(gradient(0 * x), 0 * x)
 
 
 def test_the_second_derivative_is_the_projection():
@@ -132,12 +135,6 @@ def test_vmap_and_scan_give_each_row_its_own_norm():
     assert_close(jax.jit(jax.vmap(l2_norm))(rows), expected)
     _, scanned = jax.lax.scan(lambda carry, row: (carry, l2_norm(row)), 0, rows)
     assert_close(scanned, expected)
-
-
-@pytest.mark.parametrize("dtype", ["int32", "bool"])
-def test_other_dtypes_are_refused(dtype):
-    with pytest.raises(TypeError, match=dtype):
-        l2_norm(np.ones(3, dtype))
 
 
 def random_powers(seed, shape, num, dtype=np.float32, spread=0):
@@ -204,16 +201,15 @@ def test_a_power_of_two_changes_no_bit_where_the_array_is_computed_on_the_way(ma
 
 def test_without_biases_powers_of_two_change_no_bit_of_the_loss():
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((64, 20)).astype(np.float32)
-    labels = rng.integers(0, 10, 64)
+    images, labels = rng.normal(size=(64, 20)), rng.integers(0, 10, 64)
     shapes = [(20, 37), (37, 5), (5, 10)]
-    kernels = [rng.standard_normal(s) * np.sqrt(2 / s[0]) for s in shapes]
+    kernels = [np.float32(rng.normal(size=s) * np.sqrt(2 / s[0])) for s in shapes]
     optimizer = lars.lars(1.0, weight_decay=0.0)
 
     @jax.jit
     def losses(start, undo):
         def loss(kernels):
-            x = images
+            x = jnp.float32(images)
             for kernel in kernels[:-1]:
                 x = jax.nn.relu(x @ kernel)
             logits = x @ kernels[-1] * undo
@@ -229,7 +225,6 @@ def test_without_biases_powers_of_two_change_no_bit_of_the_loss():
 
         return jax.lax.scan(step, (start, optimizer.init(start)), length=60)[1]
 
-    kernels = [k.astype(np.float32) for k in kernels]
     expected = losses(kernels, np.float32(1))
     assert expected[-1] < expected[0]
     for exponents in ([20, -15, -12], [-60, 30, -50]):
