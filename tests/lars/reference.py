@@ -1,7 +1,8 @@
 """LARS in numpy and float64: the paper's Algorithm 1, and the codes that are named.
 
-Each class is one layer, written from its source and in its source's terms; nothing here
-comes from the implementation under test. Class attributes are the source's defaults.
+Each class is one layer, written from its source; nothing here comes from the
+implementation under test. Class attributes are the source's defaults. Velocities that
+sources hold with the sign of the update are negated.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ def norm(x):
 class Layer:
     """A layer's weights and velocity; subclasses have `step`, and their defaults."""
 
-    eta, beta, momentum = 0.001, 0.0, 0.9
+    eta, beta, momentum, eps = 0.001, 0.0, 0.9, 0.0
 
     def __init__(
         self, w, *, eta=None, beta=None, momentum=None, nesterov=False, excluded=False
@@ -34,6 +35,27 @@ class Layer:
         """One step with gradient g and learning rate γ; returns the weights."""
         raise NotImplementedError
 
+    def trust_ratio(self, g, divisor):
+        """η‖w‖ over the divisor; 1 where ‖w‖ or ‖g‖ is zero, and where excluded."""
+        w_norm = norm(self.w)
+        is_adapted = w_norm > 0 and norm(g) > 0 and not self.excluded
+        return self.eta * w_norm / divisor if is_adapted else 1.0
+
+    def sum_of_norms(self, g):
+        """‖g‖ + β‖w‖ + ε."""
+        return norm(g) + self.beta * norm(self.w) + self.eps
+
+    def decayed(self, g):
+        """The sum g + β w, or g where the layer is excluded."""
+        return g if self.excluded else g + self.beta * self.w
+
+    def sgd(self, d, rate=1.0):
+        """v ← m v + d; w ← w - rate v, or what Nesterov has in the place of v."""
+        self.v = self.momentum * self.v + d
+        step = self.momentum * self.v + d if self.nesterov else self.v
+        self.w = self.w - rate * step
+        return self.w
+
 
 class PaperLars(Layer):
     """λ = η‖w‖/(‖g‖ + β‖w‖); v ← m v + γ λ (g + β w); w ← w - v; 0/0 is 0."""
@@ -42,85 +64,46 @@ class PaperLars(Layer):
 
     def step(self, g, gamma):
         """Algorithm 1, with the η of equation 6."""
-        w_norm = norm(self.w)
-        g_norm = norm(g)
-        divisor = g_norm + self.beta * w_norm
-        self.ratio = self.eta * w_norm / divisor if divisor > 0 else 0.0
-        scaled = gamma * self.ratio * (g + self.beta * self.w)
-        self.v = self.momentum * self.v + scaled
-        self.w = self.w - (self.momentum * self.v + scaled if self.nesterov else self.v)
-        return self.w
-
-
-class Optax(Layer):
-    """A chain of add_decayed_weights, scale_by_trust_ratio, the rate and trace."""
-
-    def step(self, g, gamma):
-        """The velocity has the sign of the update, which is added."""
-        update = g + self.beta * self.w
-        param_norm, update_norm = norm(self.w), norm(update)
-        zero_norm = param_norm == 0 or update_norm == 0
-        self.ratio = 1.0 if zero_norm else self.eta * param_norm / update_norm
-        update = -gamma * (self.ratio * update)
-        self.v = update + self.momentum * self.v
-        self.w = self.w + (update + self.momentum * self.v if self.nesterov else self.v)
-        return self.w
+        divisor = self.sum_of_norms(g)
+        self.ratio = self.eta * norm(self.w) / divisor if divisor > 0 else 0.0
+        return self.sgd(gamma * self.ratio * (g + self.beta * self.w))
 
 
 class SimClr(Layer):
     """LARSOptimizer, classic_momentum=True."""
 
-    def step(self, grad, learning_rate):
+    def step(self, g, gamma):
         """Excluded layers are neither decayed nor adapted."""
-        if not self.excluded:
-            grad = grad + self.beta * self.w
-        self.ratio = 1.0
-        if not self.excluded:
-            w_norm, g_norm = norm(self.w), norm(grad)
-            if w_norm > 0 and g_norm > 0:
-                self.ratio = self.eta * w_norm / g_norm
-        scaled_lr = learning_rate * self.ratio
-        self.v = self.momentum * self.v + scaled_lr * grad
-        update = self.v
-        if self.nesterov:
-            update = self.momentum * self.v + scaled_lr * grad
-        self.w = self.w - update
-        return self.w
+        d = self.decayed(g)
+        self.ratio = self.trust_ratio(d, norm(d))
+        return self.sgd(gamma * self.ratio * d)
+
+
+class Optax(SimClr):
+    """A chain of add_decayed_weights, scale_by_trust_ratio, the rate and trace."""
 
 
 class SimClrPopular(Layer):
     """LARSOptimizer, classic_momentum=False."""
 
-    def step(self, grad, learning_rate):
+    def step(self, g, gamma):
         """The ratio is that of the update, after the momentum."""
-        if not self.excluded:
-            grad = grad + self.beta * self.w
-        self.v = self.momentum * self.v + grad
-        update = self.momentum * self.v + grad if self.nesterov else self.v
-        self.ratio = 1.0
-        if not self.excluded:
-            w_norm, v_norm = norm(self.w), norm(update)
-            if w_norm > 0 and v_norm > 0:
-                self.ratio = self.eta * w_norm / v_norm
-        self.w = self.w - self.ratio * learning_rate * update
+        d = self.decayed(g)
+        self.v = self.momentum * self.v + d
+        update = self.momentum * self.v + d if self.nesterov else self.v
+        self.ratio = self.trust_ratio(update, norm(update))
+        self.w = self.w - self.ratio * gamma * update
         return self.w
 
 
 class BarlowTwins(Layer):
     """LARS of main.py, where both filters exclude p.ndim == 1."""
 
-    def step(self, dp, lr):
+    def step(self, g, gamma):
         """The rate is outside the velocity, which is called mu."""
-        self.ratio = 1.0
-        if not self.excluded:
-            dp = dp + self.beta * self.w
-            param_norm, update_norm = norm(self.w), norm(dp)
-            if param_norm > 0 and update_norm > 0:
-                self.ratio = self.eta * param_norm / update_norm
-            dp = dp * self.ratio
-        self.v = self.momentum * self.v + dp
-        self.w = self.w - lr * self.v
-        return self.w
+        d = self.decayed(g)
+        self.ratio = self.trust_ratio(d, norm(d))
+        return self.sgd(self.ratio * d, gamma)
 
 
 class MocoV3(BarlowTwins):
@@ -134,22 +117,15 @@ class Timm(Layer):
     eps = 1e-8
     trust_clip = False
 
-    def step(self, grad, lr):
+    def step(self, g, gamma):
         """SGD where there is no decay."""
         self.ratio = 1.0
         if self.beta != 0 and not self.excluded:
-            w_norm, g_norm = norm(self.w), norm(grad)
-            if w_norm > 0 and g_norm > 0:
-                divisor = g_norm + w_norm * self.beta + self.eps
-                self.ratio = self.eta * w_norm / divisor
+            self.ratio = self.trust_ratio(g, self.sum_of_norms(g))
             if self.trust_clip:
-                self.ratio = min(self.ratio / lr, 1.0)
-            grad = (grad + self.beta * self.w) * self.ratio
-        self.v = self.momentum * self.v + grad
-        self.w = self.w - lr * (
-            grad + self.momentum * self.v if self.nesterov else self.v
-        )
-        return self.w
+                self.ratio = min(self.ratio / gamma, 1.0)
+            g = (g + self.beta * self.w) * self.ratio
+        return self.sgd(g, gamma)
 
 
 class TimmLarc(Timm):
@@ -158,74 +134,41 @@ class TimmLarc(Timm):
     trust_clip = True
 
 
-class TorchSgd(Layer):
-    """The inner optimizer of the next two, without a decay of its own."""
-
-    momentum = 0.0
-    eps = 1e-8
-
-    def sgd(self, grad, lr):
-        """torch.optim.SGD."""
-        self.v = self.momentum * self.v + grad
-        self.w = self.w - lr * (
-            grad + self.momentum * self.v if self.nesterov else self.v
-        )
-        return self.w
-
-
-class ApexLarc(TorchSgd):
+class ApexLarc(Layer):
     """LARC, clip=True, around SGD."""
 
-    eta = 0.02
+    eta, momentum, eps = 0.02, 0.0, 1e-8
 
-    def step(self, grad, lr):
+    def step(self, g, gamma):
         """A zero norm leaves the gradient alone: no decay either."""
-        param_norm, grad_norm = norm(self.w), norm(grad)
-        if param_norm != 0 and grad_norm != 0:
-            divisor = grad_norm + param_norm * self.beta + self.eps
-            adaptive_lr = self.eta * param_norm / divisor
-            self.ratio = min(adaptive_lr / lr, 1)
-            grad = (grad + self.beta * self.w) * self.ratio
-        return self.sgd(grad, lr)
+        if norm(self.w) != 0 and norm(g) != 0:
+            adaptive_lr = self.trust_ratio(g, self.sum_of_norms(g))
+            self.ratio = min(adaptive_lr / gamma, 1)
+            g = (g + self.beta * self.w) * self.ratio
+        return self.sgd(g, gamma)
 
 
-class TorchLars(TorchSgd):
+class TorchLars(Layer):
     """LARS around SGD."""
 
-    def step(self, grad, lr):
+    momentum, eps = 0.0, 1e-8
+
+    def step(self, g, gamma):
         """A zero norm has ratio one, and is decayed."""
-        param_norm, grad_norm = norm(self.w), norm(grad)
-        self.ratio = 1.0
-        if param_norm > 0 and grad_norm > 0:
-            divisor = grad_norm + self.beta * param_norm + self.eps
-            self.ratio = param_norm / divisor * self.eta
-        return self.sgd((grad + self.beta * self.w) * self.ratio, lr)
+        self.ratio = self.trust_ratio(g, self.sum_of_norms(g))
+        return self.sgd((g + self.beta * self.w) * self.ratio, gamma)
 
 
 class MlperfTf(Layer):
-    """LARSOptimizer in TensorFlow 2, whose velocity is negative."""
+    """LARSOptimizer in TensorFlow 2."""
 
     beta = 1e-4
-    epsilon = 1e-7  # 0.0 or keras.backend.epsilon()
+    eps = 1e-7  # 0.0 or keras.backend.epsilon()
 
-    def step(self, grad, learning_rate):
+    def step(self, g, gamma):
         """Excluded layers are neither decayed nor adapted."""
-        scaled_lr = learning_rate
-        self.ratio = 1.0
-        if not self.excluded:
-            w_norm, g_norm = norm(self.w), norm(grad)
-            if w_norm > 0 and g_norm > 0:
-                divisor = g_norm + self.beta * w_norm + self.epsilon
-                self.ratio = self.eta * w_norm / divisor
-            scaled_lr = learning_rate * self.ratio
-            grad = grad + self.beta * self.w
-        mom = self.v * self.momentum - grad * scaled_lr
-        self.v = mom
-        if self.nesterov:
-            self.w = self.w + mom * self.momentum - grad * scaled_lr
-        else:
-            self.w = self.w + mom
-        return self.w
+        self.ratio = self.trust_ratio(g, self.sum_of_norms(g))
+        return self.sgd(gamma * self.ratio * self.decayed(g))
 
 
 class ColossalAi(Layer):
@@ -233,35 +176,25 @@ class ColossalAi(Layer):
 
     momentum = 0.0
 
-    def step(self, grad, lr):
+    def step(self, g, gamma):
         """The ratio is outside the momentum, the clamp of elements inside."""
-        w_norm, g_norm = norm(self.w), norm(grad)
-        self.ratio = 1.0
-        if w_norm > 0 and g_norm > 0:
-            self.ratio = self.eta * w_norm / (g_norm + self.beta * w_norm)
-        self.ratio = np.clip(self.ratio, 0.0, 50.0)
-        decayed_grad = np.clip(grad + self.beta * self.w, -10.0, 10.0)
-        self.v = self.momentum * self.v + decayed_grad
-        self.w = self.w - lr * self.ratio * self.v
-        return self.w
+        self.ratio = np.clip(self.trust_ratio(g, self.sum_of_norms(g)), 0.0, 50.0)
+        d = np.clip(g + self.beta * self.w, -10.0, 10.0)
+        return self.sgd(d, gamma * self.ratio)
 
 
 class OneFlow(Layer):
-    """LarsUpdateFunctor, whose velocity is negative."""
+    """LarsUpdateFunctor."""
 
     eta = 1e-4
-    epsilon = 1e-9
+    eps = 1e-9
 
-    def step(self, model_diff, learning_rate):
+    def step(self, g, gamma):
         """The decay does not enter the momentum."""
-        model_norm, model_diff_norm = norm(self.w), norm(model_diff)
-        self.ratio = 1.0
-        if model_norm > 0 and model_diff_norm > 0:
-            divisor = self.epsilon + model_diff_norm + self.beta * model_norm
-            self.ratio = self.eta * model_norm / divisor
-        local_lr = learning_rate * self.ratio
-        self.v = self.v * self.momentum - local_lr * model_diff
-        self.w = self.w + self.v - local_lr * self.beta * self.w
+        self.ratio = self.trust_ratio(g, self.sum_of_norms(g))
+        local_rate = gamma * self.ratio
+        decay = local_rate * self.beta * self.w
+        self.w = self.sgd(local_rate * g) - decay
         return self.w
 
 
@@ -270,13 +203,7 @@ class Caffe(Layer):
 
     momentum = 0.0
 
-    def step(self, g, rate):
+    def step(self, g, gamma):
         """larc_policy "scale", regularization_type "L2"."""
-        w_norm, wgrad_norm = norm(self.w), norm(g)
-        self.ratio = 1.0
-        if w_norm > 0 and wgrad_norm > 0:
-            self.ratio = (1 - self.momentum) * self.eta * w_norm / wgrad_norm
-        local_rate = rate * self.ratio
-        self.v = self.momentum * self.v + local_rate * (g + self.w * self.beta)
-        self.w = self.w - self.v
-        return self.w
+        self.ratio = self.trust_ratio(g, norm(g) / (1 - self.momentum))
+        return self.sgd(gamma * self.ratio * (g + self.w * self.beta))
