@@ -18,9 +18,7 @@ class Layer:
 
     eta, beta, momentum, eps = 0.001, 0.0, 0.9, 0.0
 
-    def __init__(
-        self, w, *, eta=None, beta=None, momentum=None, nesterov=False, excluded=False
-    ):
+    def __init__(self, w, *, eta=None, beta=None, momentum=None, nesterov=False):
         """Starts with the velocity at zero."""
         self.w = np.array(w, np.float64)
         self.v = np.zeros_like(self.w)
@@ -28,7 +26,6 @@ class Layer:
         self.beta = self.beta if beta is None else beta
         self.momentum = self.momentum if momentum is None else momentum
         self.nesterov = nesterov
-        self.excluded = excluded
         self.ratio = np.nan
 
     def step(self, g, gamma):
@@ -36,9 +33,9 @@ class Layer:
         raise NotImplementedError
 
     def trust_ratio(self, g, divisor):
-        """η‖w‖ over the divisor; 1 where ‖w‖ or ‖g‖ is zero, and where excluded."""
+        """η‖w‖ over the divisor; 1 where ‖w‖ or ‖g‖ is zero."""
         w_norm = norm(self.w)
-        is_adapted = w_norm > 0 and norm(g) > 0 and not self.excluded
+        is_adapted = w_norm > 0 and norm(g) > 0
         return self.eta * w_norm / divisor if is_adapted else 1.0
 
     def sum_of_norms(self, g):
@@ -46,8 +43,8 @@ class Layer:
         return norm(g) + self.beta * norm(self.w) + self.eps
 
     def decayed(self, g):
-        """The sum g + β w, or g where the layer is excluded."""
-        return g if self.excluded else g + self.beta * self.w
+        """The sum g + β w."""
+        return g + self.beta * self.w
 
     def sgd(self, d, rate=1.0):
         """v ← m v + d; w ← w - rate v, or what Nesterov has in the place of v."""
@@ -66,14 +63,14 @@ class PaperLars(Layer):
         """Algorithm 1, with the η of equation 6."""
         divisor = self.sum_of_norms(g)
         self.ratio = self.eta * norm(self.w) / divisor if divisor > 0 else 0.0
-        return self.sgd(gamma * self.ratio * (g + self.beta * self.w))
+        return self.sgd(gamma * self.ratio * self.decayed(g))
 
 
 class SimClr(Layer):
     """LARSOptimizer, classic_momentum=True."""
 
     def step(self, g, gamma):
-        """Excluded layers are neither decayed nor adapted."""
+        """The ratio is that of the decayed gradient."""
         d = self.decayed(g)
         self.ratio = self.trust_ratio(d, norm(d))
         return self.sgd(gamma * self.ratio * d)
@@ -97,7 +94,7 @@ class SimClrPopular(Layer):
 
 
 class BarlowTwins(Layer):
-    """LARS of main.py, where both filters exclude p.ndim == 1."""
+    """LARS of main.py."""
 
     def step(self, g, gamma):
         """The rate is outside the velocity, which is called mu."""
@@ -107,11 +104,11 @@ class BarlowTwins(Layer):
 
 
 class MocoV3(BarlowTwins):
-    """The same lines, under p.ndim > 1."""
+    """The same lines."""
 
 
 class Timm(Layer):
-    """Lars; excluded are groups of no decay, and those that its factory makes so."""
+    """Lars, of groups that are decayed."""
 
     momentum = 0.0
     eps = 1e-8
@@ -120,11 +117,11 @@ class Timm(Layer):
     def step(self, g, gamma):
         """SGD where there is no decay."""
         self.ratio = 1.0
-        if self.beta != 0 and not self.excluded:
+        if self.beta != 0:
             self.ratio = self.trust_ratio(g, self.sum_of_norms(g))
             if self.trust_clip:
                 self.ratio = min(self.ratio / gamma, 1.0)
-            g = (g + self.beta * self.w) * self.ratio
+            g = self.decayed(g) * self.ratio
         return self.sgd(g, gamma)
 
 
@@ -144,7 +141,7 @@ class ApexLarc(Layer):
         if norm(self.w) != 0 and norm(g) != 0:
             adaptive_lr = self.trust_ratio(g, self.sum_of_norms(g))
             self.ratio = min(adaptive_lr / gamma, 1)
-            g = (g + self.beta * self.w) * self.ratio
+            g = self.decayed(g) * self.ratio
         return self.sgd(g, gamma)
 
 
@@ -156,7 +153,7 @@ class TorchLars(Layer):
     def step(self, g, gamma):
         """A zero norm has ratio one, and is decayed."""
         self.ratio = self.trust_ratio(g, self.sum_of_norms(g))
-        return self.sgd((g + self.beta * self.w) * self.ratio, gamma)
+        return self.sgd(self.decayed(g) * self.ratio, gamma)
 
 
 class MlperfTf(Layer):
@@ -166,7 +163,7 @@ class MlperfTf(Layer):
     eps = 1e-7  # 0.0 or keras.backend.epsilon()
 
     def step(self, g, gamma):
-        """Excluded layers are neither decayed nor adapted."""
+        """The paper's, with ratio one at a zero norm."""
         self.ratio = self.trust_ratio(g, self.sum_of_norms(g))
         return self.sgd(gamma * self.ratio * self.decayed(g))
 
@@ -179,7 +176,7 @@ class ColossalAi(Layer):
     def step(self, g, gamma):
         """The ratio is outside the momentum, the clamp of elements inside."""
         self.ratio = np.clip(self.trust_ratio(g, self.sum_of_norms(g)), 0.0, 50.0)
-        d = np.clip(g + self.beta * self.w, -10.0, 10.0)
+        d = np.clip(self.decayed(g), -10.0, 10.0)
         return self.sgd(d, gamma * self.ratio)
 
 
@@ -206,4 +203,4 @@ class Caffe(Layer):
     def step(self, g, gamma):
         """larc_policy "scale", regularization_type "L2"."""
         self.ratio = self.trust_ratio(g, norm(g) / (1 - self.momentum))
-        return self.sgd(gamma * self.ratio * (g + self.w * self.beta))
+        return self.sgd(gamma * self.ratio * self.decayed(g))
