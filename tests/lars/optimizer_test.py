@@ -127,25 +127,6 @@ def step_with_decay():
     return jax.jit(step)
 
 
-@given(
-    w_exponent=st.integers(-30, 30),
-    g_exponent=st.integers(-30, 30),
-    beta=st.sampled_from([0.0, 5e-4, 1.0]),
-)
-@settings(deadline=None, max_examples=40)
-def test_the_first_step_is_at_most_rate_times_coefficient_times_norm(
-    w_exponent, g_exponent, beta
-):
-    params = tree(0, 10.0**w_exponent)
-    updates, _ = step_with_decay()(tree(1, 10.0**g_exponent), params, beta)
-    for u, w in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
-        bound = 8.0 * 0.001 * joint(w)
-        length = joint(u)
-        assert length <= bound * (1 + 1e-6)
-        if beta == 0:
-            np.testing.assert_allclose(length, bound, rtol=1e-6)
-
-
 @given(exponent=st.integers(-60, 60))
 @settings(deadline=None, max_examples=40)
 def test_a_power_of_two_in_the_gradient_changes_no_bit_of_the_step(exponent):
@@ -190,7 +171,8 @@ MODULES = lars.lars(8.0, layer="module")
         # η‖w‖, then β‖w‖ below the smallest normal one.
         (np.full(1000, 1e-37), np.full(1000, 1e-37), 0.0),
         (np.full(1000, 1e-36), np.zeros(1000), 5e-4),
-        # The ratio beyond the largest float32.
+        # Both far from one; the ratio beyond the largest float32.
+        (np.full(1000, 1e-30), np.full(1000, 1e30), 1.0),
         (np.full(1000, 1e25), np.full(1000, 1e-25), 0.0),
     ],
 )
@@ -521,49 +503,3 @@ def test_a_rate_with_an_axis_is_refused_under_jit():
     jax.jit(build)(2.0)
     with pytest.raises(ValueError, match="learning_rate must be a finite number"):
         jax.jit(build)(np.ones(2, np.float32))
-
-
-@pytest.mark.parametrize("params", [{}, [], {"a": {}}, ((), {})])
-def test_an_empty_tree_is_refused(params):
-    with pytest.raises(ValueError, match="params is an empty tree"):
-        lars.lars(1.0).init(params)
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.bool_])
-def test_parameters_that_are_not_floating_point_are_refused(dtype):
-    with pytest.raises(TypeError, match=f"{np.dtype(dtype)} at 'a/table'"):
-        lars.lars(1.0).init({"a": {"table": np.ones(3, dtype)}})
-
-
-@pytest.mark.parametrize(
-    ("second", "error", "message"),
-    [
-        (None, ValueError, "not a tree like the parameters"),
-        (np.ones((3, 4)), ValueError, r"'second/kernel' has shape \(3, 4\)"),
-        (np.ones((3, 4, 2), int), TypeError, "int.* for the gradient of 'second/"),
-        (np.ones((3, 4, 2), complex), TypeError, "'second/kernel' is complex"),
-    ],
-)
-def test_gradients_of_other_parameters_are_refused(second, error, message):
-    optimizer, params = lars.lars(1.0), tree(0)
-    gradient = {**params, "second": {"kernel": second}}
-    with pytest.raises(error, match=message):
-        optimizer.update(gradient, optimizer.init(params), params)
-
-
-def test_missing_params_are_named():
-    optimizer = lars.lars(1.0)
-    with pytest.raises(ValueError, match="params"):
-        optimizer.update(tree(1), optimizer.init(tree(0)))
-
-
-@pytest.mark.parametrize("argument", ["weight_decay_mask", "trust_ratio_mask"])
-def test_a_mask_without_booleans_is_refused(argument):
-    optimizer = lars.lars(1.0, 0.1, **{argument: "kernel"})
-    with pytest.raises(TypeError, match="True and False only, got 'kernel'"):
-        optimizer.init(tree(0))
-
-
-def test_labels_that_cannot_be_hashed_are_refused():
-    with pytest.raises(TypeError, match=r"label of 'first/bias' must be hashable"):
-        lars.lars(1.0, layer=list).init(tree(0))

@@ -182,20 +182,6 @@ def test_complex_and_real_parameters_can_share_a_ratio():
         np.testing.assert_allclose(ratio, 1e-3 * 13 / 26, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "make_optimizer",
-    [presets.colossalai, functools.partial(lars.lars, geometry="spectral")],
-)
-def test_complex_parameters_are_refused_where_there_is_no_rule_for_them(
-    make_optimizer,
-):
-    params = {"table": np.ones((3, 2), np.complex64)}
-    with pytest.raises(
-        TypeError, match="need real parameters, got complex64 at 'table'"
-    ):
-        make_optimizer(1.0).init(params)
-
-
 @pytest.fixture
 def arguments_of(monkeypatch):
     """A function that returns what a preset hands to `lars.lars`."""

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
@@ -156,9 +157,17 @@ def test_local_parts_under_shard_map_need_their_specs(layout, name):
     assert_same(jax.jit(steps)(params, grads), on_one_device(name), name)
 
 
-def first_updates(specs, *, of, check_vma):
-    """A first step inside of `jax.shard_map` on four devices, on ones."""
-    opt = lars.lars(1.0, partition_specs=specs)
+OPTIMIZERS = {
+    "lars": functools.partial(lars.lars, 1.0),
+    "polar": functools.partial(lars.polar, 1.0),
+    "waking": functools.partial(lars.wake_silent_layers, optax.sgd(1.0)),
+}
+PARAMS = {"a": jnp.ones((8, 2)), "b": jnp.ones(4)}
+
+
+def first_updates(specs, of, check_vma, name="lars"):
+    """A first step inside of `jax.shard_map` on four devices."""
+    opt = OPTIMIZERS[name](partition_specs=specs)
     return jax.shard_map(
         lambda p, g: opt.update(g, opt.init(p), p)[0],
         mesh=jax.make_mesh(
@@ -170,28 +179,38 @@ def first_updates(specs, *, of, check_vma):
     )
 
 
-@pytest.mark.parametrize(
-    ("of", "check_vma"), [(P("d"), True), (P("d"), False), (P(), False)]
-)
-def test_local_parts_without_their_specs_are_refused(of, check_vma):
-    # Every device would take the norm of its own part.
-    update = first_updates(None, of=of, check_vma=check_vma)
-    params = {"a": jnp.ones((8, 2)), "b": jnp.ones(4)}
-    with pytest.raises(ValueError, match=r"'a' may be the local .*partition_specs"):
-        jax.eval_shape(update, params, params)
-
-
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize(
     ("specs", "of", "check_vma"),
     [
-        (None, P(), True),  # then it is known that they are alike everywhere
-        (P(), P(), True),
-        (P(), P(), False),
-        (P("d"), P("d"), False),  # one spec is that of all parameters
+        # Without a check it is not known which arrays are alike everywhere.
+        *((None, P(), True), (P(), P(), False)),
+        *((P("d"), P("d"), True), (P("d"), P("d"), False)),
     ],
 )
-def test_parameters_step_as_on_one_device(specs, of, check_vma):
-    update = first_updates(specs, of=of, check_vma=check_vma)
+def test_inside_shard_map_specs_are_enough(name, specs, of, check_vma):
+    update = first_updates(specs, of, check_vma, name)
+    assert jax.eval_shape(update, PARAMS, PARAMS) == jax.eval_shape(dict, PARAMS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("of", "check_vma"), [(P("d"), True), (P("d"), False), (P(), False)]
+)
+def test_local_parts_without_their_specs_are_refused(name, of, check_vma):
+    # Every device would take the norm of its own part.
+    update = first_updates(None, of, check_vma, name)
+    message = r"'a' may be the local part.* give partition_specs, .*every device"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(update, PARAMS, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("specs", "check_vma"), [(None, True), (P(), False), (P("d"), False)]
+)
+def test_parameters_step_as_on_one_device(specs, check_vma):
+    """One spec is that of all parameters."""
+    update = first_updates(specs, specs or P(), check_vma)
     params = {"a": jnp.arange(8.0), "b": jnp.ones((4, 2))}
     g = {"a": jnp.ones(8), "b": jnp.ones((4, 2))}
     updates = jax.jit(update)(params, g)
@@ -208,9 +227,11 @@ def test_parameters_step_as_on_one_device(specs, of, check_vma):
         (P("data", None, None, None, None), "has more axes than 'bias'"),
     ],
 )
-def test_specs_that_do_not_fit_are_refused(specs, message):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_specs_that_do_not_fit_are_refused(name, specs, message):
+    optimizer, params = OPTIMIZERS[name](partition_specs=specs), drawn(SHAPES, 0)
     with pytest.raises(ValueError, match=message):
-        lars.lars(1.0, partition_specs=specs).init(drawn(SHAPES, 0))
+        optimizer.update(params, optimizer.init(params), params)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])

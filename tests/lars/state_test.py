@@ -13,7 +13,6 @@ from tests.lars.steps import (
     assert_trees_close,
     first_step,
     run,
-    stacked,
     tree,
 )
 
@@ -122,72 +121,6 @@ def test_two_optimizers_of_one_parameter_have_no_ratios():
     twice = optax.chain(lars.lars(1.0), lars.lars(1.0))
     with pytest.raises(ValueError, match="Two LARS transformations own the same"):
         lars.trust_ratios(twice.init(PARAMS))
-
-
-def test_a_state_of_parameters_with_other_names_is_refused():
-    # The shapes fit: by order, the momentum of one would move the other.
-    optimizer = lars.lars(1.0)
-    q = {"l1": jnp.ones((2, 2)), "l2": 3 * jnp.ones((2, 2))}
-    g = {"l1": jnp.ones((2, 2)), "l2": -jnp.ones((2, 2))}
-    _, state = first_step(optimizer, g, q)
-    renamed = {"a_new": q["l2"], "l1": q["l1"]}
-    zeros = jax.tree.map(jnp.zeros_like, renamed)
-    with pytest.raises(ValueError, match=r"'(l2|a_new)'.* new one with init\(params\)"):
-        optimizer.update(zeros, state, renamed)
-
-
-def refused(optimizer, state, params=PARAMS):
-    with pytest.raises(ValueError, match="the state is of other") as error:
-        jax.eval_shape(optimizer.update, ONES, state, params)
-    return str(error.value)
-
-
-WITHOUT = {"momentum": 0.0}
-STACK = {"stacked": [(lars.select(path="a/kernel"), 0)]}
-NARROW = {**PARAMS, "a": {**PARAMS["a"], "kernel": np.ones((4, 2), np.float32)}}
-
-
-@pytest.mark.parametrize(
-    ("options", "others", "params", "message"),
-    [
-        ({}, WITHOUT, PARAMS, "its trace lacks 'a/bias'"),
-        (WITHOUT, {}, PARAMS, "its trace has in addition 'a/bias'"),
-        ({}, {}, NARROW, r"the shape \(4, 2\) of 'a/kernel', where \(4, 3\) is needed"),
-        (
-            WITHOUT,
-            WITHOUT | STACK,
-            PARAMS,
-            r"has the shape \(4,\) of 'a/k.* where \(\)",
-        ),
-    ],
-)
-def test_a_state_of_something_else_is_refused(options, others, params, message):
-    state = lars.lars(1.0, **others).init(params)
-    with pytest.raises(ValueError, match=f"the state is of other.*{message}"):
-        jax.eval_shape(lars.lars(1.0, **options).update, ONES, state, PARAMS)
-
-
-def test_a_state_of_another_container_is_refused():
-    optimizer = lars.lars(1.0)
-    state = optimizer.init([np.ones(2, np.float32)])
-    with pytest.raises(ValueError, match="its parameters is PyTreeDef"):
-        optimizer.update((jnp.ones(2),), state, (jnp.ones(2),))
-
-
-@pytest.mark.parametrize("other", [optax.lars(1.0), optax.chain(lars.lars(1.0))])
-@pytest.mark.parametrize("optimizer", [lars.lars(1.0), lars.presets.optax(1.0)])
-def test_the_state_of_another_optimizer_is_refused(optimizer, other):
-    with pytest.raises(TypeError, match=r"got tuple, need LarsState.* init\(params\)"):
-        optimizer.update(ONES, other.init(PARAMS), PARAMS)
-
-
-def test_states_of_copies_under_vmap_have_the_ratios_of_each():
-    optimizer = lars.lars(1.0, stacked=[(lars.select(path="kernel"), 0)])
-    copies = stacked([tree(i)["first"] for i in range(2)])
-    states = jax.vmap(optimizer.init)(copies)
-    ratios = lars.trust_ratios(states)
-    assert ratios["kernel"].shape == (2, 5)
-    assert ratios["bias"].shape == (2,)
 
 
 @pytest.mark.parametrize("place", [((),), ({"3": ()},)])

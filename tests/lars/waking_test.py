@@ -480,20 +480,6 @@ def test_in_shard_map_all_devices_do_what_one_would(check_vma):
     assert_trees_close(jax.tree.map(np.add, PARTS, parts), whole, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("partition_specs", "message"),
-    [
-        (None, r"give partition_specs, .*every device"),
-        ({"kernel": P("d")}, "one PartitionSpec, or a tree of them"),
-        (P(None, "d"), "has more axes than 'bias'"),
-    ],
-)
-def test_in_shard_map_partition_specs_are_asked_for(partition_specs, message):
-    optimizer = lars.wake_silent_layers(optax.sgd(1.0), partition_specs=partition_specs)
-    with pytest.raises(ValueError, match=message):
-        step_of_parts(optimizer, PARTS)
-
-
 @pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
 def test_of_global_arrays_it_moves_what_it_moves_on_one_device(kind):
     grads = without({"a": PARTS}, "a")["a"]
@@ -514,44 +500,6 @@ def test_what_is_masked_is_not_looked_at():
     optimizer = optax.masked(AT_ONCE, {"old": False, "new": True})
     _, state = after(optimizer, params, [grads] * 2)
     assert not state.inner_state.reasons.any()
-
-
-INTEGERS = jnp.zeros(3, jnp.int32)
-COMPLEX = jnp.ones((4, 3), jnp.complex64)
-
-
-@pytest.mark.parametrize(
-    ("refused", "error", "message"),
-    [
-        ({"patience": 0}, ValueError, "patience must be at least 1, got 0"),
-        ({"init": {"bias": SMALL["bias"]}}, ValueError, r"with kernels.*\(3,\)"),
-        ({"init": {}}, ValueError, "empty tree"),
-        ({"init": {"kernel": COMPLEX}}, TypeError, r"at 'kernel'.*optax\.masked"),
-        ({"init": {"kernel": INTEGERS}}, TypeError, r"at 'kernel'.*optax\.masked"),
-        ({"state": optax.EmptyState()}, TypeError, "need WakingState"),
-        (
-            {"params": {"a": SMALL, "b": SMALL}, "grads": {"a": SMALL, "b": SMALL}},
-            ValueError,
-            "the state is of other parameters",
-        ),
-        ({"params": None}, ValueError, "needs the parameters"),
-        ({"grads": {"kernel": 1}}, ValueError, "not a tree like the parameters"),
-        (
-            {"grads": {**SMALL, "kernel": SMALL["kernel"].T}},
-            ValueError,
-            r"gradient of 'kernel' has shape \(3, 4\)",
-        ),
-        ({"grads": {**SMALL, "bias": INTEGERS}}, TypeError, "int32 for the gradient"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(refused, error, message):
-    def step(patience=3, init=SMALL, grads=SMALL, params=SMALL, state=None):
-        optimizer = lars.wake_silent_layers(optax.sgd(0.1), patience=patience)
-        right = optimizer.init(init)
-        optimizer.update(grads, right if state is None else state, params)
-
-    with pytest.raises(error, match=message):
-        step(**refused)
 
 
 # ------------------------------------------------- what inner optimizers train alone
