@@ -326,35 +326,41 @@ def test_a_bound_of_directions_changes_the_step_and_not_the_ratio():
 ZERO = {"trust_coefficient": 0.02, "one": 1.0, "plain": 1.0, "zero": 0.0}
 
 
-@pytest.mark.parametrize("rule", ZERO)
-def test_zero_weights_have_the_ratio_that_is_named(rule):
-    # Beside them ordinary ones, which the rule is not for.
-    steps, ratio = one_step(
-        [0 * W, W], [GRADIENTS[0]] * 2, 3.0, **DEFAULTS, zero_norm=rule
-    )
-    ordinary = ETA * W_NORM / (G_NORM + BETA * W_NORM)
-    np.testing.assert_allclose(ratio, [ZERO[rule], ordinary], rtol=1e-6)
-    assert_same(steps[0], 3.0 * ZERO[rule] * GRADIENTS[0])
-
-
-@pytest.mark.parametrize("rule", ["formula", *ZERO])
-def test_a_zero_gradient_has_the_ratio_that_is_named(rule):
-    g = np.stack([np.zeros_like(W), GRADIENTS[0]])
-    steps, ratio = one_step([W] * 2, g, 3.0, **DEFAULTS, zero_gradient=rule)
-    expected = ZERO.get(rule, ETA / BETA)
-    ordinary = ETA * W_NORM / (G_NORM + BETA * W_NORM)
-    np.testing.assert_allclose(ratio, [expected, ordinary], rtol=1e-6)
-    assert_same(steps[0], 3.0 * expected * BETA * W)
-
-
-@pytest.mark.parametrize("zero_norm", ["trust_coefficient", "one", "zero"])
-def test_a_zero_gradient_without_decay_has_a_zero_denominator(zero_norm):
-    zeros = np.zeros((2, *W.shape))
-    steps, ratio = one_step(
-        [W, 0 * W], zeros, 3.0, trust_coefficient=ETA, zero_norm=zero_norm
-    )
-    assert_same(steps, zeros)
-    np.testing.assert_allclose(ratio, ZERO[zero_norm], rtol=1e-6)
+@pytest.mark.parametrize(
+    ("zero_norm", "zero_gradient"),
+    [
+        *((rule, "formula") for rule in ZERO),
+        *(("one", rule) for rule in ZERO),
+        ("plain", "one"),
+    ],
+)
+def test_zero_norms_have_the_ratio_that_is_named(zero_norm, zero_gradient):
+    w = np.stack([W, 0 * W, W, 0 * W])
+    g = np.stack([GRADIENTS[0], GRADIENTS[0], 0 * W, 0 * W])
+    options = {"trust_coefficient": ETA, "momentum": 0.0, "zero_norm": zero_norm}
+    options["zero_gradient"] = zero_gradient
+    for beta in (BETA, 0.0):
+        # Without decay the formula of a zero gradient has a zero denominator.
+        is_formula = zero_gradient == "formula" and beta > 0
+        of_gradient = zero_norm if zero_gradient == "formula" else zero_gradient
+        ratio = np.array(
+            [
+                ratio_of(W, GRADIENTS[0], beta),
+                ZERO[zero_norm],
+                ETA / beta if is_formula else ZERO[of_gradient],
+                ZERO[zero_norm],
+            ]
+        )
+        steps, actual = one_step(w, g, 4.0, weight_decay=beta, **options)
+        np.testing.assert_allclose(actual, ratio, rtol=1e-6)
+        assert_same(steps, 4.0 * ratio[:, None, None] * (g + beta * w))
+        # A plain ratio is neither bounded nor clipped.
+        rules = ["", zero_norm, "" if is_formula else of_gradient, zero_norm]
+        bounds = {"clip": True, "trust_ratio_bounds": (2.0, 3.0)}
+        _, bounded = one_step(w, g, 4.0, weight_decay=beta, **options, **bounds)
+        expected = np.minimum(np.clip(ratio, 2.0, 3.0) / 4.0, 1.0)
+        is_plain = np.array(rules) == "plain"
+        np.testing.assert_allclose(bounded, np.where(is_plain, 1, expected), rtol=1e-6)
 
 
 def test_with_denominator_update_zero_gradient_means_a_zero_update():
@@ -364,39 +370,6 @@ def test_with_denominator_update_zero_gradient_means_a_zero_update():
     assert ratios[1] > 0
     _, ratio = one_step([W], [-BETA * W], 1.0, **DEFAULTS, **options)
     assert ratio == 0
-
-
-def test_zero_weights_with_a_zero_gradient_follow_zero_norm():
-    zeros = np.zeros((1, *W.shape))
-    options = {"zero_norm": "one", "zero_gradient": "zero"}
-    steps, ratio = one_step(zeros, zeros, 3.0, **DEFAULTS, **options)
-    assert ratio == 1
-    assert_same(steps, zeros)
-
-
-@pytest.mark.parametrize("name", ["zero_norm", "zero_gradient"])
-def test_a_plain_ratio_is_neither_bounded_nor_clipped(name):
-    w = [0 * W] if name == "zero_norm" else [W]
-    g = GRADIENTS[:1] if name == "zero_norm" else [0 * W]
-    options = {**DEFAULTS, "clip": True, "trust_ratio_bounds": (2.0, 3.0)}
-    ratios = {
-        rule: one_step(w, g, 4.0, **options, **{name: rule})[1]
-        for rule in ("one", "plain")
-    }
-    assert ratios == {"one": 2.0 / 4.0, "plain": 1.0}
-
-
-def test_zero_norm_and_zero_gradient_each_follow_their_own_rule():
-    # The zero gradient beside it follows its own rule, and that is bounded.
-    options = {"zero_norm": "plain", "zero_gradient": "one"}
-    _, ratio = one_step(
-        [0 * W, W],
-        [GRADIENTS[0], 0 * W],
-        **DEFAULTS,
-        **options,
-        trust_ratio_bounds=(0.0, 0.5),
-    )
-    np.testing.assert_array_equal(ratio, [1.0, 0.5])
 
 
 def test_excluded_parameters_are_neither_bounded_nor_clipped():

@@ -135,40 +135,22 @@ def test_timm_is_sgd_without_decay(arguments_of):
     assert with_clipping == {**without, "clip": True}
 
 
-@pytest.mark.parametrize("name", ["optax", "timm_larc", "simclr_popular", "oneflow"])
+@pytest.mark.parametrize(
+    "name", ["paper", "optax", "timm_larc", "simclr_popular", "oneflow"]
+)
 def test_complex_parameters_step_as_pairs_of_real_ones(name):
     # The norm of |x| is that of all real and imaginary parts: one ratio for both.
-    rng = np.random.default_rng(0)
-    w, g = rng.standard_normal((2, 2, 3, 2))
-    optimizer = getattr(presets, name)(3.0, 0.3, momentum=0.8)
-    z, dz = (x.view(complex)[..., 0] for x in (w, g))
+    w, *gradients = np.random.default_rng(0).standard_normal((4, 2, 3, 2))
+    optimizer = getattr(presets, name)(schedule, 0.3, momentum=0.8)
+    z, *dz = (x.view(complex)[..., 0] for x in (w, *gradients))
     with jax.enable_x64(True):
-        updates, state = first_step(optimizer, dz, z)
-        actual = z + np.asarray(updates)
-    layer = REFERENCES[name](w, beta=0.3, momentum=0.8)
-    expected = layer.step(g, 3.0).view(complex)[..., 0]
-    np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-13)
-    np.testing.assert_allclose(lars.trust_ratios(state), layer.ratio, rtol=1e-6)
-
-
-def test_complex_parameters_step_by_the_equations_of_the_paper():
-    rng = np.random.default_rng(1)
-    w, *gradients = rng.standard_normal((4, 5, 2)) + 1j * rng.standard_normal((4, 5, 2))
-    optimizer = lars.lars(schedule, 0.3, trust_coefficient=0.02, momentum=0.8)
-    with jax.enable_x64(True):
-        weights, state = jax.jit(functools.partial(scan, optimizer))(
-            w, np.stack(gradients)
-        )
-        actual = np.asarray(weights)
+        trajectory, state = run(optimizer, z, dz)
     assert state.trace.dtype == np.complex128
-    v = 0
-    for w_next, g, gamma in zip(actual, gradients, RATES, strict=False):
-        w_norm, g_norm = (np.sqrt(np.sum(np.abs(x) ** 2)) for x in (w, g))
-        ratio = 0.02 * w_norm / (g_norm + 0.3 * w_norm)
-        v = 0.8 * v + gamma * ratio * (g + 0.3 * w)
-        w = w - v
-        np.testing.assert_allclose(w_next, w, rtol=1e-11)
-    np.testing.assert_allclose(lars.trust_ratios(state), ratio, rtol=1e-6)
+    layer = REFERENCES[name](w, beta=0.3, momentum=0.8)
+    for actual, g, gamma in zip(trajectory, gradients, RATES, strict=False):
+        expected = layer.step(g, gamma).view(complex)[..., 0]
+        np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(lars.trust_ratios(state), layer.ratio, rtol=1e-6)
 
 
 def test_complex_and_real_parameters_can_share_a_ratio():

@@ -123,13 +123,7 @@ STACK = {"stacked": [(lars.select(path="kernel"), 0)]}
         (lars.lars, {}, {}, {"A": PARAMS["a"]}, "(lacks|in addition) 'A/bias'"),
         (lars.lars, {}, {}, {"a": [BIAS, KERNEL]}, "has in addition 'a/0'"),
         (lars.polar, {}, {}, tree(KERNEL[:2]), r"trace has the shape \(2, 3\) of 'a/k"),
-        (
-            lars.polar,
-            {},
-            STACK,
-            PARAMS,
-            r"signs has the shape \(1, 4\) .* where \(1, 1\)",
-        ),
+        (lars.polar, {}, {}, TWICE, "has in addition 'b/"),
     ],
 )
 def test_a_state_of_something_else_is_refused(make, options, others, params, message):

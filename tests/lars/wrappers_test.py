@@ -32,7 +32,15 @@ from optax import contrib
 from optax.experimental import aggregating
 
 import lars
-from tests.lars.steps import OPTIONS, assert_near, assert_same, drawn, first_step
+from tests.lars.steps import (
+    OPTIONS,
+    assert_near,
+    assert_same,
+    assert_trees_close,
+    drawn,
+    first_step,
+    run,
+)
 
 STEPS = 5
 FIRST, SECOND = "a", "b"  # two dense layers
@@ -651,6 +659,78 @@ def test_an_empty_module_beside_others_is_no_parameter(inner):
     if INNERS[inner].has_lars:
         assert set(lars.trust_ratios(state)) == set(params)
         assert set(lars.skipped_steps(state)) == set(params)
+
+
+# ----------------------------------------------------- what wrappers are said to do
+
+BIASES = lars.select(path="bias")
+RULES = {
+    "weight_decay": 0.1,
+    "weight_decay_mask": ~BIASES,
+    "trust_coefficient": 0.02,
+    "trust_ratio_mask": ~BIASES,
+    "momentum": 0.8,
+    "layer": "module",
+}
+RULED = lars.lars(2.0, **RULES)
+
+
+def test_partitions_have_their_own_optimizers_and_integers_have_none():
+    optimizers = {"lars": RULED, "sgd": optax.sgd(0.1), "none": optax.set_to_zero()}
+    optimizer = optax.partition(
+        optimizers, {FIRST: "lars", SECOND: "sgd", "table": "none"}
+    )
+    table, every = jnp.arange(4), gradients(with_nan=False)
+    weights, state = run(
+        optimizer,
+        tree(0) | {"table": table},
+        [g | {"table": jnp.zeros_like(table)} for g in every],
+    )
+    expected, alone = run(
+        RULED, {FIRST: tree(0)[FIRST]}, [{FIRST: g[FIRST]} for g in every]
+    )
+    assert_trees_close([{FIRST: w[FIRST]} for w in weights], expected)
+    by_sgd = optax.tree.add(tree(0)[SECOND], optax.tree.scale(-0.1, every[0][SECOND]))
+    assert_trees_close(weights[0][SECOND], by_sgd)
+    np.testing.assert_array_equal(weights[-1]["table"], table)
+    ratios = lars.trust_ratios(state)
+    assert ratios.pop(SECOND) == ratios.pop("table") == optax.MaskedNode()
+    assert_same(ratios, lars.trust_ratios(alone))
+
+
+def test_multi_steps_makes_one_step_of_the_mean_gradient():
+    every = gradients(with_nan=False)[:4]
+    means = [optax.tree.scale(0.5, optax.tree.add(*every[i : i + 2])) for i in (0, 2)]
+    multi = optax.MultiSteps(RULED, 2).gradient_transformation()
+    weights, state = run(multi, tree(0), every)
+    expected, alone = run(RULED, tree(0), means)
+    assert_trees_close(weights, [tree(0), expected[0], *expected], rtol=1e-5)
+    assert_trees_close(lars.trust_ratios(state), lars.trust_ratios(alone), rtol=1e-5)
+
+
+def test_apply_if_finite_leaves_out_the_whole_step():
+    first, broken, third, *_ = gradients(with_nan=True)
+    weights, state = run(
+        optax.apply_if_finite(RULED, 5), tree(0), [first, broken, third]
+    )
+    expected, alone = run(RULED, tree(0), [first, third])
+    assert_trees_close(weights, [expected[0], *expected])
+    assert_near(state.inner_state, alone, 1e-6)
+    assert state.total_notfinite == 1
+    # Not even counted: the broken step never was.
+    assert not any(np.any(x) for x in jax.tree.leaves(lars.skipped_steps(state)))
+
+
+def test_injected_hyperparameters_are_those_of_lars():
+    static = ("weight_decay_mask", "trust_ratio_mask", "layer")
+    optimizer = optax.inject_hyperparams(lars.lars, static_args=static)(2.0, **RULES)
+    weights, state = run(optimizer, tree(0), gradients(with_nan=False))
+    expected, alone = run(RULED, tree(0), gradients(with_nan=False))
+    assert_trees_close(weights, expected, rtol=1e-5)
+    assert_trees_close(lars.trust_ratios(state), lars.trust_ratios(alone), rtol=1e-5)
+    numbers = {"learning_rate": 2.0, "momentum": 0.8, "weight_decay": 0.1}
+    for name, number in numbers.items():
+        np.testing.assert_allclose(state.hyperparams[name], number, rtol=1e-6)
 
 
 # ----------------------------------------------------------- saved by another program
