@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,32 +187,10 @@ def in_equinox(optimizer):
     return plain(params), plain(lars.trust_ratios(state)), losses
 
 
-def haiku_network(x):
-    x = jnp.tanh(hk.Linear(8, name="first")(x))
-    return hk.Linear(3, name="second")(x)
-
-
-def in_haiku(optimizer):
-    network = hk.without_apply_rng(hk.transform(haiku_network))
-    params = {
-        name: {"w": jnp.asarray(x["kernel"]), "b": jnp.asarray(x["bias"])}
-        for name, x in weights().items()
-    }
-    params, state, losses = train(
-        lambda params: error(network.apply(params, data()[0])), params, optimizer
-    )
-
-    def plain(tree):
-        return {name: {"kernel": x["w"], "bias": x["b"]} for name, x in tree.items()}
-
-    return plain(params), plain(lars.trust_ratios(state)), losses
-
-
 FRAMEWORKS = {
     "linen": in_linen,
     "nnx": in_nnx,
     "equinox": in_equinox,
-    "haiku": in_haiku,
 }
 in_plain_jax = functools.cache(in_plain_jax)
 

@@ -186,7 +186,7 @@ def test_modules_need_a_tree_that_is_nested_by_module():
     ],
 )
 def test_kernels_at_the_top_are_fine_where_they_share_on_purpose(options):
-    lars.lars(1.0, **{"layer": "module", **options}).init(kernels_at_the_top())
+    lars.describe(kernels_at_the_top(), **{"layer": "module", **options})
 
 
 @pytest.mark.parametrize("stacked", [(), [(lars.select(path=""), 0)]])

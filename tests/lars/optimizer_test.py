@@ -490,12 +490,6 @@ def test_a_bad_option_is_named(arguments, error, message):
         lars.lars(**{"learning_rate": 1.0} | arguments)
 
 
-@pytest.mark.parametrize("momentum", [1.0, jnp.float32(1.5)])
-def test_caffe_refuses_a_bad_momentum_too(momentum):
-    with pytest.raises(ValueError, match="momentum must be below 1"):
-        lars.presets.caffe(1.0, momentum=momentum)
-
-
 def test_a_rate_with_an_axis_is_refused_under_jit():
     def build(rate):
         return lars.lars(rate).init(jnp.ones(3)).count

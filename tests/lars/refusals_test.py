@@ -132,6 +132,12 @@ def test_a_state_of_something_else_is_refused(make, options, others, params, mes
         make(0.1, **options).update(PARAMS, state, PARAMS)
 
 
+def test_a_state_of_polar_of_other_stacking_is_refused():
+    state = lars.polar(0.1, **STACK).init(TWICE)
+    with pytest.raises(ValueError, match=r"signs has the shape .*, where \(2, 2\) is"):
+        lars.polar(0.1).update(TWICE, state, TWICE)
+
+
 def test_a_state_of_another_container_is_refused():
     optimizer = lars.lars(1.0)
     with pytest.raises(ValueError, match="its parameters is PyTreeDef"):
