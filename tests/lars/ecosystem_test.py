@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,10 +188,35 @@ def in_equinox(optimizer):
     return plain(params), plain(lars.trust_ratios(state)), losses
 
 
+def in_haiku(optimizer):
+    def network(x):
+        x = jnp.tanh(hk.Linear(8, name="first")(x))
+        return hk.Linear(3, name="second")(x)
+
+    network = hk.without_apply_rng(hk.transform(network))
+    names = {"w": "kernel", "b": "bias"}
+    params = {
+        layer: {w: jnp.asarray(x[name]) for w, name in names.items()}
+        for layer, x in weights().items()
+    }
+    params, state, losses = train(
+        lambda params: error(network.apply(params, data()[0])), params, optimizer
+    )
+
+    def plain(tree):
+        return {
+            layer: {names[w]: array for w, array in x.items()}
+            for layer, x in tree.items()
+        }
+
+    return plain(params), plain(lars.trust_ratios(state)), losses
+
+
 FRAMEWORKS = {
     "linen": in_linen,
     "nnx": in_nnx,
     "equinox": in_equinox,
+    "haiku": in_haiku,
 }
 in_plain_jax = functools.cache(in_plain_jax)
 

@@ -25,9 +25,9 @@ TESTS = {
     "algorithm": ["families", "presets", "faults"],
     "norms": ["norms", "sharding"],
     "presets": ["presets"],
-    "polar_optimizer": ["polar_optimizer"],
+    "polar_optimizer": ["polar_optimizer", "refusals", "sharding"],
     "silence": ["waking"],
-    "waking": ["waking"],
+    "waking": ["waking", "refusals"],
 }
 """The modules, and the files of tests that are run for each."""
 

