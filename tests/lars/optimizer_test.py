@@ -21,7 +21,6 @@ from tests.lars.steps import (
     first_step,
     joint,
     normal,
-    run,
     scan,
     schedule,
     stacked,
@@ -60,17 +59,6 @@ def test_it_equals_the_paper_in_float64_over_five_steps(betas, nesterov):
             np.testing.assert_allclose(ratios[name], layer.ratio, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("eps", "ratio"), [(0.0, 0.04), (jnp.float32(12.5), 0.02)])
-def test_a_worked_example(eps, ratio):
-    # w = (3, 4) and g = (0, 10): ‖w‖ = 5, ‖g‖ = 10, so with η = .1 and β = .5
-    # λ = .1 * 5 / (10 + .5 * 5 + ε), and the step is λ (g + β w) = λ (1.5, 12).
-    params, g = jnp.array([3.0, 4.0]), jnp.array([0.0, 10.0])
-    optimizer = lars.scale_by_lars(weight_decay=0.5, trust_coefficient=0.1, eps=eps)
-    scaled, state = first_step(optimizer, g, params)
-    np.testing.assert_allclose(scaled, [ratio * 1.5, ratio * 12], rtol=1e-6)
-    np.testing.assert_allclose(lars.trust_ratios(state), ratio, rtol=1e-6)
-
-
 def test_lars_passes_every_option_to_scale_by_lars(monkeypatch):
     passed = {}
 
@@ -101,19 +89,6 @@ def test_scale_by_lars_ascends_without_rate_and_momentum():
     ascent, state = first_step(lars.scale_by_lars(0.5), g, params)
     np.testing.assert_array_equal(ascent, -descent)
     assert state.trace == ()
-
-
-def test_a_chain_around_scale_by_lars_is_lars_with_the_rate_outside():
-    params, gradients = normal(0, 3, 2), normal(1, 3, 3, 2)
-    chain = optax.chain(
-        lars.scale_by_lars(0.1),
-        optax.trace(0.8),
-        optax.scale_by_learning_rate(schedule),
-    )
-    whole = lars.lars(schedule, 0.1, momentum=0.8, momentum_of="direction")
-    actual, _ = run(chain, params, gradients)
-    expected, _ = run(whole, params, gradients)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @functools.cache
@@ -359,17 +334,6 @@ def test_hyperparameters_can_be_traced_or_arrays_within_jit():
     assert_trees_close(traced, lars.lars(1.0, momentum=0.9).init(params), rtol=0)
     assert_trees_close(jax.jit(step)(0.9), expected, rtol=1e-6)
     assert_trees_close(jax.jit(lambda: step(concrete))(), expected, rtol=1e-6)
-
-
-def test_unknown_extra_arguments_are_accepted():
-    params = jnp.ones(3)
-    optimizer = lars.lars(1.0)
-
-    def update(g):
-        state = optimizer.init(params)
-        return optimizer.update(g, state, params, value=1.0, what=None)
-
-    assert jax.eval_shape(update, params)[0].shape == (3,)
 
 
 def test_optimizers_under_vmap_equal_single_ones():

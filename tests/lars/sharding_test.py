@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import lars
 from lars.norms import scaled_l2_norms
 from lars.sharded import ArrayAxes
-from tests.lars.steps import drawn, scan, stacked
+from tests.lars.steps import assert_near, drawn, scan, stacked
 
 SHAPES = {
     "blocks": {"kernel": (4, 4, 8), "bias": (4, 8)},  # four layers, stacked
@@ -64,27 +64,15 @@ def on_one_device(name):
     return jax.jit(functools.partial(scan, optimizer(name)))(*data())
 
 
-def assert_same(actual, expected, name):
-    """Arrays by their norms: an element may be small by cancelling.
-
-    Sums over devices are rounded in another order. Orthogonalizing makes more of that,
-    by the ratio of the largest singular value to the smallest.
+def assert_alike(actual, expected, name):
+    """Sums over devices are rounded in another order. Orthogonalizing makes more of
+    that, by the ratio of the largest singular value to the smallest.
     """
     tolerance = 1e-3 if name == "spectral" else 1e-5
-
-    def compare(a, e):
-        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
-        np.testing.assert_array_equal(np.isfinite(a), True)
-        assert np.linalg.norm(a - e) <= tolerance * np.linalg.norm(e)
-
     (weights, state), (expected_weights, expected_state) = actual, expected
-    jax.tree.map(compare, weights, expected_weights)
-    jax.tree.map(compare, state.trace, expected_state.trace)
-    np.testing.assert_allclose(
-        state.trust_ratio, expected_state.trust_ratio, rtol=tolerance
-    )
-    np.testing.assert_array_equal(state.skipped_steps, expected_state.skipped_steps)
-    assert state.count == 3
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(weights))
+    assert_near(weights, expected_weights, tolerance)
+    assert_near(state, expected_state, tolerance)
 
 
 def mesh(kind=AxisType.Auto):
@@ -131,7 +119,7 @@ def test_global_arrays_under_jit_need_no_specs(kind, layout, name):
         params, grads = place(params, specs), place(grads, later(specs))
         assert len(params["blocks"]["kernel"].sharding.device_set) == 4
         actual = jax.jit(functools.partial(scan, opt))(params, grads)
-    assert_same(actual, on_one_device(name), name)
+    assert_alike(actual, on_one_device(name), name)
     _, state = actual
     for x, like in zip(
         jax.tree.leaves(state.trace), jax.tree.leaves(params), strict=True
@@ -154,7 +142,7 @@ def test_local_parts_under_shard_map_need_their_specs(layout, name):
         in_specs=(specs, later(specs)),
         out_specs=(later(specs), state_specs(opt, params, specs)),
     )
-    assert_same(jax.jit(steps)(params, grads), on_one_device(name), name)
+    assert_alike(jax.jit(steps)(params, grads), on_one_device(name), name)
 
 
 OPTIMIZERS = {

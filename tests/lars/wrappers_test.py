@@ -496,13 +496,6 @@ CASES = [
     *((name, "polar") for name in ("chain", "MultiSteps", "inject_hyperparams")),
     *((name, "waking") for name in ("chain", "masked", "inject_hyperparams")),
 ]
-# On how many other devices a run goes on. The step is compiled again for them.
-DEVICES = {
-    ("chain", "lars"): 4,
-    ("masked", "lars"): 2,
-    ("chain", "polar"): 4,
-    ("chain", "waking"): 2,
-}
 
 
 @pytest.mark.parametrize(("name", "inner"), CASES)
@@ -520,8 +513,8 @@ def test_a_run_is_the_same_whatever_is_done_to_its_state(name, inner, tmp_path):
             except Exception as error:
                 failed.append(f"{way}: {type(error).__name__}: {error}")
     assert not failed, "\n".join([f"{inner} in {name} is another run if", *failed])
-    if (name, inner) in DEVICES:
-        params, _, told = run.handled(devices=DEVICES[name, inner])
+    if name == "chain":  # the step is compiled again for other devices
+        params, _, told = run.handled(devices=4)
         assert_near((params, told), (expected[0], expected[2]), 1e-6)
 
 
@@ -532,13 +525,9 @@ def check_what_is_told(run, told):
         if run.wrapper.is_flat:
             assert jax.tree.structure(tree_of) == jax.tree.structure(0)
             continue
-        for layer, of_layer in tree(0).items():
-            if layer in run.wrapper.owned:
-                assert jax.tree.structure(tree_of[layer]) == jax.tree.structure(
-                    of_layer
-                )
-            else:
-                assert not jax.tree.leaves(tree_of[layer])
+        for layer, parts in SHAPES.items():
+            found = list(tree_of[layer]) if jax.tree.leaves(tree_of[layer]) else []
+            assert set(found) == (set(parts) if layer in run.wrapper.owned else set())
     assert any(all((x > 0).all() for x in jax.tree.leaves(x)) for x, _ in told)
 
 
