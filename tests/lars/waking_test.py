@@ -205,6 +205,12 @@ def zero_output(after_a_step=False):
     return gradient(network() if after_a_step else params), params
 
 
+def shut_normalization():
+    """Its scale is small, as after a first step from zero."""
+    params = {**network(100.0), "norm": {"scale": np.full(WIDTH, 0.01, np.float32)}}
+    return without(gradient(params), "hidden_0"), params
+
+
 def one_parameter_not_finite():
     params = network()
     params["output"]["kernel"][0, 0] = np.nan
@@ -218,6 +224,7 @@ NOT_SILENT = {
     "one constant input": one_constant_input,
     "a kernel of zero": zero_output,
     "a kernel of zero beside gradients": lambda: zero_output(after_a_step=True),
+    "a normalization that is shut": shut_normalization,
     "no gradient at all": lambda: (jax.tree.map(np.zeros_like, network()), network()),
     "parameters not finite": one_parameter_not_finite,
 }
