@@ -88,6 +88,15 @@ def one_step(params, gradients, learning_rate=1.0, **options):
         return np.asarray(steps)[:number], np.asarray(ratios)[:number]
 
 
+def paper(params, gradients, rates=RATES):
+    layer = PaperLars(params, eta=ETA, beta=BETA, momentum=MOMENTUM)
+    return [layer.step(g, gamma) for g, gamma in zip(gradients, rates, strict=True)]
+
+
+def test_the_default_is_the_algorithm_of_the_paper():
+    assert_same(weights(), paper(W, GRADIENTS))
+
+
 def test_a_constant_rate_is_the_same_inside_and_outside_the_momentum():
     rates = np.full(len(RATES), 3.0)
     inside = weights(rates=rates, momentum_of="step", nesterov=True)
@@ -214,11 +223,6 @@ def test_without_a_gradient_decay_outside_takes_a_part_of_the_weights(momentum_o
     steps, _ = one_step([W], [0 * W], 3.0, **DEFAULTS, **options)
     # A zero gradient has the ratio η/β: the part is γη.
     assert_same(steps, [3.0 * ETA * W])
-
-
-def paper(params, gradients, rates=RATES):
-    layer = PaperLars(params, eta=ETA, beta=BETA, momentum=MOMENTUM)
-    return [layer.step(g, gamma) for g, gamma in zip(gradients, rates, strict=True)]
 
 
 def heavy_ball(rates, *, inside):

@@ -35,8 +35,8 @@ REFERENCES = {
     "oneflow": reference.OneFlow,
     "caffe": reference.Caffe,
 }
-NESTEROV = ["optax", "timm", "simclr_popular"]
-"""A source that has Nesterov's step, for each kind of ``momentum_of``."""
+NESTEROV = ["paper", "timm", "simclr_popular"]
+"""One of each kind of ``momentum_of``."""
 
 BETAS = [0.3, 3e-4, 0.0]
 CASES = (
