@@ -8,37 +8,13 @@ import pytest
 
 from experiments.figures import settings_of
 from experiments.studies.book import (
-    ITEMS,
     dropout,
     exercise1,
     exercise2,
-    exercise3,
     sigmoid_or_relu,
     symmetry,
 )
-
-
-def computed(name, keep=lambda cell: True, **changes):
-    """The table of an item's quick version, of the parts that are kept."""
-    settings = {**settings_of(name, quick=True), **changes}
-    item = ITEMS[name]
-    with jax.numpy_rank_promotion("allow"):
-        return pd.concat(
-            [
-                item.measure(cell, settings).assign(**cell)
-                for cell in item.cells(settings)
-                if keep(cell)
-            ],
-            ignore_index=True,
-        ), settings
-
-
-def verdicts(name, table, settings):
-    found = ITEMS[name].claims(table, settings)
-    for claim in found:
-        assert "nan" not in claim.found, claim
-        assert "\n" not in claim.says + claim.found
-    return [claim.verdict for claim in found]
+from tests.experiments.studies.quick import computed, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +53,6 @@ def test_equal_units_stay_equal_but_for_dropout_and_random_outgoing_weights(
         *["confirmed"] * 4,
         "partly",
     ]
-    ITEMS["book_symmetry"].draw(table, settings)
 
 
 def test_spread_and_rank():
@@ -120,7 +95,6 @@ def test_dropout_spreads_gradients_over_units_as_the_closed_form():
     medians = table[~without].groupby(["batch", "dropout_rate", "batch_size"]).median()
     np.testing.assert_allclose(medians["spread"], medians["expected"], rtol=0.25)
     assert verdicts("book_dropout", table, settings)[0] == "confirmed"
-    ITEMS["book_dropout"].draw(table, settings)
 
 
 def test_relative_spread_and_its_expectation_by_simulation():
@@ -228,7 +202,6 @@ def test_claims_of_exercise_1_follow_from_the_table():
 
     found = verdicts("book_exercise1", table(difference), settings)
     assert found == ["confirmed"] * 5
-    ITEMS["book_exercise1"].draw(table(difference), settings)
     nothing = verdicts("book_exercise1", table(lambda *_: 0.0), settings)
     assert nothing == ["partly", "confirmed", "partly", "partly", "not confirmed"]
 
@@ -254,26 +227,6 @@ def test_regressions_end_at_one_optimum_from_all_starts():
     best = np.square(x @ solution - y).mean() / 2 + ridge * (solution**2).sum() / 2
     losses = end[end["model"] == "linear regression"]["loss"]
     np.testing.assert_allclose(losses, best, rtol=1e-9)
-    ITEMS["book_exercise2"].draw(table, settings)
-
-
-@pytest.mark.parametrize("model", exercise2.MODELS)
-def test_gradients_of_exercise_2_are_those_of_the_loss(model):
-    x, targets = exercise2.problem(model)
-    x, targets = x[:30], targets[:30]
-    shape = (x.shape[1], targets.shape[1])
-    weights = exercise2.initial(model, "random", shape, 4, seed=0)
-    _, gradients = exercise2.loss_and_gradient(model, weights, x, targets, 0.1)
-    random = np.random.default_rng(0)
-    ways = [random.standard_normal(w.shape) for w in weights]
-
-    def loss(t):
-        moved = [w + t * way for w, way in zip(weights, ways, strict=True)]
-        return exercise2.loss_and_gradient(model, moved, x, targets, 0.1)[0]
-
-    slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
-    expected = sum((g * way).sum() for g, way in zip(gradients, ways, strict=True))
-    np.testing.assert_allclose(slope, expected, rtol=1e-6)
 
 
 def test_bounds_on_products_hold_but_for_the_spectral_radius():
@@ -298,22 +251,6 @@ def test_bounds_on_products_hold_but_for_the_spectral_radius():
     np.testing.assert_allclose(shift, depths * np.log10(16) / 2, rtol=1e-9)
     spoiled = table.assign(largest_bound=table["largest"] / 2)
     assert verdicts("book_exercise3", spoiled, settings)[0] == "partly"
-    ITEMS["book_exercise3"].draw(table, settings)
-
-
-def test_lyapunov_exponents_are_those_of_a_simulation():
-    # ½ (ln 2 + ψ(1)) of one number is E ln |x|, which is -(γ + ln 2)/2.
-    np.testing.assert_allclose(
-        exercise3.log_growth(1, 1), -(np.euler_gamma + np.log(2)) / 2, rtol=1e-12
-    )
-    random = np.random.default_rng(0)
-    for size, position in ((5, 1), (5, 4), (8, 1), (8, 8)):
-        norms = np.linalg.norm(
-            random.standard_normal((200_000, size - position + 1)), axis=1
-        )
-        np.testing.assert_allclose(
-            exercise3.log_growth(size, position), np.log(norms).mean(), atol=0.01
-        )
 
 
 def test_gates_keep_or_lose_the_range_of_their_inputs():
@@ -356,7 +293,6 @@ def test_the_sigmoid_is_better_as_gate_and_output_and_worse_in_hidden_layers():
         "book_sigmoid_or_relu", depths=(2, 6), hidden_rates=(3e-3,), num_steps=80
     )
     assert verdicts("book_sigmoid_or_relu", table, settings) == ["confirmed"] * 5
-    ITEMS["book_sigmoid_or_relu"].draw(table, settings)
     spoiled = table.assign(largest_state=2.0, calibration_error=0.5)
     result = verdicts("book_sigmoid_or_relu", spoiled, settings)
     assert result[0] == result[3] == "not confirmed"
