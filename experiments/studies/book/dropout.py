@@ -33,9 +33,6 @@ def gradient_of_equal_units(
         constant: every element of W1.
         outgoing: [10], the weights from any unit to the classes.
         masks: [B, units], the factors of dropout: 0, or 1/(1-p).
-
-    Returns:
-        [inputs, units].
     """
     units = masks.shape[1]
 
@@ -47,11 +44,7 @@ def gradient_of_equal_units(
 
 
 def relative_spread(gradient: np.ndarray) -> float:
-    """The standard deviation over units relative to the mean, over all inputs.
-
-    Args:
-        gradient: [inputs, units].
-    """
+    """The standard deviation over units [inputs, units] relative to the mean."""
     gradient = gradient.astype(np.float64)
     # From the first unit, so that units equal bit for bit have the deviation 0.
     deviation = (gradient - gradient[:, :1]).std(1)
@@ -62,13 +55,9 @@ def expected_spread(rate: float, per_image: np.ndarray) -> float:
     """The spread that dropout makes, where masks are independent.
 
     A unit's gradient is the sum over images of mask times the image's own gradient g.
-    The mask has the mean 1 and the variance p/(1-p), so that
+    The mask has the mean 1 and the variance p/(1-p), with the rate p, so that
 
         spread = sqrt(p/(1-p)) sqrt(Σ ‖g‖²) / ‖Σ g‖.
-
-    Args:
-        rate: p.
-        per_image: [B, inputs], the g.
     """
     total = np.linalg.norm(per_image.sum(0))
     return float(np.sqrt(rate / (1 - rate)) * np.linalg.norm(per_image) / total)
@@ -235,16 +224,10 @@ def _slope(rows: pd.DataFrame) -> float:
     return float(np.polyfit(np.log(logs.index), logs, 1)[0])
 
 
+TITLE = "Why dropout breaks the symmetry and minibatch SGD does not"
 ABOUT = """Readers of the book ask why dropout would tell equal hidden units apart and
 the noise of minibatches would not. Here the gradient of W1 of a layer of equal tanh
 units is computed in float32 on batches of scikit-learn's digits, without dropout and
 with it, for many seeds, each with its own images, weights and masks. Its spread over
 units is compared with the closed form."""
-ITEM = Item(
-    "Why dropout breaks the symmetry and minibatch SGD does not",
-    ABOUT,
-    cells,
-    measure,
-    draw,
-    claims,
-)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

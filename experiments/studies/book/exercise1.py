@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from experiments.data import load
-from experiments.studies.book.shared import cross_entropy, optimizer_of
+from experiments.studies.book.shared import cross_entropy, descended, optimizer_of
 from experiments.studies.item import Claim, Item, Settings, judge
 from experiments.studies.style import COLORS, look, middle_and_errors, panels
 from experiments.studies.tables import Cell, combinations, median_and_spread, only
@@ -202,14 +201,7 @@ def _rows(name: str, dtype: str, settings: Settings) -> list[Cell]:
         momentum, decay = settings["momentum"], settings["weight_decay"]
         rate = settings["learning_rates"][name.split(",")[0]]
         optimizer = optimizer_of(name, rate, momentum, decay)
-
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            params, state = carry
-            updates, state = optimizer.update(gradient(params), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        start = (params, optimizer.init(params))
-        return jax.lax.scan(step, start, length=settings["num_steps"])[0][0]
+        return descended(gradient, params, optimizer, settings["num_steps"])[0]
 
     optimizers = OPTIMIZERS if dtype in trained_in(name) else ()
     rows = []
@@ -378,10 +370,11 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
+TITLE = "Exercise 1: symmetries of networks"
 ABOUT = """The exercise asks for other symmetries of networks than the permutation of
 hidden units. Here ten transformations of the weights are applied to small networks on
 scikit-learn's digits, and the logits are compared in float32 and float64. Two of them
 are controls that change the function. Then both weights are trained on the same images
 with SGD, Adam and LARS, with three seeds, to see which optimizers still give one
 function."""
-ITEM = Item("Exercise 1: symmetries of networks", ABOUT, cells, measure, draw, claims)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_diabetes
 
 from experiments.data import load
+from experiments.studies.book.shared import descended
 from experiments.studies.item import Claim, Item, Settings, judge
 from experiments.studies.style import legend_below, line_over_seeds, panels
 from experiments.studies.tables import Cell, combinations, mean_and_spread, only
@@ -46,12 +47,7 @@ def initial(
 ) -> Weights:
     """The matrices of a model: all zero, all one constant, or random.
 
-    Args:
-        model: one of `MODELS`.
-        start: one of `STARTS`.
-        sizes: of inputs and outputs.
-        hidden: units of the hidden layer, where there is one.
-        seed: draws the constant, or the elements.
+    The sizes are those of inputs and outputs; the seed draws constants or elements.
     """
     random = np.random.default_rng(seed)
     inputs, outputs = sizes
@@ -87,36 +83,31 @@ def loss(
     return losses.mean() + ridge / 2 * sum(jnp.square(w).sum() for w in weights)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "steps"))
-def descended(
-    weights: Weights, model: str, steps: int, rate: float, *problem: Any
-) -> tuple[Weights, jax.Array, Weights]:
-    """The weights before every step of gradient descent and after the last.
-
-    Returns:
-        The weights with an axis of steps in front, likewise the losses and gradients.
-    """
-
-    def step(weights: Weights, _: None) -> tuple[Weights, Any]:
-        value, slope = jax.value_and_grad(loss)(weights, model, *problem)
-        moved = jax.tree.map(lambda w, g: w - rate * g, weights, slope)
-        return moved, (weights, value, slope)
-
-    return jax.lax.scan(step, weights, length=steps + 1)[1]
+@functools.partial(jax.jit, static_argnames=("model", "shown"))
+def _looks(
+    weights: Weights, model: str, shown: tuple[int, ...], rate: float, *problem: Any
+) -> tuple[Weights, jax.Array, jax.Array, jax.Array]:
+    """Weights, losses, gradients of the first matrix and outputs after some steps."""
+    of = jax.value_and_grad(lambda weights: loss(weights, model, *problem))
+    steps = max(shown) + 1
+    _, path = descended(lambda weights: of(weights)[1], weights, optax.sgd(rate), steps)
+    kept = jax.tree.map(lambda w: w[jnp.array(shown)], path)
+    losses, (gradients, *_) = jax.vmap(of)(kept)
+    return kept, losses, gradients, jax.vmap(outputs_of, (0, None))(kept, problem[0])
 
 
 # All starts of a model have one reference.
 @functools.lru_cache(maxsize=8)
-def _run(
-    model: str, start: str, seed: int, hidden: int, *hyperparameters: Any
-) -> tuple[Weights, np.ndarray, Weights]:
+def _run(model: str, start: str, seed: int, hidden: int, *settings: Any) -> list[Any]:
+    """For each look, what `_looks` gives."""
     x, targets = problem(model)
     sizes = (x.shape[1], targets.shape[1])
     weights = initial(model, start, sizes, hidden, seed)
-    steps, rate, ridge = hyperparameters
+    shown, rate, ridge = settings
     with jax.enable_x64(True):
-        way = descended(weights, model, steps, rate, x, targets, ridge)
-        return jax.tree.map(np.asarray, way)
+        looks = _looks(weights, model, shown, rate, x, targets, ridge)
+        kept, *others = jax.tree.map(np.asarray, looks)
+    return list(zip(zip(*kept, strict=True), *others, strict=True))
 
 
 def cells(settings: Settings) -> list[Cell]:
@@ -131,31 +122,33 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     The distance is to the weights that the random start of seed 0 ends at, relative to
     their norm, so that it is 0 for that run itself.
     """
-    model, start, last = *cell.values(), settings["num_steps"][cell["model"]]
-    rate, ridge = (settings[name][model] for name in ("learning_rates", "ridges"))
-    sizes = (settings["hidden"], last, rate, ridge)
+    model, start = cell["model"], cell["start"]
+    last, rate, ridge = (
+        settings[name][model] for name in ("num_steps", "learning_rates", "ridges")
+    )
+    # Every power of two, and the last.
+    shown = tuple(sorted({0, *(2**k for k in range(last.bit_length())), last}))
+    arguments = (settings["hidden"], shown, rate, ridge)
 
-    def norm(weights: Weights) -> float:
-        return float(np.sqrt(sum(np.square(w).sum() for w in weights)))
+    def flat(weights: Weights) -> np.ndarray:
+        return np.concatenate([np.ravel(w) for w in weights])
 
-    reference = [w[last] for w in _run(model, "random", 0, *sizes)[0]]
+    reference = flat(_run(model, "random", 0, *arguments)[-1][0])
     rows = []
     # Of zeros there is one start only.
     for seed in range(1 if start == "zero" else settings["seeds"]):
-        weights, losses, gradients = _run(model, start, seed, *sizes)
-        # Every power of two, and the last.
-        for step in sorted({0, *(2**k for k in range(last.bit_length())), last}):
-            now, gradient = [w[step] for w in weights], gradients[0][step]
-            apart = norm([a - b for a, b in zip(now, reference, strict=True)])
+        looks = _run(model, start, seed, *arguments)
+        for step, (weights, value, gradient, outputs) in zip(shown, looks, strict=True):
+            apart = np.linalg.norm(flat(weights) - reference)
             largest = max(np.abs(gradient).max(), 1e-300)
             rows.append(
                 {
                     "seed": seed,
                     "step": step,
-                    "loss": losses[step],
-                    "accuracy": _accuracy(model, now),
-                    "distance": apart / norm(reference),
-                    "rank": rank(now[0]),
+                    "loss": value,
+                    "accuracy": _accuracy(model, outputs),
+                    "distance": apart / np.linalg.norm(reference),
+                    "rank": rank(weights[0]),
                     "gradient_rank": rank(gradient),
                     "gradient_spread": np.ptp(gradient) / largest,
                 }
@@ -172,14 +165,12 @@ def rank(matrix: np.ndarray) -> int:
     return int(np.linalg.matrix_rank(matrix, rtol=1e-6))
 
 
-def _accuracy(model: str, weights: Weights) -> float:
+def _accuracy(model: str, outputs: np.ndarray) -> float:
     """Of training examples; of linear regression the R², which is its like."""
-    x, targets = problem(model)
-    with jax.enable_x64(True):
-        outputs = np.asarray(outputs_of(weights, jnp.asarray(x)))
+    _, targets = problem(model)
     if model == LINEAR:
-        return float(1 - np.square(outputs - targets).mean() / targets.var())
-    return float((outputs.argmax(1) == targets.argmax(1)).mean())
+        return 1 - np.square(outputs - targets).mean() / targets.var()
+    return (outputs.argmax(1) == targets.argmax(1)).mean()
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
@@ -281,16 +272,10 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
+TITLE = "Exercise 2: equal weights in linear and softmax regression"
 ABOUT = """The exercise asks whether all weights of linear or softmax regression can
 start at one value. Here plain gradient descent in float64 starts from zeros, from
 constants and from random weights (three seeds): linear regression on scikit-learn's
 diabetes, softmax regression on its digits, and for contrast a network of one hidden
 layer on the digits. A small ridge makes the optimum of the two regressions unique."""
-ITEM = Item(
-    "Exercise 2: equal weights in linear and softmax regression",
-    ABOUT,
-    cells,
-    measure,
-    draw,
-    claims,
-)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

@@ -277,6 +277,7 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
+TITLE = "Gradients layer by layer"
 ABOUT = """The book writes the gradient of a layer as a product of the Jacobians of all
 layers after it, and says that it may vanish or explode. Here are the gradients of the
 loss on 128 of scikit-learn's digits, in float32 at initialization, in plain networks of
@@ -284,4 +285,4 @@ width 128 and up to 50 layers without biases, for three activations and four
 initializations (a small and a large standard deviation,
 [Xavier](https://proceedings.mlr.press/v9/glorot10a.html) and
 [He](https://arxiv.org/abs/1502.01852)), over five seeds."""
-ITEM = Item("Gradients layer by layer", ABOUT, cells, measure, draw, claims)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.data import load
 from experiments.studies.book.shared import (
-    ACTIVATIONS,
+    activations,
     draw_kernels,
     kernel_scales,
     layer_shapes,
@@ -57,12 +57,8 @@ def mean_squares(
     kernels: Sequence[np.ndarray], inputs: np.ndarray, activation: str
 ) -> list[float]:
     """The mean squares of the activations after each layer, in float32."""
-    x = jnp.asarray(inputs, jnp.float32)
-    squares = []
-    for kernel in kernels:
-        x = ACTIVATIONS[activation](x @ jnp.asarray(kernel))
-        squares.append(float(jnp.square(x).mean()))
-    return squares
+    signals = activations(kernels, inputs, activation)
+    return [float(jnp.square(x).mean()) for x in signals]
 
 
 def _training(name: str, depth: int, settings: Settings) -> pd.DataFrame:
@@ -105,26 +101,16 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
                 left, signal, "layer", "mean_square", number, label, markersize=3
             )
             line_over_seeds(panel, best, "depth", "test_accuracy", number, rule)
-        panel.set(
-            title=f"{name}, trained with SGD",
-            xlabel="depth, in layers",
-            ylabel="test accuracy at the best rate",
-            xscale="log",
-            xticks=depths,
-            xticklabels=depths,
-            ylim=(0, 1.02),
-        )
+        panel.set(title=f"{name}, trained with SGD", xlabel="depth, in layers")
+        panel.set(ylabel="test accuracy at the best rate", xscale="log", xticks=depths)
+        panel.set(xticklabels=depths, ylim=(0, 1.02))
         panel.minorticks_off()
         panel.legend(loc="lower left")
     layers = np.arange(1, max(depths) + 1)
     for rule, label in zip(RULES, (None, "ReLU, closed form"), strict=True):
         left.plot(layers, closed_form(rule, layers), label=label, **CLOSED_FORM)
-    left.set(
-        title="Signals at the start",
-        xlabel="layers passed",
-        ylabel="mean square of the activations",
-        yscale="log",
-    )
+    left.set(title="Signals at the start", xlabel="layers passed")
+    left.set(ylabel="mean square of the activations", yscale="log")
     left.legend(loc="lower left", fontsize=9)
     return figure
 
@@ -192,6 +178,7 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
+TITLE = "He or Xavier"
 ABOUT = """Readers of the book ask whether
 [Xavier's initialization](https://proceedings.mlr.press/v9/glorot10a.html) is outdated
 now that there is [He's](https://arxiv.org/abs/1502.01852) for ReLU. Here are the mean
@@ -200,4 +187,4 @@ after a short training with SGD with momentum. The networks are plain, of width 
 without biases and of 2 to 32 layers, with ReLU or tanh. Both initializations have
 equally many learning rates, and the best one is chosen by validation data. Three
 seeds."""
-ITEM = Item("He or Xavier", ABOUT, cells, measure, draw, claims)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

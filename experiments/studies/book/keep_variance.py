@@ -83,13 +83,6 @@ def log_mean_squares(
     with which it is the same in all networks: gradients then leave the range by
     themselves, and not because the activations have.
 
-    Args:
-        key: PRNG key.
-        factors: of the mean square per layer, one for each network.
-        depth: layers.
-        width: units of each, also of the inputs.
-        count: random inputs.
-
     Returns:
         Of the activations after 1, 2, ... layers, [depth, factors], and of a random
         gradient that has come back through as many.
@@ -165,15 +158,11 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     for number, depth in enumerate(settings["depths"]):
         rows, label = only(best, depth=depth), f"{depth} layers"
         line_over_seeds(right, rows, "factor", "test_accuracy", number, label)
-    right.set(
-        xscale="log",
-        xlabel="factor of the mean square per layer",
-        ylabel="mean test accuracy, best rate",
-        title="Training with SGD",
-        xticks=settings["trained_factors"],
-        xticklabels=[f"{factor:g}" for factor in settings["trained_factors"]],
-        ylim=(0, 1.02),
-    )
+    right.set(xscale="log", xlabel="factor of the mean square per layer")
+    right.set(ylabel="mean test accuracy, best rate", title="Training with SGD")
+    right.set(xticks=settings["trained_factors"])
+    right.set(xticklabels=[f"{factor:g}" for factor in settings["trained_factors"]])
+    right.set(ylim=(0, 1.02))
     right.minorticks_off()
     right.axvline(1, **CLOSED_FORM)
     right.legend(loc=(0.02, 0.52), fontsize=9)
@@ -280,10 +269,11 @@ def _factor_of(rows: pd.DataFrame, name: str) -> float:
     return float(10 ** np.polyfit(rows["layer"], rows[name], 1)[0])
 
 
+TITLE = "Why to keep the variance"
 ABOUT = """Readers of the book ask why the variance should stay fixed. Here are the mean
 squares of activations and gradients in a ReLU network of width 128, in float32, with
 weights that multiply them by a factor per layer. Plain networks of width 64 without
 biases are then trained from such starts with SGD with momentum on scikit-learn's
 digits. All have the same learning rates, and the best one is chosen by validation data.
 Three seeds."""
-ITEM = Item("Why to keep the variance", ABOUT, cells, measure, draw, claims)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

@@ -64,11 +64,8 @@ def log_norms(
 ) -> np.ndarray:
     """ln of the Frobenius norm of the product of the first 1, 2, ... matrices.
 
-    In float64. The product is divided by its norm after each matrix, so that nothing
-    overflows.
-
-    Returns:
-        Array of shape [matrices, seeds].
+    In float64, [matrices, seeds]. The product is divided by its norm after each matrix,
+    so that nothing overflows.
     """
     product = np.broadcast_to(np.eye(width), (seeds, width, width))
     logs = np.zeros((matrices, seeds))
@@ -145,18 +142,11 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         growth.plot([0, last], [0, slope * last], **CLOSED_FORM)
         sizes.axvline(slope * last, ymax=1 / 1.75, **CLOSED_FORM)
     sizes.axvline(np.nan, label="closed form, mean", **CLOSED_FORM)
-    sizes.set(
-        xlabel=f"log₁₀ Frobenius norm after {last} matrices",
-        ylabel="share of seeds below",
-        title=f"{settings['seeds']} seeds each",
-        ylim=(0, 1.75),
-        yticks=[0, 0.25, 0.5, 0.75, 1],
-    )
-    growth.set(
-        xlabel="matrices",
-        ylabel="log₁₀ Frobenius norm",
-        title="Median and quartiles; dotted: closed form",
-    )
+    sizes.set(xlabel=f"log₁₀ Frobenius norm after {last} matrices")
+    sizes.set(ylabel="share of seeds below", title=f"{settings['seeds']} seeds each")
+    sizes.set(ylim=(0, 1.75), yticks=[0, 0.25, 0.5, 0.75, 1])
+    growth.set(xlabel="matrices", ylabel="log₁₀ Frobenius norm")
+    growth.set(title="Median and quartiles; dotted: closed form")
     for place in (sizes, growth):
         place.legend(loc="upper left", fontsize=9)
 
@@ -181,16 +171,10 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         label="measured",
     )
     gap.plot(decay["closed_form"], label="closed form", **CLOSED_FORM)
-    gap.plot(0.5 / decay.index, color=colors[1], ls="--", label="1 / (2n)")
-    gap.set(
-        xlabel="width n",
-        ylabel="decay of ln length per matrix",
-        title=f"σ = 1/√n, {settings['vector_seeds']} seeds, ±2 standard errors",
-        xscale="log",
-        yscale="log",
-        xticks=decay.index,
-        xticklabels=decay.index,
-    )
+    gap.plot(decay.index, 0.5 / decay.index, color=colors[1], ls="--", label="1 / (2n)")
+    gap.set(xlabel="width n", ylabel="decay of ln length per matrix")
+    gap.set(title=f"σ = 1/√n, {settings['vector_seeds']} seeds, ±2 standard errors")
+    gap.set(xscale="log", yscale="log", xticks=decay.index, xticklabels=decay.index)
     gap.minorticks_off()
     gap.legend()
     return figure
@@ -292,6 +276,7 @@ def _decay(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     )
 
 
+TITLE = "A product of a hundred random matrices"
 ABOUT = """The book multiplies a 4x4 Gaussian matrix by 100 more and prints one result.
 Here is the distribution over 2,000 seeds, in float64 with the norm divided out after
 each matrix, and the number of matrices at which a float32 product overflows over 300
@@ -300,6 +285,4 @@ seeds. Each matrix adds the
 scale that keeps the mean square still lets the typical product decay, by depth over
 width: this is failure mode 2 of
 [Hanin and Rolnick](https://arxiv.org/abs/1803.01719)."""
-ITEM = Item(
-    "A product of a hundred random matrices", ABOUT, cells, measure, draw, claims
-)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -45,12 +45,9 @@ def layer_shapes(inputs: int, width: int, depth: int, outputs: int) -> Shapes:
 def deviation(rule: str, n_in: int, n_out: int) -> float:
     """The standard deviation of the weights of a layer.
 
-    Args:
-        rule: ``Xavier`` (Glorot and Bengio 2010,
-            https://proceedings.mlr.press/v9/glorot10a.html), ``He`` (He et al. 2015,
-            https://arxiv.org/abs/1502.01852), or ``sd X`` for the number X.
-        n_in: inputs of the layer.
-        n_out: its outputs.
+    The rule is ``Xavier`` (Glorot and Bengio 2010,
+    https://proceedings.mlr.press/v9/glorot10a.html), ``He`` (He et al. 2015,
+    https://arxiv.org/abs/1502.01852), or ``sd X`` for the number X.
     """
     if rule == "Xavier":
         return (2 / (n_in + n_out)) ** 0.5
@@ -71,6 +68,16 @@ def draw_kernels(rule: str, shapes: Shapes, seed: int) -> list[np.ndarray]:
     ]
 
 
+def activations(
+    kernels: Iterable[Any], x: Any, activation: str = "ReLU"
+) -> Iterator[jax.Array]:
+    """The activations after each layer, in float32."""
+    x = jnp.asarray(x, jnp.float32)
+    for kernel in kernels:
+        x = ACTIVATIONS[activation](x @ jnp.asarray(kernel))
+        yield x
+
+
 def kernel_scales(rule: str, shapes: Shapes, activation: str) -> list[float]:
     """What makes kernels of `experiments.networks.mlp` those of a rule of `deviation`.
 
@@ -86,11 +93,8 @@ def log_growth(size: int, position: int = 1) -> float:
     A Gaussian matrix turns any unit vector into one whose squared length is chi-squared
     with n degrees of freedom. Each matrix therefore adds (ln 2 + ψ(n/2)) / 2 to the
     expected logarithm of the length, and (ln 2 + ψ((n - i + 1)/2)) / 2 to that of the
-    i-th singular value (Newman 1986, https://doi.org/10.1007/BF01464284).
-
-    Args:
-        size: n.
-        position: i, from 1 for the largest singular value to n for the smallest.
+    i-th largest of n singular values (Newman 1986,
+    https://doi.org/10.1007/BF01464284).
     """
     return 0.5 * (math.log(2) + float(digamma((size - position + 1) / 2)))
 
@@ -101,12 +105,7 @@ def rounded(values: Any, digits: int = 5) -> np.ndarray:
 
 
 def columns_over_seeds(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """The median, lowest and highest; not a number where a seed's is not finite.
-
-    Args:
-        name: of the first column; the others have endings.
-        values: [seeds, rows].
-    """
+    """Median, lowest and highest of values [seeds, rows]; NaN if one is not finite."""
     values = np.where(np.isfinite(values), values, np.nan)
     return {
         name: rounded(np.median(values, axis=0)),
@@ -134,6 +133,24 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+def descended(
+    gradient: Callable[[Any], Any],
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+) -> tuple[Any, Any]:
+    """The parameters after so many steps, and those before each step, stacked."""
+
+    def step(carry: Any, _: None) -> tuple[Any, Any]:
+        params, state = carry
+        updates, state = optimizer.update(gradient(params), state, params)
+        return (optax.apply_updates(params, updates), state), params
+
+    start = (params, optimizer.init(params))
+    (params, _), path = jax.lax.scan(step, start, length=steps)
+    return params, path
+
+
 def optimizer_of(
     name: str, rate: Any, momentum: float, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
@@ -158,15 +175,9 @@ def trained(
 ) -> pd.DataFrame:
     """Trains plain networks on the digits, and adds the accuracies of each run.
 
-    Args:
-        runs: a table with the columns learning_rate and seed.
-        depth: layers with weights.
-        activation: one of `experiments.networks.mlp`.
-        settings: ``width``, ``schedule``, ``num_steps``, ``batch_size``, and the
-            ``momentum`` of optimizers that have it.
-        scales: of the initial kernels, [runs, depth] or a number.
-        optimizer: one of `experiments.training.optimizers`.
-        use_bias: whether layers have biases.
+    ``runs`` has a learning_rate and a seed in each row; ``scales`` multiply the initial
+    kernels, [runs, depth]. Names are those of `experiments.networks.mlp` and
+    `experiments.training.optimizers`.
     """
     network = {
         **{"name": "mlp", "depth": depth, "width": settings["width"]},

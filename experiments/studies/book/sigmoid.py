@@ -69,7 +69,8 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
+TITLE = "The sigmoid and its gradient"
 ABOUT = """The book draws the sigmoid and its derivative from −8 to 8. Here the same is
 computed by automatic differentiation in float32. Beside it is the largest factor that
 several layers multiply a gradient by: the derivative is at most 1/4."""
-ITEM = Item("The sigmoid and its gradient", ABOUT, cells, measure, draw, claims)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.data import Split, load
-from experiments.studies.book.shared import trained
+from experiments.studies.book.shared import descended, trained
 from experiments.studies.item import Claim, Item, Settings, judge
 from experiments.studies.runs import at_best_rate
 from experiments.studies.style import look, middle_and_errors, panels
@@ -27,16 +27,7 @@ OUTPUT = {
 
 
 def gated(function: str, a: jax.Array, inputs: jax.Array) -> jax.Array:
-    """The states of h' = f(a) h + (1 - f(a)) x, from h = 0.
-
-    Args:
-        function: the name of f.
-        a: what the gate sees, [steps].
-        inputs: the x, [steps].
-
-    Returns:
-        [steps].
-    """
+    """The states of h' = f(a) h + (1 - f(a)) x, from h = 0, in each step."""
 
     def step(h: jax.Array, gate_and_x: Any) -> tuple[jax.Array, jax.Array]:
         gate, x = gate_and_x
@@ -154,12 +145,9 @@ def _output_rows(function: str, settings: Settings) -> list[Cell]:
         return loss_of(logits_of(params), targets).mean()
 
     @jax.jit
-    def descended(params: Any, rate: float) -> Any:
-        def step(params: Any, _: None) -> tuple[Any, None]:
-            slope = jax.grad(loss)(params)
-            return jax.tree.map(lambda w, g: w - rate * g, params, slope), None
-
-        return jax.lax.scan(step, params, length=settings["output_steps"])[0]
+    def fitted(params: dict[str, jax.Array], rate: float) -> dict[str, jax.Array]:
+        steps = settings["output_steps"]
+        return descended(jax.grad(loss), params, optax.sgd(rate), steps)[0]
 
     rows = []
     for run in combinations(
@@ -168,7 +156,7 @@ def _output_rows(function: str, settings: Settings) -> list[Cell]:
         random = np.random.default_rng(run["seed"])
         kernel = random.standard_normal(x.shape[1]) / np.sqrt(x.shape[1])
         start = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.zeros(())}
-        params = descended(start, run["learning_rate"])
+        params = fitted(start, run["learning_rate"])
         weights = np.asarray(params["kernel"], np.float64)
         logits, seen = (z @ weights + float(params["bias"]) for z in (test_x, x))
         # A ReLU's output as a probability: what is above one becomes one.
@@ -238,14 +226,9 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         gate.plot(steps, a ** steps.astype(float) - 1, color="gray", linewidth=0.8)
         gate.axvline(overflow_step(a), color="gray", linewidth=0.8, linestyle=":")
     gate.axhline(1, color="gray", linewidth=1)
-    gate.set(
-        xscale="log",
-        yscale="log",
-        ylim=(0.05, 1e39),
-        xlabel="step",
-        ylabel="largest |h| so far",
-        title="gate, inputs within ±1\n(gray: closed form and its overflow)",
-    )
+    gate.set(xscale="log", yscale="log", ylim=(0.05, 1e39), xlabel="step")
+    gate.set(ylabel="largest |h| so far")
+    gate.set(title="gate, inputs within ±1\n(gray: closed form and its overflow)")
     gate.legend(fontsize=8, loc="upper left")
     output.set_xticks(range(len(OUTPUT)), OUTPUT.values(), fontsize=8.5)
     output.set(
@@ -346,11 +329,10 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
+TITLE = "When the sigmoid is the better choice"
 ABOUT = """Readers of the book ask when the sigmoid is better than the ReLU. Here both
 are tried in three roles, with three seeds: as a gate in a recurrence, in float32; as
 the probability of logistic regression between two of scikit-learn's digits; and as the
 activation of hidden layers on all ten digits, trained with Adam. There both have
 equally many learning rates, and the best one is chosen by validation data."""
-ITEM = Item(
-    "When the sigmoid is the better choice", ABOUT, cells, measure, draw, claims
-)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

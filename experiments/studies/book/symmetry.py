@@ -42,12 +42,9 @@ class Network(nn.Module):
 
 
 def started(model: Model, start: str, constants: tuple[float, float]) -> Model:
-    """A network whose kernels start as one of `STARTS` says.
+    """A `Network` whose kernels start as one of `STARTS` says.
 
-    Args:
-        model: of `Network`.
-        start: one of `STARTS`.
-        constants: the range that a constant is drawn from, by the seed of the run.
+    The seed of the run draws the constant from a range.
     """
 
     def init(key: jax.Array, images: jax.Array) -> Variables:
@@ -67,8 +64,7 @@ def started(model: Model, start: str, constants: tuple[float, float]) -> Model:
 def spread_over_units(matrix: np.ndarray) -> float:
     """The largest difference of two units at an input, of the largest element.
 
-    Args:
-        matrix: [inputs, units]. Its units are equal bit for bit where this is 0.
+    Units of a matrix [inputs, units] are equal bit for bit where this is 0.
     """
     largest = np.abs(matrix).max()
     return float(np.ptp(matrix, axis=1).max() / largest) if largest else 0.0
@@ -264,6 +260,7 @@ def _exactly(value: float) -> str:
     return "exactly 0" if value == 0 else f"{value:.2g}"
 
 
+TITLE = "Breaking the symmetry of equal units"
 ABOUT = """The book starts all weights of a layer at one constant and says that
 minibatch SGD never tells the hidden units apart, while dropout would. Here a network of
 one hidden layer of tanh units is trained on scikit-learn's digits, in float32, from
@@ -272,4 +269,4 @@ products of other widths may be added up in another order for some units than fo
 others, and rounding alone would tell them apart.) The spread over units is the largest
 difference of two units' weights at the same input, relative to the largest weight; the
 rank is that of W1."""
-ITEM = Item("Breaking the symmetry of equal units", ABOUT, cells, measure, draw, claims)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

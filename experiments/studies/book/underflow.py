@@ -1,7 +1,7 @@
 """Whether underflow is the only danger: four others of float32, or of depth alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,14 @@ from scipy.special import ndtr
 
 from experiments.data import load
 from experiments.studies.book import shared
-from experiments.studies.book.shared import ACTIVATIONS, draw_kernels, layer_shapes
+from experiments.studies.book.shared import (
+    ACTIVATIONS,
+    activations,
+    draw_kernels,
+    layer_shapes,
+)
 from experiments.studies.item import Claim, Item, Settings, judge
-from experiments.studies.style import CLOSED_FORM, line_with_band, look, panels
+from experiments.studies.style import CLOSED_FORM, line_with_band, panels
 from experiments.studies.tables import Cell, combinations, only, with_range
 
 FORMATS = {"float32": 24, "float16": 11, "bfloat16": 8}
@@ -56,9 +61,10 @@ def _range(settings: Settings) -> list[Cell]:
     for scale in settings["scales"]:
         series = f"He × {scale:g}"  # text, also alone in a file
         for seed in range(settings["seeds"]):
-            x = jax.random.normal(jax.random.key(seed), (settings["inputs"], width))
-            for layer, kernel in enumerate(draw_kernels("He", shapes, seed), start=1):
-                x = jax.nn.relu(x @ jnp.asarray(np.float32(scale) * kernel))
+            size = (settings["inputs"], width)
+            inputs = jax.random.normal(jax.random.key(seed), size)
+            kernels = (np.float32(scale) * k for k in draw_kernels("He", shapes, seed))
+            for layer, x in enumerate(activations(kernels, inputs), start=1):
                 is_lost = (x == 0).all(axis=1) | ~jnp.isfinite(x).all(axis=1)
                 share = float(np.mean(is_lost))
                 rows.append({"series": series, "x": layer, "share": share})
@@ -107,9 +113,7 @@ def _step(settings: Settings) -> list[Cell]:
     shapes = layer_shapes(images.shape[1], settings["width"], 3, data.num_classes)
 
     def loss_of(kernels: Sequence[jax.Array]) -> jax.Array:
-        x = images
-        for kernel in kernels[:-1]:
-            x = jax.nn.relu(x @ kernel)
+        *_, x = activations(kernels[:-1], images)
         return shared.cross_entropy(x @ kernels[-1], labels)
 
     rows = []
@@ -136,9 +140,8 @@ def _correlation(settings: Settings) -> list[Cell]:
     shapes = layer_shapes(images.shape[1], width, depth, width)
     rows = []
     for seed in range(settings["seeds"]):
-        x, expected = images, cosines(images)
-        for layer, kernel in enumerate(draw_kernels("He", shapes, seed), start=1):
-            x = jax.nn.relu(x @ jnp.asarray(kernel))
+        expected, kernels = cosines(images), draw_kernels("He", shapes, seed)
+        for layer, x in enumerate(activations(kernels, images), start=1):
             expected = next_cosine(expected)
             row = {"series": "digits", "x": layer, "share": cosines(x).mean()}
             rows.append({**row, "closed_form": expected.mean()})
@@ -223,78 +226,51 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     )
     lost, rounding, step, correlation, saturation, gradient = axes.flat
 
-    def band(
-        axes: Any, rows: pd.DataFrame, number: int, label: str, size: float
-    ) -> None:
-        edges = rows["lowest"], rows["highest"]
-        line_with_band(
-            axes, rows["x"], rows["share"], *edges, number, label, markersize=size
-        )
+    def series(panel: Any, part: str, **style: Any) -> Iterator[tuple[str, Any]]:
+        """Draws the measured shares of each series of a part, and gives its rows."""
+        for number, (name, rows) in enumerate(_series(table, part)):
+            values = rows["share"], rows["lowest"], rows["highest"]
+            label = "measured" if name == "digits" else name
+            line_with_band(panel, rows["x"], *values, number, label, **style)
+            yield name, rows
 
-    for number, (series, rows) in enumerate(_series(table, "range")):
-        band(lost, rows, number, series, 3)
-        lost.axvline(layers_until_lost(_scale_of(series)), **CLOSED_FORM)
+    for name, _ in series(lost, "range", markersize=3):
+        lost.axvline(layers_until_lost(_scale_of(name)), **CLOSED_FORM)
     lost.axvline(np.nan, label="closed form", **CLOSED_FORM)
     lost.set(xlabel="layers passed", ylabel="share of inputs", title="Inputs lost")
 
-    for number, (series, rows) in enumerate(_series(table, "rounding")):
-        style = look(number) | {"markersize": 3}
-        rounding.plot(rows["x"], rows["share"], label=series, **style)
-        rounding.plot(rows["x"], lost_share(rows["x"], FORMATS[series]), **CLOSED_FORM)
-    rounding.set(
-        xscale="log",
-        xlabel="size of the step / weight",
-        ylabel="share of weights",
-        title="Steps lost in rounding",
-    )
+    for name, rows in series(rounding, "rounding", markersize=3):
+        rounding.plot(rows["x"], lost_share(rows["x"], FORMATS[name]), **CLOSED_FORM)
+    rounding.set(xscale="log", xlabel="size of the step / weight")
+    rounding.set(ylabel="share of weights", title="Steps lost in rounding")
 
-    for place, part, label, size in (
-        (step, "step", "|lr g| < ulp/2", 4.5),
-        (correlation, "correlation", "arc-cosine map", 3),
-    ):
-        rows = only(table, part=part)
-        band(place, rows, 0, "measured", size)
-        place.plot(rows["x"], rows["closed_form"], label=label, **CLOSED_FORM)
-    step.set(
-        xscale="log",
-        xlabel="learning rate of SGD",
-        ylabel="share of weights",
-        title="Weights unmoved by a step",
-    )
+    for _, rows in series(step, "step"):
+        closed_form = rows["closed_form"]
+        step.plot(rows["x"], closed_form, label="|lr g| < ulp/2", **CLOSED_FORM)
+    step.set(xscale="log", xlabel="learning rate of SGD", ylabel="share of weights")
+    step.set(title="Weights unmoved by a step")
+
+    for _, rows in series(correlation, "correlation", markersize=3):
+        closed_form = rows["closed_form"]
+        correlation.plot(rows["x"], closed_form, label="arc-cosine map", **CLOSED_FORM)
     correlation.axhline(1, color="gray", lw=0.8)
-    correlation.set(
-        xlabel="ReLU layers with He's weights",
-        ylabel="cosine of two digits",
-        title="Inputs become alike",
-    )
+    correlation.set(xlabel="ReLU layers with He's weights")
+    correlation.set(ylabel="cosine of two digits", title="Inputs become alike")
 
-    for number, (series, rows) in enumerate(_series(table, "saturation")):
-        style = look(number) | {"markersize": 5}
-        saturation.plot(rows["x"], rows["share"], label=series, **style)
+    for name, rows in series(saturation, "saturation", markersize=5):
         xs = np.geomspace(rows["x"].min(), rows["x"].max(), 100)
-        expected = saturated_share(series, xs, SATURATING[series])
+        expected = saturated_share(name, xs, SATURATING[name])
         saturation.plot(xs, expected, **CLOSED_FORM)
-    saturation.set(
-        xscale="log",
-        xlabel="deviation of the pre-activations",
-        ylabel="share of units",
-        title="Gradient exactly 0",
-    )
     saturation.plot([], [], label="rounded exactly", **CLOSED_FORM)
+    saturation.set(xscale="log", xlabel="deviation of the pre-activations")
+    saturation.set(ylabel="share of units", title="Gradient exactly 0")
 
-    for number, (series, rows) in enumerate(_series(table, "gradient")):
-        positive = rows["share"].where(rows["share"] > 0)
-        gradient.plot(
-            rows["x"], positive, label=series, **look(number) | {"marker": ""}
-        )
-        gradient.axvline(SATURATING[series], **CLOSED_FORM)
+    for name, _ in series(gradient, "gradient", marker=""):
+        gradient.axvline(SATURATING[name], **CLOSED_FORM)
     gradient.axvline(np.nan, label="function is 1", **CLOSED_FORM)
-    gradient.set(
-        yscale="log",
-        xlabel="pre-activation",
-        ylabel="derivative",
-        title="It ends where the function is 1",
-    )
+    gradient.set_yscale("log", nonpositive="mask")
+    gradient.set(xlabel="pre-activation", ylabel="derivative")
+    gradient.set(title="It ends where the function is 1")
     places = ("center left", "center left", "best", "lower right", "upper left", "best")
     for panel, place in zip(axes.flat, places, strict=True):
         panel.legend(loc=place, fontsize=9)
@@ -413,6 +389,7 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
+TITLE = "Is underflow the only danger?"
 ABOUT = """Readers of the book ask whether underflow is the only danger. Here are, in
 float32 and at random weights: underflow and overflow of ReLU networks, steps that
 rounding swallows, two inputs that become alike (the closed form is
@@ -420,4 +397,4 @@ rounding swallows, two inputs that become alike (the closed form is
 arc-cosine kernel), and gradients of tanh and sigmoid that are exactly zero. Inputs and
 gradients are those of scikit-learn's digits where the picture says so, over three
 seeds."""
-ITEM = Item("Is underflow the only danger?", ABOUT, cells, measure, draw, claims)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

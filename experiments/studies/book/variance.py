@@ -112,14 +112,8 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
             panel.hlines(
                 expected, places - 0.35, places + 0.35, **CLOSED_FORM, label=label_once
             )
-        panel.set(
-            title=label,
-            xlabel="n_in → n_out",
-            yscale="log",
-            ylim=(0.04, 25),
-            xticks=places,
-            xticklabels=[f"{a}\n→ {b}" for a, b in shapes],
-        )
+        panel.set(title=label, xlabel="n_in → n_out", yscale="log", ylim=(0.04, 25))
+        panel.set(xticks=places, xticklabels=[f"{a}\n→ {b}" for a, b in shapes])
     axes[0, 0].set_ylabel("gain of the variance")
     legend_below(axes[0, 0], 3)
     return figure
@@ -206,12 +200,11 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
+TITLE = "The derivation of Xavier's initialization"
 ABOUT = """The book derives the variance of a linear layer's outputs, n_in σ² γ², and of
 the gradients that come back through it, n_out σ². From these it derives
 [Xavier's initialization](https://proceedings.mlr.press/v9/glorot10a.html). Here both
 gains are measured by Monte Carlo in float64, for several shapes, three variances of the
 weights, and normal and uniform weights: 30 draws of the weights, each with 64 random
 inputs and gradients."""
-ITEM = Item(
-    "The derivation of Xavier's initialization", ABOUT, cells, measure, draw, claims
-)
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)
