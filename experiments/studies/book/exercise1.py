@@ -174,7 +174,6 @@ def initial(symmetry: Symmetry, seed: int) -> tuple[Params, Params]:
 
 def cells(settings: Settings) -> list[Cell]:
     """Every symmetry in both precisions."""
-    del settings
     return combinations(symmetry=SYMMETRIES, dtype=DTYPES)
 
 

@@ -112,7 +112,6 @@ def _run(model: str, start: str, seed: int, hidden: int, *settings: Any) -> list
 
 def cells(settings: Settings) -> list[Cell]:
     """Every model from every start."""
-    del settings
     return combinations(model=MODELS, start=STARTS)
 
 

@@ -35,7 +35,6 @@ def drawn(kind: str, size: int, random: np.random.Generator) -> np.ndarray:
 
 def cells(settings: Settings) -> list[Cell]:
     """The counterexample, pairs of every kind, and long products of every kind."""
-    del settings
     return [
         *combinations(product=["of two"], matrices=["nilpotent", *PAIRS]),
         *combinations(product=["of many"], matrices=DEPTHS),

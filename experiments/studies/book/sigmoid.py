@@ -13,13 +13,11 @@ from experiments.studies.tables import Cell, combinations
 
 def cells(settings: Settings) -> list[Cell]:
     """Every x, in one part."""
-    del settings
     return combinations(function=["sigmoid"])
 
 
 def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     """The sigmoid and its derivative by automatic differentiation, in float32."""
-    del cell
     x = jnp.linspace(-settings["x_max"], settings["x_max"], settings["points"])
     gradient = jax.vmap(jax.grad(jax.nn.sigmoid))(x)
     return pd.DataFrame({"x": x, "sigmoid": jax.nn.sigmoid(x), "gradient": gradient})

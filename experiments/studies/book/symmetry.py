@@ -78,7 +78,6 @@ def rank(matrix: np.ndarray) -> int:
 
 def cells(settings: Settings) -> list[Cell]:
     """Every start with every way to train."""
-    del settings
     return combinations(start=STARTS, arm=ARMS)
 
 

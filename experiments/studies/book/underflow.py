@@ -34,7 +34,6 @@ is computed as 1 / (1 + exp(-x))."""
 
 def cells(settings: Settings) -> list[Cell]:
     """One part for each danger."""
-    del settings
     return combinations(part=PARTS)
 
 
