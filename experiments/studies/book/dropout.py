@@ -1,7 +1,5 @@
 """Why dropout tells equal units apart, and the choice of a batch does not."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +41,10 @@ def gradient_of_equal_units(
     return jax.grad(loss)(jnp.full((images.shape[1], units), constant))
 
 
+_alone = jax.jit(jax.vmap(gradient_of_equal_units, (0, 0, None, None, None)))
+"""The same by each image alone: [B, inputs, units]."""
+
+
 def relative_spread(gradient: np.ndarray) -> float:
     """The standard deviation over units [inputs, units] relative to the mean."""
     gradient = gradient.astype(np.float64)
@@ -73,6 +75,7 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     """The spread over units at every batch size, for all seeds."""
     images, labels = flattened(load("digits").train)
     rate, units = cell["dropout_rate"], settings["units"]
+    ones = jnp.ones((1, units))
     rows = []
     for size in settings["batch_sizes"]:
         for seed in range(settings["seeds"]):
@@ -84,38 +87,20 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
             outgoing = (random.standard_normal(10) / units).astype(np.float32)
             kept = random.random((size, units)) >= rate
             masks = jnp.asarray(kept / (1 - rate), jnp.float32)
-            start = (images[batch], labels[batch], constant, outgoing)
-            gradient = np.asarray(gradient_of_equal_units(*start, masks))
-            alone = np.asarray(_alone(*start, units), np.float64)
+            x, y, weights = images[batch], labels[batch], (constant, outgoing)
+            gradient = np.asarray(gradient_of_equal_units(x, y, *weights, masks))
+            alone = _alone(x[:, None], y[:, None], *weights, ones)[..., 0]
             rows.append(
                 {
                     "batch_size": size,
                     "seed": seed,
                     "spread": relative_spread(gradient),
-                    "expected": expected_spread(rate, alone),
+                    "expected": expected_spread(rate, np.asarray(alone, np.float64)),
                     # Exactly so for a batch of one, whose kept units are all equal.
                     "of_the_masks": float(np.sqrt((~kept).sum() / max(kept.sum(), 1))),
                 }
             )
     return pd.DataFrame(rows)
-
-
-@functools.partial(jax.jit, static_argnums=4)
-def _alone(
-    images: jax.Array,
-    labels: jax.Array,
-    constant: jax.Array,
-    outgoing: jax.Array,
-    units: int,
-) -> jax.Array:
-    """The gradient of one unit by each image alone, without dropout: [B, inputs]."""
-
-    def of_one(x: jax.Array, y: jax.Array) -> jax.Array:
-        masks = jnp.ones((1, units))
-        start = (x[None], y[None], constant, outgoing)
-        return gradient_of_equal_units(*start, masks)[:, 0]
-
-    return jax.vmap(of_one)(images, labels)
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:

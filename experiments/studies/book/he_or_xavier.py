@@ -10,13 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.data import load
-from experiments.studies.book.shared import (
-    activations,
-    draw_kernels,
-    kernel_scales,
-    layer_shapes,
-    trained,
-)
+from experiments.studies.book import shared
 from experiments.studies.item import Claim, Item, Settings, judge
 from experiments.studies.runs import at_best_rate
 from experiments.studies.style import CLOSED_FORM, line_over_seeds, panels
@@ -39,12 +33,17 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     """Mean squares after each layer, or runs, under both initializations."""
     name, depth, seeds = cell["activation"], cell["depth"], range(settings["seeds"])
     if cell["part"] == "training":
-        return _training(name, depth, settings)
+        data, rates = load("digits"), settings["learning_rates"]
+        runs = pd.DataFrame(combinations(rule=RULES, learning_rate=rates, seed=seeds))
+        pixels, width = math.prod(data.train.images.shape[1:]), settings["width"]
+        shapes = shared.layer_shapes(pixels, width, depth, data.num_classes)
+        scales = [shared.kernel_scales(rule, shapes, name) for rule in runs["rule"]]
+        return shared.trained(runs, depth, name.lower(), settings, scales)
     width, count = settings["signal_width"], settings["signal_inputs"]
-    shapes = layer_shapes(width, width, depth, width)
+    shapes = shared.layer_shapes(width, width, depth, width)
     rows = []
     for run in combinations(rule=RULES, seed=seeds):
-        kernels = draw_kernels(run["rule"], shapes, run["seed"])
+        kernels = shared.draw_kernels(run["rule"], shapes, run["seed"])
         inputs = np.random.default_rng([run["seed"]]).standard_normal((count, width))
         rows += [
             {**run, "layer": layer, "mean_square": square}
@@ -57,18 +56,8 @@ def mean_squares(
     kernels: Sequence[np.ndarray], inputs: np.ndarray, activation: str
 ) -> list[float]:
     """The mean squares of the activations after each layer, in float32."""
-    signals = activations(kernels, inputs, activation)
+    signals = shared.activations(kernels, inputs, activation)
     return [float(jnp.square(x).mean()) for x in signals]
-
-
-def _training(name: str, depth: int, settings: Settings) -> pd.DataFrame:
-    data = load("digits")
-    rates, seeds = settings["learning_rates"], range(settings["seeds"])
-    runs = pd.DataFrame(combinations(rule=RULES, learning_rate=rates, seed=seeds))
-    pixels = math.prod(data.train.images.shape[1:])
-    shapes = layer_shapes(pixels, settings["width"], depth, data.num_classes)
-    scales = [kernel_scales(rule, shapes, name) for rule in runs["rule"]]
-    return trained(runs, depth, name.lower(), settings, scales)
 
 
 def closed_form(rule: str, layers: Any) -> Any:

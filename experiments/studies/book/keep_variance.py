@@ -10,11 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.studies.book.shared import (
-    columns_over_seeds,
-    line_of_columns,
-    trained,
-)
+from experiments.studies.book import shared
 from experiments.studies.item import Claim, Item, Settings, judge
 from experiments.studies.runs import at_best_rate
 from experiments.studies.style import CLOSED_FORM, legend_below, line_over_seeds, panels
@@ -42,7 +38,7 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     runs = combinations(factor=factors, learning_rate=rates, seed=seeds)
     runs = pd.DataFrame(runs)
     scales = np.sqrt(runs[["factor"]].to_numpy())
-    return trained(runs, depth, "relu", settings, scales)
+    return shared.trained(runs, depth, "relu", settings, scales)
 
 
 def _signals(depth: int, settings: Settings) -> pd.DataFrame:
@@ -63,8 +59,8 @@ def _signals(depth: int, settings: Settings) -> pd.DataFrame:
         forward, backward = np.moveaxis(values[..., is_shown], 1, 0)
         columns = {
             "layer": layers[is_shown],
-            **columns_over_seeds("forward", forward),
-            **columns_over_seeds("backward", backward),
+            **shared.columns_over_seeds("forward", forward),
+            **shared.columns_over_seeds("backward", backward),
             **{"factor": factor, "left_first": left.min(), "left_last": left.max()},
         }
         tables.append(pd.DataFrame(columns))
@@ -147,7 +143,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
             expected = rows["layer"] * math.log10(factor)
             label = None if number else "closed form"
             panel.plot(rows["layer"], expected, label=label, **CLOSED_FORM)
-            line_of_columns(panel, rows, "layer", name, number, f"{factor:g}")
+            shared.line_of_columns(panel, rows, "layer", name, number, f"{factor:g}")
         for limit in (SMALLEST, LARGEST):
             panel.axhline(2 * math.log10(limit), color="gray", lw=1)
         panel.set(xlabel="layers passed", title=title, ylim=(-95, 95))
