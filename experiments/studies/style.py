@@ -23,11 +23,7 @@ mpl.rcParams["legend.frameon"] = False
 def panels(
     rows: int, columns: int, title: str, *, height: float = 3.4, width: float = 4.6
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with a grid of quiet axes.
-
-    Returns:
-        The figure, and its axes in an array of shape [rows, columns].
-    """
+    """A figure, and its quiet axes in an array of shape [rows, columns]."""
     figure = Figure(
         figsize=(width * columns, height * rows + 0.6), layout="constrained"
     )
@@ -58,17 +54,9 @@ def line_with_band(
     label: str,
     **settings: Any,
 ) -> None:
-    """A line, and a band from the lowest to the highest value.
+    """A line, usually the median over seeds, in a band from the lowest to the highest.
 
-    Args:
-        axes: where to draw.
-        x: positions.
-        middle: the line, usually the median over seeds.
-        lowest: the lower edge of the band.
-        highest: the upper edge.
-        number: which of the looks the series has.
-        label: for the legend.
-        **settings: further ones of `Axes.plot`.
+    The series has the `look` of a number; further settings are those of `Axes.plot`.
     """
     style = {**look(number), "markersize": 4.5, "linewidth": 1.6, **settings}
     axes.plot(x, middle, label=label, **style)
@@ -98,12 +86,7 @@ def line_over_seeds(
 def middle_and_errors(
     values: Any, middle: Literal["mean", "median"] = "mean"
 ) -> tuple[pd.Series, list[pd.Series]]:
-    """The middles of groups, and how far the lowest and the highest are from them.
-
-    Args:
-        values: grouped ones of pandas.
-        middle: which one.
-    """
+    """The middles of groups, and how far the lowest and the highest are from them."""
     middles = values.agg(middle)
     return middles, [middles - values.min(), values.max() - middles]
 

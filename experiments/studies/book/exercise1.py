@@ -93,11 +93,8 @@ flip_signs = rescaled(lambda random: random.choice([-1.0, 1.0], UNITS))
 def permute_channels(params: Params, random: np.random.Generator) -> Params:
     """What a convolution gives, and what the next one takes."""
     order = random.permutation(CHANNELS)
-    return {
-        **params,
-        "first": params["first"][..., order],
-        "second": params["second"][:, :, order],
-    }
+    first, second = params["first"][..., order], params["second"][:, :, order]
+    return {**params, "first": first, "second": second}
 
 
 def permute_heads(params: Params, random: np.random.Generator) -> Params:
@@ -180,10 +177,10 @@ def cells(settings: Settings) -> list[Cell]:
 def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     """Relative differences of the logits of test images, before and in training."""
     with jax.enable_x64(cell["dtype"] == "float64"):
-        return pd.DataFrame(_rows(cell["symmetry"], cell["dtype"], settings))
+        return _differences(cell["symmetry"], cell["dtype"], settings)
 
 
-def _rows(name: str, dtype: str, settings: Settings) -> list[Cell]:
+def _differences(name: str, dtype: str, settings: Settings) -> pd.DataFrame:
     symmetry, data = SYMMETRIES[name], load("digits")
     count = settings["images"]
     images = jnp.asarray(data.train.images[:count], dtype)
@@ -213,15 +210,9 @@ def _rows(name: str, dtype: str, settings: Settings) -> list[Cell]:
             plain, other = (np.asarray(logits(x, shown), np.float64) for x in ends)
             difference = np.linalg.norm(plain - other) / np.linalg.norm(plain)
             is_right = plain.argmax(1) == np.asarray(data.test.labels)
-            rows.append(
-                {
-                    "optimizer": optimizer,
-                    "seed": seed,
-                    "difference": difference,
-                    "test_accuracy": is_right.mean(),
-                }
-            )
-    return rows
+            rows.append((optimizer, seed, difference, is_right.mean()))
+    columns = ["optimizer", "seed", "difference", "test_accuracy"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
@@ -295,10 +286,8 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     controls, one = start[~is_one]["difference"], start[is_one]
     float32, float64 = (only(one, dtype=x)["difference"].max() for x in DTYPES)
 
-    def after(
-        symmetries: list[str], *optimizers: str, dtype: str = "float64"
-    ) -> pd.Series:
-        is_in = table["symmetry"].isin(symmetries) & table["optimizer"].isin(optimizers)
+    def after(names: list[str], *optimizers: str, dtype: str = "float64") -> pd.Series:
+        is_in = table["symmetry"].isin(names) & table["optimizer"].isin(optimizers)
         return only(table[is_in], dtype=dtype)["difference"]
 
     def is_same(values: pd.Series) -> bool:
@@ -314,9 +303,8 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     turned = after([rotated], "SGD", "LARS", "LARS, decay")
     turned_adam = after([rotated], "Adam")
     exact32, exact64 = (after([layers], "LARS", dtype=dtype) for dtype in DTYPES)
-    sgd, adam, decayed = (
-        after([layers], name) for name in ("SGD", "Adam", "LARS, decay")
-    )
+    others = [after([layers], name) for name in ("SGD", "Adam", "LARS, decay")]
+    sgd, adam, decayed = map(median_and_spread, others)
     finer = {name: after([units, mapped], name) for name in ("SGD", "Adam", "LARS")}
     learned = table[table["optimizer"] != "none"].groupby("optimizer")["test_accuracy"]
     return [
@@ -345,12 +333,11 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             "LARS without decay respects the scales of layers exactly (factors of "
             "product 1); SGD, Adam and LARS with decay do not.",
             f"Powers of two: LARS differs by at most {exact32.max():.1g} in float32 "
-            f"and {exact64.max():.1g} in float64; SGD by {median_and_spread(sgd)}, "
-            f"Adam by {median_and_spread(adam)}, LARS with a decay of "
-            f"{settings['weight_decay']:g} by {median_and_spread(decayed)}.",
+            f"and {exact64.max():.1g} in float64; SGD by {sgd}, Adam by {adam}, LARS "
+            f"with a decay of {settings['weight_decay']:g} by {decayed}.",
             exact32.max() == 0,
             exact64.max() == 0,
-            *map(is_other, (sgd, adam, decayed)),
+            *map(is_other, others),
         ),
         judge(
             "SGD and LARS respect rotations. Adam works on single coordinates and does "

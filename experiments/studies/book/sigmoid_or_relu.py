@@ -10,6 +10,7 @@ import optax
 import pandas as pd
 from matplotlib.figure import Figure
 
+from configs.optimizers import LINEAR
 from experiments.data import Split, load
 from experiments.studies.book.shared import descended, trained
 from experiments.studies.item import Claim, Item, Settings, judge
@@ -18,7 +19,6 @@ from experiments.studies.style import look, middle_and_errors, panels
 from experiments.studies.tables import Cell, combinations, mean_and_spread, only
 
 FUNCTIONS = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu}
-NAMES = {"sigmoid": "sigmoid", "relu": "ReLU"}
 OUTPUT = {
     "infinite_losses": "infinite\nlog-loss",
     "no_gradient": "no gradient\nin training",
@@ -72,16 +72,12 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
         return pd.DataFrame(rows(cell["function"], settings))
     rates, seeds = settings["hidden_rates"], range(settings["seeds"])
     runs = pd.DataFrame(combinations(learning_rate=rates, seed=seeds))
-    constant = {"decay": "constant", "warmup_steps": 0, "warmup_start": 0.0}
-    schedule = {**constant, "restart_after_warmup": False}
-    result = trained(
-        runs,
-        cell["depth"],
-        cell["function"],
-        {**settings, "schedule": schedule},
-        optimizer="adam",
-        use_bias=True,
+    network, schedule = (
+        (cell["depth"], cell["function"]),
+        LINEAR | {"decay": "constant"},
     )
+    settings = {**settings, "schedule": schedule}
+    result = trained(runs, *network, settings, optimizer="adam", use_bias=True)
     return result[[*runs, "test_accuracy", "validation_accuracy"]]
 
 
@@ -89,14 +85,14 @@ def _gate_rows(function: str, settings: Settings) -> list[Cell]:
     """Constant gates at x = 1, and random ones with random x between -1 and 1."""
     steps = settings["gate_steps"]
     run = jax.jit(gated, static_argnums=0)
-    gates = [(name, 0) for name in settings["gate_inputs"]]
+    ones = np.ones(steps)
+    gates = [(str(a), 0, a * ones, ones) for a in settings["gate_inputs"]]
+    for seed in range(settings["seeds"]):
+        random = np.random.default_rng(seed)
+        a = settings["gate_deviation"] * random.standard_normal(steps)
+        gates.append(("random", seed, a, random.uniform(-1, 1, steps)))
     rows = []
-    for name, seed in [*gates, *(("random", x) for x in range(settings["seeds"]))]:
-        a, inputs = np.full(steps, name), np.ones(steps)
-        if name == "random":
-            random = np.random.default_rng(seed)
-            a = settings["gate_deviation"] * random.standard_normal(steps)
-            inputs = random.uniform(-1, 1, steps)
+    for name, seed, a, inputs in gates:
         a, inputs = (jnp.asarray(x, jnp.float32) for x in (a, inputs))
         states = np.abs(np.asarray(run(function, a, inputs), np.float64))
         is_lost = ~np.isfinite(states)
@@ -104,7 +100,7 @@ def _gate_rows(function: str, settings: Settings) -> list[Cell]:
             is_finite = not is_lost[:step].any()
             rows.append(
                 {
-                    "gate_input": str(name),
+                    "gate_input": name,
                     "seed": seed,
                     "step": step,
                     # NaN, an empty field, where it is not finite any more.
@@ -149,10 +145,9 @@ def _output_rows(function: str, settings: Settings) -> list[Cell]:
         steps = settings["output_steps"]
         return descended(jax.grad(loss), params, optax.sgd(rate), steps)[0]
 
+    rates, seeds = settings["output_rates"], range(settings["seeds"])
     rows = []
-    for run in combinations(
-        learning_rate=settings["output_rates"], seed=range(settings["seeds"])
-    ):
+    for run in combinations(learning_rate=rates, seed=seeds):
         random = np.random.default_rng(run["seed"])
         kernel = random.standard_normal(x.shape[1]) / np.sqrt(x.shape[1])
         start = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.zeros(())}
@@ -193,7 +188,9 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     gate, output, hidden = axes[0]
     gates = settings["gate_inputs"]
     lines = {**{str(a): f"= {a:g}" for a in gates}, "random": "random"}
-    for number, (function, name) in enumerate(NAMES.items()):
+    for number, (function, name) in enumerate(
+        (("sigmoid", "sigmoid"), ("relu", "ReLU"))
+    ):
         rows = only(table, function=function)
         style = look(number)
         for (kind, label), line in zip(lines.items(), ("-", "--", ":"), strict=True):

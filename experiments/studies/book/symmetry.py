@@ -181,6 +181,9 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """SGD, Adam and LARS keep equal units equal; dropout and a random W2 do not."""
     constant, mixed, random = (only(table, start=start) for start in STARTS)
 
+    def exactly(values: pd.Series) -> str:
+        return f"{values.max():.2g}" if values.max() else "exactly 0"
+
     def at_end(rows: pd.DataFrame) -> pd.DataFrame:
         return only(rows, step=rows["step"].max())
 
@@ -188,7 +191,7 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         """The findings on units that should stay equal."""
         return (
             f"the largest spread over units at any of {rows['step'].nunique()} looks "
-            f"is {_exactly(rows['spread_over_units'].max())}, the rank of W1 at most "
+            f"is {exactly(rows['spread_over_units'])}, the rank of W1 at most "
             f"{rows['rank'].max()}, the test accuracy at the end "
             f"{mean_and_spread(at_end(rows)['test_accuracy'])}"
         )
@@ -241,11 +244,11 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         judge(
             "All elements of the gradient of W1 are then equal.",
             "Equal over units (largest difference "
-            f"{_exactly(equal['gradient_over_units'].max())}), but not over inputs: "
+            f"{exactly(equal['gradient_over_units'])}), but not over inputs: "
             "there the difference is "
             f"{mean_and_spread(moved['gradient_over_inputs'])} of the largest element. "
             "The gradient is the input times what comes back to the unit; largest "
-            f"difference from that {_exactly(equal['gradient_off_product'].max())}. "
+            f"difference from that {exactly(equal['gradient_off_product'])}. "
             "(With a softmax the first gradient of W1 is zero but for rounding, norm "
             f"{first['gradient_norm'].max():.1g}, since the errors of the classes sum "
             f"to zero; later {mean_and_spread(moved['gradient_norm'])}.)",
@@ -253,10 +256,6 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             moved["gradient_over_inputs"].max() < 1e-6,
         ),
     ]
-
-
-def _exactly(value: float) -> str:
-    return "exactly 0" if value == 0 else f"{value:.2g}"
 
 
 TITLE = "Breaking the symmetry of equal units"
