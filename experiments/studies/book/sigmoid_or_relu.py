@@ -72,12 +72,9 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
         return pd.DataFrame(rows(cell["function"], settings))
     rates, seeds = settings["hidden_rates"], range(settings["seeds"])
     runs = pd.DataFrame(combinations(learning_rate=rates, seed=seeds))
-    network, schedule = (
-        (cell["depth"], cell["function"]),
-        LINEAR | {"decay": "constant"},
-    )
-    settings = {**settings, "schedule": schedule}
-    result = trained(runs, *network, settings, optimizer="adam", use_bias=True)
+    settings = {**settings, "schedule": LINEAR | {"decay": "constant"}}
+    kind = (cell["depth"], cell["function"])
+    result = trained(runs, *kind, settings, optimizer="adam", use_bias=True)
     return result[[*runs, "test_accuracy", "validation_accuracy"]]
 
 
@@ -188,11 +185,9 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     gate, output, hidden = axes[0]
     gates = settings["gate_inputs"]
     lines = {**{str(a): f"= {a:g}" for a in gates}, "random": "random"}
-    for number, (function, name) in enumerate(
-        (("sigmoid", "sigmoid"), ("relu", "ReLU"))
-    ):
-        rows = only(table, function=function)
-        style = look(number)
+    for number, function in enumerate(FUNCTIONS):
+        rows, style = only(table, function=function), look(number)
+        name = function.replace("relu", "ReLU")
         for (kind, label), line in zip(lines.items(), ("-", "--", ":"), strict=True):
             states = only(rows, role="gate", gate_input=kind).groupby("step")
             gate.plot(
