@@ -1,6 +1,7 @@
 """When the sigmoid is the better choice: as a gate and as a probability."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -78,7 +79,7 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     return result[[*runs, "test_accuracy", "validation_accuracy"]]
 
 
-def _gate_rows(function: str, settings: Settings) -> list[Cell]:
+def _gate_rows(function: str, settings: Settings) -> Iterator[Cell]:
     """Constant gates at x = 1, and random ones with random x between -1 and 1."""
     steps = settings["gate_steps"]
     run = jax.jit(gated, static_argnums=0)
@@ -88,28 +89,24 @@ def _gate_rows(function: str, settings: Settings) -> list[Cell]:
         random = np.random.default_rng(seed)
         a = settings["gate_deviation"] * random.standard_normal(steps)
         gates.append(("random", seed, a, random.uniform(-1, 1, steps)))
-    rows = []
     for name, seed, a, inputs in gates:
         a, inputs = (jnp.asarray(x, jnp.float32) for x in (a, inputs))
         states = np.abs(np.asarray(run(function, a, inputs), np.float64))
         is_lost = ~np.isfinite(states)
         for step in settings["gate_shown"]:
             is_finite = not is_lost[:step].any()
-            rows.append(
-                {
-                    "gate_input": name,
-                    "seed": seed,
-                    "step": step,
-                    # NaN, an empty field, where it is not finite any more.
-                    "largest_state": states[:step].max() if is_finite else np.nan,
-                    "largest_finite": states[~is_lost].max(),
-                    "overflow_step": is_lost.argmax() + 1 if is_lost.any() else np.nan,
-                }
-            )
-    return rows
+            yield {
+                "gate_input": name,
+                "seed": seed,
+                "step": step,
+                # NaN, an empty field, where it is not finite any more.
+                "largest_state": states[:step].max() if is_finite else np.nan,
+                "largest_finite": states[~is_lost].max(),
+                "overflow_step": is_lost.argmax() + 1 if is_lost.any() else np.nan,
+            }
 
 
-def _output_rows(function: str, settings: Settings) -> list[Cell]:
+def _output_rows(function: str, settings: Settings) -> Iterator[Cell]:
     """Logistic regression on one digit or another, with each as the output."""
     data, pair = load("digits"), settings["digits"]
 
@@ -143,7 +140,6 @@ def _output_rows(function: str, settings: Settings) -> list[Cell]:
         return descended(jax.grad(loss), params, optax.sgd(rate), steps)[0]
 
     rates, seeds = settings["output_rates"], range(settings["seeds"])
-    rows = []
     for run in combinations(learning_rate=rates, seed=seeds):
         random = np.random.default_rng(run["seed"])
         kernel = random.standard_normal(x.shape[1]) / np.sqrt(x.shape[1])
@@ -158,18 +154,15 @@ def _output_rows(function: str, settings: Settings) -> list[Cell]:
         slopes = jax.vmap(jax.grad(loss_of))(logits_of(params), targets)
         is_stuck = np.asarray(slopes) == 0
         is_right = (seen > (0.0 if is_sigmoid else 0.5)) == (y == 1)
-        rows.append(
-            {
-                **run,
-                "test_accuracy": ((p > 0.5) == (test_y == 1)).mean(),
-                "train_loss": float(loss(params)),
-                "infinite_losses": np.isinf(log_loss).mean(),
-                "no_gradient": is_stuck.mean(),
-                "wrong_without_gradient": (is_stuck & ~is_right).mean(),
-                "calibration_error": calibration_error(p, test_y, settings["bins"]),
-            }
-        )
-    return rows
+        yield {
+            **run,
+            "test_accuracy": ((p > 0.5) == (test_y == 1)).mean(),
+            "train_loss": float(loss(params)),
+            "infinite_losses": np.isinf(log_loss).mean(),
+            "no_gradient": is_stuck.mean(),
+            "wrong_without_gradient": (is_stuck & ~is_right).mean(),
+            "calibration_error": calibration_error(p, test_y, settings["bins"]),
+        }
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:

@@ -52,11 +52,10 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     return table.apply(shared.rounded, digits=9).reset_index()
 
 
-def _range(settings: Settings) -> list[Cell]:
+def _range(settings: Settings) -> Iterator[Cell]:
     """The share of inputs that are lost after each layer: all 0, or not all finite."""
     width, depth = settings["width"], settings["range_depth"]
     shapes = layer_shapes(width, width, depth, width)
-    rows = []
     for scale in settings["scales"]:
         series = f"He × {scale:g}"  # text, also alone in a file
         for seed in range(settings["seeds"]):
@@ -66,8 +65,7 @@ def _range(settings: Settings) -> list[Cell]:
             for layer, x in enumerate(activations(kernels, inputs), start=1):
                 is_lost = (x == 0).all(axis=1) | ~jnp.isfinite(x).all(axis=1)
                 share = float(np.mean(is_lost))
-                rows.append({"series": series, "x": layer, "share": share})
-    return rows
+                yield {"series": series, "x": layer, "share": share}
 
 
 def _scale_of(series: str) -> float:
@@ -81,19 +79,17 @@ def layers_until_lost(scale: float) -> float:
     return math.log(limit) / math.log(scale)
 
 
-def _rounding(settings: Settings) -> list[Cell]:
+def _rounding(settings: Settings) -> Iterator[Cell]:
     """The share of weights that w - r w leaves as they are, for relative steps r."""
     # Logarithms of weights that are spread over orders of magnitude are about uniform
     # within a power of two.
     exponents = np.random.default_rng(0).uniform(-3, 3, settings["weights"])
-    rows = []
     for name in FORMATS:
         weights = (2.0**exponents).astype(jnp.dtype(name))
         for step in 2.0 ** np.arange(-44, 0, 0.5):
             steps = (step * weights.astype(np.float64)).astype(weights.dtype)
             share = np.mean(weights - steps == weights)
-            rows.append({"series": name, "x": step, "share": share})
-    return rows
+            yield {"series": name, "x": step, "share": share}
 
 
 def lost_share(step: Any, bits: int) -> np.ndarray:
@@ -105,7 +101,7 @@ def lost_share(step: Any, bits: int) -> np.ndarray:
     return np.clip(-bits - np.log2(step), 0.0, 1.0)
 
 
-def _step(settings: Settings) -> list[Cell]:
+def _step(settings: Settings) -> Iterator[Cell]:
     """The share of weights that a step of SGD on the digits leaves as they are."""
     data = load("digits")
     images, labels = shared.flattened(data.train, settings["images"])
@@ -115,7 +111,6 @@ def _step(settings: Settings) -> list[Cell]:
         *_, x = activations(kernels[:-1], images)
         return shared.cross_entropy(x @ kernels[-1], labels)
 
-    rows = []
     for seed in range(settings["seeds"]):
         kernels = draw_kernels("He", shapes, seed)
         gradients = jax.grad(loss_of)([jnp.asarray(kernel) for kernel in kernels])
@@ -128,23 +123,20 @@ def _step(settings: Settings) -> list[Cell]:
             is_below = np.abs(step) < np.spacing(np.abs(w)) / 2
             share = (w - step == w).mean()
             row = {"series": "digits", "x": rate, "share": share}
-            rows.append({**row, "closed_form": is_below.mean()})
-    return rows
+            yield {**row, "closed_form": is_below.mean()}
 
 
-def _correlation(settings: Settings) -> list[Cell]:
+def _correlation(settings: Settings) -> Iterator[Cell]:
     """The cosine between two different digits after each ReLU layer."""
     images, _ = shared.flattened(load("digits").train, 2 * settings["images"])
     depth, width = settings["correlation_depth"], settings["wide"]
     shapes = layer_shapes(images.shape[1], width, depth, width)
-    rows = []
     for seed in range(settings["seeds"]):
         expected, kernels = cosines(images), draw_kernels("He", shapes, seed)
         for layer, x in enumerate(activations(kernels, images), start=1):
             expected = next_cosine(expected)
             row = {"series": "digits", "x": layer, "share": cosines(x).mean()}
-            rows.append({**row, "closed_form": expected.mean()})
-    return rows
+            yield {**row, "closed_form": expected.mean()}
 
 
 def cosines(vectors: Any) -> np.ndarray:
@@ -165,16 +157,14 @@ def next_cosine(cosine: Any) -> np.ndarray:
     return (np.sin(angle) + (np.pi - angle) * cosine) / np.pi
 
 
-def _saturation(settings: Settings) -> list[Cell]:
+def _saturation(settings: Settings) -> Iterator[Cell]:
     """The share of gradients that are exactly 0, for pre-activations of a deviation."""
     z = jax.random.normal(jax.random.key(0), (settings["weights"],))
-    rows = []
     for name in SATURATING:
         gradient = jax.vmap(jax.grad(ACTIVATIONS[name]))
         for deviation in settings["deviations"]:
             share = float((gradient(jnp.float32(deviation) * z) == 0).mean())
-            rows.append({"series": name, "x": deviation, "share": share})
-    return rows
+            yield {"series": name, "x": deviation, "share": share}
 
 
 def saturated_share(name: str, deviation: Any, limit: float) -> np.ndarray:
