@@ -15,7 +15,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 CLOSED_FORM: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
-"""The line of what theory says."""
+"""The line of a prediction by theory."""
 
 mpl.rcParams["legend.frameon"] = False
 
@@ -92,6 +92,6 @@ def middle_and_errors(
 
 
 def legend_below(axes: Axes, columns: int, **settings: Any) -> None:
-    """The legend of a whole figure, under its panels: of what one of them has."""
+    """One legend under all panels of a figure, with the entries of these axes."""
     place = {"loc": "outside lower center", "ncols": columns, "fontsize": 9, **settings}
     axes.figure.legend(*axes.get_legend_handles_labels(), **place)

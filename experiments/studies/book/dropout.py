@@ -104,7 +104,7 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
-    """The spread by batch size, with and without dropout, and what is expected."""
+    """The spread by batch size, with and without dropout, and its closed form."""
     figure, axes = panels(
         1,
         2,

@@ -91,7 +91,7 @@ flip_signs = rescaled(lambda random: random.choice([-1.0, 1.0], UNITS))
 
 
 def permute_channels(params: Params, random: np.random.Generator) -> Params:
-    """What a convolution gives, and what the next one takes."""
+    """Channels between two convolutions."""
     order = random.permutation(CHANNELS)
     first, second = params["first"][..., order], params["second"][:, :, order]
     return {**params, "first": first, "second": second}

@@ -99,7 +99,7 @@ def _looks(
 # All starts of a model have one reference.
 @functools.lru_cache(maxsize=8)
 def _run(model: str, start: str, seed: int, hidden: int, *settings: Any) -> list[Any]:
-    """For each look, what `_looks` gives."""
+    """The results of `_looks`, one entry for each step that is shown."""
     x, targets = problem(model)
     sizes = (x.shape[1], targets.shape[1])
     weights = initial(model, start, sizes, hidden, seed)
@@ -194,7 +194,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
             ):
                 series = (shown, "step", name, number, start, "median")
                 line_over_seeds(panel, *series, markersize=size)
-        # The lowest loss at the end is the optimum of what is convex.
+        # The lowest loss at the end is the optimum where the loss is convex.
         best = only(table, model=model)["loss"].min()
         upper.axhline(best, color="gray", linewidth=1, label="lowest of all")
         upper.set(title=model)

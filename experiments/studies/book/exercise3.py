@@ -1,4 +1,4 @@
-"""Exercise 3: what bounds the product of two matrices, and of ten thousand."""
+"""Exercise 3: bounds on the product of two matrices, and of ten thousand."""
 
 import math
 

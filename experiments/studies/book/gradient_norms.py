@@ -52,7 +52,7 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     kernels = [draw_kernels(rule, shapes, seed) for seed in range(settings["seeds"])]
     norms = [gradient_norms(k, images, labels, cell["activation"]) for k in kernels]
     signal, weight = np.moveaxis(np.array(norms), 1, 0)  # [seeds, layers] each
-    # Back from the last hidden layer, by what the mean square changes in each layer.
+    # Back from the last hidden layer, the factor of the mean square in each layer.
     layers = np.arange(1, depth + 1)
     back = depth - 1 - layers[:-2]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -172,7 +172,7 @@ def _line(
 
 
 def closed_form(activation: str, rule: str, width: int) -> float:
-    """What a square layer multiplies the mean square of the gradient by.
+    """The factor of a square layer on the mean square of the gradient.
 
     Exact in the mean for ReLU, whose derivative is 1 for half of the pre-activations;
     a bound for the others, by their largest derivative.

@@ -109,7 +109,7 @@ def _best(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    """What ReLU does to the signal under both, and how well networks then train."""
+    """How ReLU changes the signal under both, and how well networks then train."""
     signal, best = only(table, part="signal"), _best(table)
     depths = settings["depths"]
     shallow, deep = min(depths), max(depths)

@@ -1,4 +1,4 @@
-"""Why to keep the variance: what a factor per layer does to signals and to training."""
+"""Why to keep the variance: a factor per layer, and its effect on training."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from experiments.studies.runs import at_best_rate
 from experiments.studies.style import CLOSED_FORM, legend_below, line_over_seeds, panels
 from experiments.studies.tables import Cell, combinations, mean_and_spread, only
 
-# Of normal numbers; what is smaller is lost early or late, by the device.
+# Of normal numbers; some devices keep smaller ones, others lose them.
 SMALLEST, LARGEST = (float(getattr(np.finfo(np.float32), x)) for x in ("tiny", "max"))
 
 

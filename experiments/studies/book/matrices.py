@@ -181,7 +181,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    """The product explodes; what growth to expect; what a chosen scale does for it."""
+    """The product explodes at a known rate, and a chosen scale cures it in part."""
     n, last = settings["width"], settings["matrices"]
     products = only(table, part="product")
     ends = {rule: only(products, rule=rule, matrices=last) for rule in RULES}

@@ -188,4 +188,4 @@ QUICK: dict[str, dict[str, Any]] = {
         "num_steps": 200,
     },
 }
-"""What is smaller in the quick versions."""
+"""The sizes that are smaller in the quick versions."""

@@ -79,7 +79,7 @@ def activations(
 
 
 def kernel_scales(rule: str, shapes: Shapes, activation: str) -> list[float]:
-    """What makes kernels of `experiments.networks.mlp` those of a rule of `deviation`.
+    """Factors that make kernels of `experiments.networks.mlp` those of a rule.
 
     That network draws from N(0, gain / n_in), with gain 2 for ReLU, else 1.
     """

@@ -147,7 +147,7 @@ def _output_rows(function: str, settings: Settings) -> Iterator[Cell]:
         params = fitted(start, run["learning_rate"])
         weights = np.asarray(params["kernel"], np.float64)
         logits, seen = (z @ weights + float(params["bias"]) for z in (test_x, x))
-        # A ReLU's output as a probability: what is above one becomes one.
+        # A ReLU's output as a probability: a number above one becomes one.
         p = 1 / (1 + np.exp(-logits)) if is_sigmoid else np.clip(logits, 0, 1)
         with np.errstate(divide="ignore"):
             log_loss = -np.log(np.where(test_y == 1, p, 1 - p))

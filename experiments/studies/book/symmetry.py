@@ -1,4 +1,4 @@
-"""Units that start equal: what keeps them equal, and what tells them apart."""
+"""Units that start equal: which optimizers keep them so, and how to break it."""
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,7 @@ EPS = float(np.finfo(np.float32).eps)
 
 
 class Network(nn.Module):
-    """One hidden layer of tanh units, with dropout on what they give."""
+    """One hidden layer of tanh units, with dropout on their outputs."""
 
     width: int
     dropout_rate: float

@@ -135,6 +135,8 @@ def test_gradients_vanish_explode_or_stay_as_the_closed_form_says():
     for rule in ("Xavier", "He", "sd 0.01", "sd 1"):
         factor = first.loc[("ReLU", rule, 30), "factor"]
         assert factor == pytest.approx(closed_form("ReLU", rule, 128), rel=0.1)
+    he = first.loc[("ReLU", "He", 30)]
+    assert he["factor_lowest"] < he["factor"] < he["factor_highest"]
     for depth in (30, 50):
         assert first.loc[("sigmoid", "Xavier", depth), "factor"] < 1 / 16
     assert (first.loc[("ReLU", "sd 0.01", 50)][["weight", "signal"]] == 0).all()
