@@ -195,6 +195,15 @@ def test_keeping_the_variance_is_judged_from_the_table():
     assert len(runs) == 5
 
 
+def test_kernels_are_scaled_by_the_root_of_a_factor(monkeypatch):
+    def scaled(runs, depth, activation, settings, scales):
+        return runs.assign(scale=scales[:, 0])
+
+    monkeypatch.setattr(shared, "trained", scaled)
+    table, _ = computed("book_keep_variance", lambda cell: cell["part"] == "training")
+    np.testing.assert_allclose(table["scale"] ** 2, table["factor"])
+
+
 def test_relu_halves_what_xavier_keeps():
     shapes = shared.layer_shapes(128, 128, 12, 128)
     inputs = np.random.default_rng(5).standard_normal((200, 128))
