@@ -105,30 +105,21 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """The spread by batch size, with and without dropout, and its closed form."""
-    figure, axes = panels(
-        1,
-        2,
+    title = (
         "Gradients of hidden units that are equal: their standard deviation over\n"
         "units relative to their mean, by batch size "
-        f"(median and lowest to highest of {settings['seeds']} seeds)",
+        f"(median and lowest to highest of {settings['seeds']} seeds)"
     )
+    figure, axes = panels(1, 2, title)
     left, right = axes[0]
     sizes = np.array(settings["batch_sizes"])
     for panel, batch in ((left, DIFFERENT), (right, REPEATED)):
         for number, rate in enumerate(settings["dropout_rates"]):
             rows = only(table, batch=batch, dropout_rate=rate)
             label, line = (f"dropout {rate:g}", "none") if rate else ("no dropout", "-")
-            line_over_seeds(
-                panel,
-                rows,
-                "batch_size",
-                "spread",
-                number,
-                label,
-                "median",
-                linestyle=line,
-                clip_on=False,
-            )
+            marks = {"linestyle": line, "clip_on": False}
+            columns = ("batch_size", "spread")
+            line_over_seeds(panel, rows, *columns, number, label, "median", **marks)
             if rate:
                 expected = rows.groupby("batch_size")["expected"].median()
                 color, label = look(number)["color"], f"closed form, p = {rate:g}"

@@ -217,15 +217,12 @@ def _differences(name: str, dtype: str, settings: Settings) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Left the functions before training; right after training, by optimizer."""
-    figure, axes = panels(
-        1,
-        2,
+    title = (
         "Two choices of weights for one function, before and after "
         f"{settings['num_steps']} steps from each\n(relative difference of the logits; "
-        f"median of {settings['seeds']} seeds, bars: lowest to highest)",
-        height=4.6,
-        width=5.4,
+        f"median of {settings['seeds']} seeds, bars: lowest to highest)"
     )
+    figure, axes = panels(1, 2, title, height=4.6, width=5.4)
     left, right = axes[0]
     names = list(SYMMETRIES)
     for number, dtype in enumerate(DTYPES):

@@ -174,14 +174,11 @@ def _accuracy(model: str, outputs: np.ndarray) -> float:
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Above the loss, below the distance of the weights; a column for each model."""
-    figure, axes = panels(
-        2,
-        3,
+    title = (
         "Gradient descent from weights that are all zero, all one constant, or random\n"
-        f"(median, lowest and highest of {settings['seeds']} seeds)",
-        height=2.9,
-        width=3.5,
+        f"(median, lowest and highest of {settings['seeds']} seeds)"
     )
+    figure, axes = panels(2, 3, title, height=2.9, width=3.5)
     for (upper, lower), model in zip(axes.T, MODELS, strict=True):
         for number, start in enumerate(STARTS):
             rows = only(table, model=model, start=start)

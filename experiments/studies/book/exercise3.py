@@ -109,16 +109,13 @@ def _along_depth(kind: str, seed: int, settings: Settings) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """A bound of pairs that holds, one that does not, and conditioning over depth."""
-    figure, axes = panels(
-        1,
-        3,
+    title = (
         f"Products of matrices: of two ({settings['pairs']} pairs of each kind of size "
         f"{settings['pair_size']}), and of many of size {settings['size']}\n"
         f"(right: line and band, median and lowest to highest of {settings['seeds']} "
-        "seeds)",
-        width=3.9,
-        height=3.8,
+        "seeds)"
     )
+    figure, axes = panels(1, 3, title, width=3.9, height=3.8)
     left, middle, right = axes[0]
     for panel, name, title, ratio in (
         (left, "condition", "condition number", "cond(AB) / (cond A · cond B)"),
@@ -133,17 +130,10 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         panel.set(xscale="log", xlabel=ratio, ylabel="part of the pairs up to this")
         panel.set_title(title)
     for number, kind in enumerate(DEPTHS):
-        line_over_seeds(
-            right,
-            only(table, product="of many", matrices=kind),
-            "depth",
-            "log10_ratio",
-            number,
-            kind,
-            "median",
-            markersize=9 - 3 * number,
-            linestyle="none",
-        )
+        rows = only(table, product="of many", matrices=kind)
+        marks = {"markersize": 9 - 3 * number, "linestyle": "none"}
+        columns = ("depth", "log10_ratio")
+        line_over_seeds(right, rows, *columns, number, kind, "median", **marks)
     depths = np.array(settings["depths"], float)
     expected = depths * condition_growth(settings["size"])
     right.plot(depths, expected, "k", linewidth=1, label="Newman's exponents")

@@ -120,13 +120,11 @@ def _gradients(
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Above the signals back through one network, below kernels by the depth."""
     depth = settings["shown_depth"]
-    figure, axes = panels(
-        2,
-        len(ACTIVATIONS),
+    title = (
         "Norms of the gradients of the loss on the digits: median over seeds, band "
-        "from lowest to highest",
-        width=3.3,
+        "from lowest to highest"
     )
+    figure, axes = panels(2, len(ACTIVATIONS), title, width=3.3)
     for (above, below), activation in zip(axes.T, ACTIVATIONS, strict=True):
         for number, rule in enumerate(settings["initializations"]):
             rows = only(table, activation=activation, initialization=rule)

@@ -71,12 +71,8 @@ def closed_form(rule: str, layers: Any) -> Any:
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Left the mean squares of both activations, then the accuracy by the depth."""
-    figure, axes = panels(
-        1,
-        3,
-        f"He or Xavier: mean and lowest to highest of {settings['seeds']} seeds",
-        width=3.5,
-    )
+    title = f"He or Xavier: mean and lowest to highest of {settings['seeds']} seeds"
+    figure, axes = panels(1, 3, title, width=3.5)
     left, depths = axes[0, 0], settings["depths"]
     runs = {"signal": only(table, part="signal"), "training": _best(table)}
     for column, name in enumerate(TRAINED):

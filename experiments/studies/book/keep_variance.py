@@ -126,13 +126,11 @@ def layers_in_range(factor: float) -> float:
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Signals and gradients layer by layer, and the accuracy of training from them."""
-    figure, axes = panels(
-        1,
-        3,
+    title = (
         "A factor per layer, to the power of the depth; bands from lowest to highest "
-        f"of {settings['seeds']} seeds",
-        width=3.5,
+        f"of {settings['seeds']} seeds"
     )
+    figure, axes = panels(1, 3, title, width=3.5)
     left, middle, right = axes[0]
     for panel, name, title in (
         (left, "forward", "Activations"),

@@ -153,11 +153,9 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     rows = only(table, part="overflow")
     overflow.plot(rows["value"], rows["quantile"], color=look(0)["color"])
     overflow.axvline(_overflow_by_exponent(n), label="ln(max) / λ", **CLOSED_FORM)
-    overflow.set(
-        xlabel="matrices until a float32 entry overflows",
-        ylabel="share of seeds",
-        title=f"σ = 1, {settings['overflow_seeds']} seeds",
-    )
+    overflow.set(xlabel="matrices until a float32 entry overflows")
+    overflow.set(ylabel="share of seeds")
+    overflow.set(title=f"σ = 1, {settings['overflow_seeds']} seeds")
     overflow.legend()
 
     decay = _decay(table, settings)

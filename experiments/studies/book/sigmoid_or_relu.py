@@ -167,14 +167,11 @@ def _output_rows(function: str, settings: Settings) -> Iterator[Cell]:
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """One panel for each role."""
-    figure, axes = panels(
-        1,
-        3,
+    title = (
         "Sigmoid or ReLU, in three roles\n"
-        f"(bars: lowest to highest of {settings['seeds']} seeds)",
-        width=3.9,
-        height=3.8,
+        f"(bars: lowest to highest of {settings['seeds']} seeds)"
     )
+    figure, axes = panels(1, 3, title, width=3.9, height=3.8)
     gate, output, hidden = axes[0]
     gates = settings["gate_inputs"]
     lines = {**{str(a): f"= {a:g}" for a in gates}, "random": "random"}

@@ -141,31 +141,25 @@ def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Above how far units are apart, below the accuracy; a column for each start."""
-    figure, axes = panels(
-        2,
-        3,
+    title = (
         "Hidden units that start equal: how far apart they are, and the accuracy\n"
-        f"(line: median of {settings['seeds']} seeds; band: lowest to highest)",
-        height=3.0,
-        width=3.5,
+        f"(line: median of {settings['seeds']} seeds; band: lowest to highest)"
     )
+    figure, axes = panels(2, 3, title, height=3.0, width=3.5)
+    every = max(1, settings["points"] // 8)
     for (upper, lower), start in zip(axes.T, STARTS, strict=True):
         for number, arm in enumerate(ARMS):
             rows = only(table, start=start, arm=arm)
+            # Lines of equal values: the later ones are smaller, and leave the earlier
+            # ones in sight.
+            marks = {
+                "markersize": 9 - 1.5 * number,
+                "clip_on": False,
+                "markevery": every,
+            }
             for panel, name in ((upper, "spread_over_units"), (lower, "test_accuracy")):
                 line_over_seeds(
-                    panel,
-                    rows,
-                    "step",
-                    name,
-                    number,
-                    arm,
-                    "median",
-                    # Lines of equal values: the later ones are smaller, and leave the
-                    # earlier ones in sight.
-                    markersize=9 - 1.5 * number,
-                    markevery=max(1, settings["points"] // 8),
-                    clip_on=False,
+                    panel, rows, "step", name, number, arm, "median", **marks
                 )
         upper.set_yscale("symlog", linthresh=1e-8)
         upper.set(title=start, ylim=(-2e-9, 10), yticks=[0, 1e-8, 1e-6, 1e-4, 1e-2, 1])

@@ -206,13 +206,11 @@ PARTS = {
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """A panel for each danger."""
-    figure, axes = panels(
-        2,
-        3,
+    title = (
         f"What can go wrong in float32; bands from lowest to highest of "
-        f"{settings['seeds']} seeds",
-        width=3.5,
+        f"{settings['seeds']} seeds"
     )
+    figure, axes = panels(2, 3, title, width=3.5)
     lost, rounding, step, correlation, saturation, gradient = axes.flat
 
     def series(panel: Any, part: str, **style: Any) -> Iterator[tuple[str, Any]]:

@@ -85,13 +85,11 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Both gains of every shape; one panel for each rule."""
     shapes = list(settings["shapes"])
     places = np.arange(len(shapes))
-    figure, axes = panels(
-        1,
-        len(RULES),
+    title = (
         f"Gain of the variance in one linear layer; {settings['seeds']} draws, "
-        "±2 standard errors",
-        width=3.4,
+        "±2 standard errors"
     )
+    figure, axes = panels(1, len(RULES), title, width=3.4)
     for panel, (rule, label) in zip(axes[0], RULES.items(), strict=True):
         for number, (direction, name) in enumerate(
             (("forward", "forward, Var[o]/γ²"), ("backward", "backward"))
