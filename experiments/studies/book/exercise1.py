@@ -232,13 +232,10 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         # Zero, which a logarithm has no place for, is at the left edge.
         shown = rows["difference"].clip(lower=1e-18)
         middle, errors = middle_and_errors(shown.groupby(rows["symmetry"]), "median")
-        left.errorbar(
-            middle[names],
-            np.arange(len(names)) + 0.2 * number - 0.1,
-            xerr=[error[names] for error in errors],
-            label=dtype,
-            **look(number) | {"linestyle": "none"},
-        )
+        positions = np.arange(len(names)) + 0.2 * number - 0.1
+        bars = {"xerr": [error[names] for error in errors], "label": dtype}
+        bars |= look(number) | {"linestyle": "none"}
+        left.errorbar(middle[names], positions, **bars)
     left.set(xscale="log", xlim=(3e-19, 30), xlabel="difference before training")
     left.set_xticks(
         [1e-18, 1e-15, 1e-12, 1e-9, 1e-6, 1e-3, 1],

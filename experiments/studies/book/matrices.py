@@ -130,14 +130,9 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         plain = look(number) | {"marker": ""}
         sizes.plot(end["value"], end["quantile"], label=label, **plain)
         quartiles = rows.pivot_table("value", "matrices", "quantile")
-        line_with_band(
-            growth,
-            quartiles.index,
-            *(quartiles[level] for level in (0.5, 0.25, 0.75)),
-            number=number,
-            label=label.split(",")[0],
-            markersize=0,
-        )
+        middle_and_edges = (quartiles[level] for level in (0.5, 0.25, 0.75))
+        band = {"number": number, "label": label.split(",")[0], "markersize": 0}
+        line_with_band(growth, quartiles.index, *middle_and_edges, **band)
         slope = _slope(rule, n)
         growth.plot([0, last], [0, slope * last], **CLOSED_FORM)
         sizes.axvline(slope * last, ymax=1 / 1.75, **CLOSED_FORM)
@@ -160,14 +155,8 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
 
     decay = _decay(table, settings)
     colors = [look(number)["color"] for number in (1, 2)]
-    gap.errorbar(
-        decay.index,
-        decay["measured"],
-        2 * decay["error"],
-        fmt="o",
-        color=colors[0],
-        label="measured",
-    )
+    points = {"fmt": "o", "color": colors[0], "label": "measured"}
+    gap.errorbar(decay.index, decay["measured"], 2 * decay["error"], **points)
     gap.plot(decay["closed_form"], label="closed form", **CLOSED_FORM)
     gap.plot(decay.index, 0.5 / decay.index, color=colors[1], ls="--", label="1 / (2n)")
     gap.set(xlabel="width n", ylabel="decay of ln length per matrix")

@@ -180,29 +180,18 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         name = function.replace("relu", "ReLU")
         for (kind, label), line in zip(lines.items(), ("-", "--", ":"), strict=True):
             states = only(rows, role="gate", gate_input=kind).groupby("step")
-            gate.plot(
-                states["largest_state"].median(),
-                label=f"{name}, a {label}",
-                **style | {"linestyle": line, "markersize": 4},
-            )
+            marks = style | {"linestyle": line, "markersize": 4}
+            states = states["largest_state"].median()
+            gate.plot(states, label=f"{name}, a {label}", **marks)
         best = at_best_rate(only(rows, role="hidden"), ["depth"]).groupby("depth")
         middle, errors = middle_and_errors(best["test_accuracy"])
-        hidden.errorbar(
-            middle.index, middle, yerr=errors, label=name, capsize=3, **style
-        )
+        bars = {"yerr": errors, "label": name, "capsize": 3}
+        hidden.errorbar(middle.index, middle, **bars, **style)
         means = only(rows, role="output").groupby("seed")[list(OUTPUT)].mean()
         middle, errors = middle_and_errors(means)
-        output.bar(
-            np.arange(len(OUTPUT)) + 0.36 * number - 0.18,
-            middle,
-            0.34,
-            yerr=errors,
-            color=style["color"],
-            label=name,
-            capsize=3,
-            hatch=("", "//")[number],
-            edgecolor="white",
-        )
+        bars |= {"yerr": errors, "hatch": ("", "//")[number], "edgecolor": "white"}
+        positions = np.arange(len(OUTPUT)) + 0.36 * number - 0.18
+        output.bar(positions, middle, 0.34, color=style["color"], **bars)
     for a in gates:
         steps = np.arange(1, min(overflow_step(a), settings["gate_steps"] + 1))
         gate.plot(steps, a ** steps.astype(float) - 1, color="gray", linewidth=0.8)

@@ -146,21 +146,16 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         f"(line: median of {settings['seeds']} seeds; band: lowest to highest)"
     )
     figure, axes = panels(2, 3, title, height=3.0, width=3.5)
-    every = max(1, settings["points"] // 8)
+    some = {"clip_on": False, "markevery": max(1, settings["points"] // 8)}
     for (upper, lower), start in zip(axes.T, STARTS, strict=True):
         for number, arm in enumerate(ARMS):
             rows = only(table, start=start, arm=arm)
             # Lines of equal values: the later ones are smaller, and leave the earlier
             # ones in sight.
-            marks = {
-                "markersize": 9 - 1.5 * number,
-                "clip_on": False,
-                "markevery": every,
-            }
+            marks = {"markersize": 9 - 1.5 * number, **some}
             for panel, name in ((upper, "spread_over_units"), (lower, "test_accuracy")):
-                line_over_seeds(
-                    panel, rows, "step", name, number, arm, "median", **marks
-                )
+                series = (rows, "step", name, number, arm, "median")
+                line_over_seeds(panel, *series, **marks)
         upper.set_yscale("symlog", linthresh=1e-8)
         upper.set(title=start, ylim=(-2e-9, 10), yticks=[0, 1e-8, 1e-6, 1e-4, 1e-2, 1])
         upper.minorticks_off()

@@ -154,8 +154,10 @@ def test_which_optimizers_respect_which_symmetry(
 def test_claims_of_exercise_1_follow_from_the_table():
     table, settings = kept_figure("book", "book_exercise1")
     assert verdicts("book_exercise1", table, settings) == ["confirmed"] * 5
-    spoiled = verdicts("book_exercise1", table.assign(difference=0.0), settings)
-    assert spoiled == ["partly", "confirmed", "partly", "partly", "not confirmed"]
+    # One seed in which nothing differs is enough.
+    spoiled = table.assign(difference=table["difference"].where(table["seed"] > 0, 0))
+    found = verdicts("book_exercise1", spoiled, settings)
+    assert found == ["partly", "confirmed", "partly", "partly", "not confirmed"]
 
 
 def test_regressions_end_at_one_optimum_from_all_starts():
