@@ -42,10 +42,12 @@ if "lars-compiled-" not in os.environ.get("JAX_COMPILATION_CACHE_DIR", ""):
 import jax
 import matplotlib as mpl
 import pytest
+import threadpoolctl
 
 from experiments import data as datasets
 
 mpl.use("agg")
+threadpoolctl.threadpool_limits(1, "blas")  # a plugin may have loaded NumPy before
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -7,6 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.studies.tables import (
+    mean_and_spread as mean_and_spread,
+    median_and_spread as median_and_spread,
+)
+
 Settings = Mapping[str, Any]
 """The sizes of an item, from the ``settings.py`` of its study."""
 
@@ -42,26 +47,13 @@ class Item(NamedTuple):
     """The table in short, for people."""
 
 
-def mean_and_spread(values: Any, digits: int = 3) -> str:
-    """The mean, and in brackets the lowest and the highest, as the pages have them."""
-    values = np.asarray(values, float)
-    return (
-        f"{values.mean():.{digits}g} ({values.min():.{digits}g} to "
-        f"{values.max():.{digits}g})"
-    )
-
-
-def median_and_spread(values: Any, digits: int = 3) -> str:
-    """The median, and in brackets the lowest and the highest."""
-    values = np.asarray(values, float)
-    return (
-        f"{np.median(values):.{digits}g} ({values.min():.{digits}g} to "
-        f"{values.max():.{digits}g})"
-    )
-
-
 def judged(holds: Sequence[bool]) -> Verdict:
     """The verdict on a claim of several parts: all of them hold, some, or none."""
     if all(holds):
         return "confirmed"
     return "partly" if any(holds) else "not confirmed"
+
+
+def judge(says: str, found: str, *holds: bool | np.bool_) -> Claim:
+    """The claim, with the verdict of `judged`."""
+    return Claim(says, found, judged([bool(x) for x in holds]))

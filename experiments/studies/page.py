@@ -1,6 +1,7 @@
 """The pages of the paper and of the book: what was found, item by item, as Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
 import pandas as pd
@@ -18,44 +19,24 @@ class Entry(NamedTuple):
 
 
 def section_of(entry: Entry, folder: str) -> str:
-    """The picture of an item, what it is, and the verdicts.
-
-    Args:
-        entry: the item.
-        folder: where its picture is, as seen from the page.
-    """
-    return "\n".join(
-        [
-            f"### {entry.item.title}",
-            "",
-            entry.item.about,
-            "",
-            f"![{entry.item.title}]({folder}/{entry.name}/{entry.name}.png)",
-            "",
-            _table(entry.claims),
-            "",
-            entry.made,
-        ]
-    )
+    """The picture of an item in a folder, what it is, and the verdicts."""
+    name, item = entry.name, entry.item
+    picture = f"![{item.title}]({folder}/{name}/{name}.png)"
+    table = _table(entry.claims)
+    return "\n\n".join([f"### {item.title}", item.about, picture, table, entry.made])
 
 
 def overview(entries: Sequence[Entry]) -> str:
     """How many claims of each item have which verdict, with links to them."""
-    verdicts = get_args(Verdict)
-    return pd.DataFrame(
-        [
-            {
-                "item": f"[{entry.item.title}](#{anchor_of(entry.item.title)})",
-                "command's `--figure`": f"`{entry.name}`",
-                **{
-                    verdict: sum(claim.verdict == verdict for claim in entry.claims)
-                    or ""
-                    for verdict in verdicts
-                },
-            }
-            for entry in entries
-        ]
-    ).to_markdown(index=False, disable_numparse=True)
+    rows = []
+    for name, item, claims, _ in entries:
+        row = {
+            "item": f"[{item.title}](#{anchor_of(item.title)})",
+            "command's `--figure`": f"`{name}`",
+        }
+        counts = Counter(claim.verdict for claim in claims)
+        rows.append(row | {name: counts[name] or "" for name in get_args(Verdict)})
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def anchor_of(title: str) -> str:
@@ -65,17 +46,11 @@ def anchor_of(title: str) -> str:
 
 
 def _table(claims: Sequence[Claim]) -> str:
-    rows: list[Mapping[str, str]] = [
-        {
-            "claim": _in_cell(claim.says),
-            "found here": _in_cell(claim.found),
-            "verdict": f"**{claim.verdict}**",
-        }
-        for claim in claims
-    ]
     # Not aligned: cells are paragraphs.
-    lines = [" | ".join(rows[0]), "|".join(["---"] * 3)]
-    lines += [" | ".join(row.values()) for row in rows]
+    lines = ["claim | found here | verdict", "---|---|---"]
+    for claim in claims:
+        says, found = _in_cell(claim.says), _in_cell(claim.found)
+        lines.append(f"{says} | {found} | **{claim.verdict}**")
     return "\n".join(f"| {line} |" for line in lines)
 
 

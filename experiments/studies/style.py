@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,16 +14,16 @@ from matplotlib.figure import Figure
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+CLOSED_FORM: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
+"""The line of a prediction by theory."""
+
+mpl.rcParams["legend.frameon"] = False
 
 
 def panels(
     rows: int, columns: int, title: str, *, height: float = 3.4, width: float = 4.6
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with a grid of quiet axes.
-
-    Returns:
-        The figure, and its axes in an array of shape [rows, columns].
-    """
+    """A figure, and its quiet axes in an array of shape [rows, columns]."""
     figure = Figure(
         figsize=(width * columns, height * rows + 0.6), layout="constrained"
     )
@@ -53,17 +54,9 @@ def line_with_band(
     label: str,
     **settings: Any,
 ) -> None:
-    """A line, and a band from the lowest to the highest value.
+    """A line, usually the median over seeds, in a band from the lowest to the highest.
 
-    Args:
-        axes: where to draw.
-        x: positions.
-        middle: the line, usually the median over seeds.
-        lowest: the lower edge of the band.
-        highest: the upper edge.
-        number: which of the looks the series has.
-        label: for the legend.
-        **settings: further ones of `Axes.plot`.
+    The series has the `look` of a number; further settings are those of `Axes.plot`.
     """
     style = {**look(number), "markersize": 4.5, "linewidth": 1.6, **settings}
     axes.plot(x, middle, label=label, **style)
@@ -82,24 +75,23 @@ def line_over_seeds(
 ) -> None:
     """The mean or the median over seeds, and a band from the lowest to the highest.
 
-    Args:
-        axes: where to draw.
-        rows: a row a seed and position.
-        x: the column of positions.
-        y: the column of values.
-        number: as in `line_with_band`, and likewise the others.
-        label: for the legend.
-        middle: what the line is.
-        **settings: further ones of `Axes.plot`.
+    ``x`` and ``y`` are columns of ``rows``, which has a row a seed and position; all
+    else is as in `line_with_band`.
     """
     line = rows.groupby(x)[y].agg([middle, "min", "max"])
-    line_with_band(
-        axes,
-        line.index.to_numpy(),
-        line[middle],
-        line["min"],
-        line["max"],
-        number,
-        label,
-        **settings,
-    )
+    edges = line[middle], line["min"], line["max"]
+    line_with_band(axes, line.index.to_numpy(), *edges, number, label, **settings)
+
+
+def middle_and_errors(
+    values: Any, middle: Literal["mean", "median"] = "mean"
+) -> tuple[pd.Series, list[pd.Series]]:
+    """The middles of groups, and how far the lowest and the highest are from them."""
+    middles = values.agg(middle)
+    return middles, [middles - values.min(), values.max() - middles]
+
+
+def legend_below(axes: Axes, columns: int, **settings: Any) -> None:
+    """One legend under all panels of a figure, with the entries of these axes."""
+    place = {"loc": "outside lower center", "ncols": columns, "fontsize": 9, **settings}
+    axes.figure.legend(*axes.get_legend_handles_labels(), **place)

@@ -1,21 +1,21 @@
 """Why dropout tells equal units apart, and the choice of a batch does not."""
 
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.data import load
-from experiments.studies.item import Claim, Item, Settings, judged, mean_and_spread
-from experiments.studies.style import line_over_seeds, look, panels
+from experiments.studies.book.shared import cross_entropy, flattened
+from experiments.studies.item import Claim, Item, Settings, judge
+from experiments.studies.style import legend_below, line_over_seeds, look, panels
+from experiments.studies.tables import Cell, combinations, mean_and_spread, only
+
+DIFFERENT, REPEATED = "different images", "one image repeated"
 
 
+@jax.jit
 def gradient_of_equal_units(
     images: jax.Array,
     labels: jax.Array,
@@ -28,89 +28,74 @@ def gradient_of_equal_units(
     Args:
         images: [B, inputs].
         labels: [B].
-        constant: what every element of W1 is.
+        constant: every element of W1.
         outgoing: [10], the weights from any unit to the classes.
         masks: [B, units], the factors of dropout: 0, or 1/(1-p).
-
-    Returns:
-        [inputs, units].
     """
     units = masks.shape[1]
 
     def loss(first: jax.Array) -> jax.Array:
         hidden = jnp.tanh(images @ first) * masks
-        logits = hidden @ jnp.tile(outgoing, (units, 1))
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return cross_entropy(hidden @ jnp.tile(outgoing, (units, 1)), labels)
 
     return jax.grad(loss)(jnp.full((images.shape[1], units), constant))
 
 
-def relative_spread(gradient: np.ndarray) -> float:
-    """The standard deviation over units relative to the mean, over all inputs.
+_alone = jax.jit(jax.vmap(gradient_of_equal_units, (0, 0, None, None, None)))
+"""The same by each image alone: [B, inputs, units]."""
 
-    Args:
-        gradient: [inputs, units].
-    """
+
+def relative_spread(gradient: np.ndarray) -> float:
+    """The standard deviation over units [inputs, units] relative to the mean."""
     gradient = gradient.astype(np.float64)
     # From the first unit, so that units equal bit for bit have the deviation 0.
-    offset = gradient - gradient[:, :1]
-    deviation = offset - offset.mean(1, keepdims=True)
-    mean = gradient.mean(1, keepdims=True)
-    per_unit = np.sqrt(gradient.shape[1])
-    return float(np.linalg.norm(deviation) / np.linalg.norm(mean) / per_unit)
+    deviation = (gradient - gradient[:, :1]).std(1)
+    return float(np.linalg.norm(deviation) / np.linalg.norm(gradient.mean(1)))
 
 
 def expected_spread(rate: float, per_image: np.ndarray) -> float:
     """The spread that dropout makes, where masks are independent.
 
     A unit's gradient is the sum over images of mask times the image's own gradient g.
-    The mask has the mean 1 and the variance p/(1-p), so that
+    The mask has the mean 1 and the variance p/(1-p), with the rate p, so that
 
         spread = sqrt(p/(1-p)) sqrt(Σ ‖g‖²) / ‖Σ g‖.
-
-    Args:
-        rate: p.
-        per_image: [B, inputs], the g.
     """
     total = np.linalg.norm(per_image.sum(0))
     return float(np.sqrt(rate / (1 - rate)) * np.linalg.norm(per_image) / total)
 
 
-def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
+def cells(settings: Settings) -> list[Cell]:
     """Every source of batches at every rate of dropout."""
-    return [
-        {"batch": batch, "dropout_rate": rate}
-        for batch in ("different images", "one image repeated")
-        for rate in settings["dropout_rates"]
-    ]
+    rates = settings["dropout_rates"]
+    return combinations(batch=(DIFFERENT, REPEATED), dropout_rate=rates)
 
 
-def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
+def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     """The spread over units at every batch size, for all seeds."""
-    data = load("digits")
-    images = jnp.reshape(data.train.images, (len(data.train.labels), -1))
-    labels = data.train.labels
+    images, labels = flattened(load("digits").train)
     rate, units = cell["dropout_rate"], settings["units"]
+    ones = jnp.ones((1, units))
     rows = []
     for size in settings["batch_sizes"]:
         for seed in range(settings["seeds"]):
             random = np.random.default_rng([seed, size])
             batch = random.choice(len(labels), size, replace=False)
-            if cell["batch"] == "one image repeated":
+            if cell["batch"] == REPEATED:
                 batch = np.repeat(batch[:1], size)
             constant = np.float32(random.uniform(*settings["constants"]))
             outgoing = (random.standard_normal(10) / units).astype(np.float32)
             kept = random.random((size, units)) >= rate
             masks = jnp.asarray(kept / (1 - rate), jnp.float32)
-            start = (images[batch], labels[batch], constant, outgoing)
+            x, y, weights = images[batch], labels[batch], (constant, outgoing)
+            gradient = np.asarray(gradient_of_equal_units(x, y, *weights, masks))
+            alone = _alone(x[:, None], y[:, None], *weights, ones)[..., 0]
             rows.append(
                 {
                     "batch_size": size,
                     "seed": seed,
-                    "spread": relative_spread(np.asarray(_gradient(*start, masks))),
-                    "expected": expected_spread(
-                        rate, np.asarray(_alone(*start, units), np.float64)
-                    ),
+                    "spread": relative_spread(gradient),
+                    "expected": expected_spread(rate, np.asarray(alone, np.float64)),
                     # Exactly so for a batch of one, whose kept units are all equal.
                     "of_the_masks": float(np.sqrt((~kept).sum() / max(kept.sum(), 1))),
                 }
@@ -118,158 +103,107 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# Compiled once for every batch size, and not in every part anew.
-_gradient = jax.jit(gradient_of_equal_units)
-
-
-@functools.partial(jax.jit, static_argnums=4)
-def _alone(
-    images: jax.Array,
-    labels: jax.Array,
-    constant: jax.Array,
-    outgoing: jax.Array,
-    units: int,
-) -> jax.Array:
-    """The gradient of one unit by each image alone, without dropout: [B, inputs]."""
-
-    def of_one(x: jax.Array, y: jax.Array) -> jax.Array:
-        masks = jnp.ones((1, units))
-        start = (x[None], y[None], constant, outgoing)
-        return gradient_of_equal_units(*start, masks)[:, 0]
-
-    return jax.vmap(of_one)(images, labels)
-
-
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
-    """The spread by batch size, with and without dropout, and what is expected."""
-    figure, axes = panels(
-        1,
-        2,
+    """The spread by batch size, with and without dropout, and its closed form."""
+    title = (
         "Gradients of hidden units that are equal: their standard deviation over\n"
         "units relative to their mean, by batch size "
-        f"(median and lowest to highest of {settings['seeds']} seeds)",
+        f"(median and lowest to highest of {settings['seeds']} seeds)"
     )
+    figure, axes = panels(1, 2, title)
+    left, right = axes[0]
     sizes = np.array(settings["batch_sizes"])
-    for place, (batch, rows) in zip(
-        axes[0], table.groupby("batch", sort=False), strict=True
-    ):
+    for panel, batch in ((left, DIFFERENT), (right, REPEATED)):
         for number, rate in enumerate(settings["dropout_rates"]):
-            of_rate = rows[rows["dropout_rate"] == rate]
-            label = f"dropout {rate:g}" if rate else "no dropout"
-            line_over_seeds(
-                place,
-                of_rate,
-                "batch_size",
-                "spread",
-                number,
-                label,
-                "median",
-                linestyle="none" if rate else "-",
-                clip_on=False,
-            )
+            rows = only(table, batch=batch, dropout_rate=rate)
+            label, line = (f"dropout {rate:g}", "none") if rate else ("no dropout", "-")
+            marks = {"linestyle": line, "clip_on": False}
+            columns = ("batch_size", "spread")
+            line_over_seeds(panel, rows, *columns, number, label, "median", **marks)
             if rate:
-                place.plot(
-                    sizes,
-                    of_rate.groupby("batch_size")["expected"].median(),
-                    color=look(number)["color"],
-                    label=f"closed form, p = {rate:g}",
-                )
-        if batch == "different images":
-            largest = max(settings["dropout_rates"])
-            shrinking = np.sqrt(largest / (1 - largest) / sizes)
-            place.plot(sizes, shrinking, ":", color="gray", label="as 1/√B from B = 1")
-        place.set(title=batch, xlabel="batch size B (images)", xscale="log")
-        place.set_yscale("symlog", linthresh=1e-3, linscale=0.5)
-        place.set_yticks([0, 1e-3, 1e-2, 1e-1, 1, 10])
-        place.minorticks_off()
-        place.set_ylim(-1e-4, 20)
-    axes[0, 0].set_ylabel("spread over units (0 is exact)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9
-    )
+                expected = rows.groupby("batch_size")["expected"].median()
+                color, label = look(number)["color"], f"closed form, p = {rate:g}"
+                panel.plot(sizes, expected, color=color, label=label)
+        panel.set(title=batch, xlabel="batch size B (images)", xscale="log")
+        panel.set_yscale("symlog", linthresh=1e-3, linscale=0.5)
+        panel.set(yticks=[0, 1e-3, 1e-2, 1e-1, 1, 10], ylim=(-1e-4, 20))
+        panel.minorticks_off()
+    largest = max(settings["dropout_rates"])
+    shrinking = np.sqrt(largest / (1 - largest) / sizes)
+    left.plot(sizes, shrinking, ":", color="gray", label="as 1/√B from B = 1")
+    left.set_ylabel("spread over units (0 is exact)")
+    legend_below(left, 3)
     return figure
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """A batch has the same noise for all units, dropout has another for each."""
-    without = table[table["dropout_rate"] == 0]
+    without = only(table, dropout_rate=0)
     dropped = table[table["dropout_rate"] > 0]
-    is_different = dropped["batch"] == "different images"
-    single = dropped[is_different & (dropped["batch_size"] == 1)]
+    repeated, different = (only(dropped, batch=x) for x in (REPEATED, DIFFERENT))
+    single = only(different, batch_size=1)
     off_masks = (single["spread"] / single["of_the_masks"] - 1).abs().max()
     sizes = f"{min(settings['batch_sizes'])} to {max(settings['batch_sizes'])}"
-
-    means, mean_holds = [], []
-    for rate, rows in single.groupby("dropout_rate"):
-        expected = float(np.sqrt(rate / (1 - rate)))
-        means.append(f"p = {rate:g}: {mean_and_spread(rows['spread'])}, {expected:.3g}")
-        mean_holds.append(abs(rows["spread"].mean() / expected - 1) < 0.1)
-
-    repeated, different = dropped[~is_different], dropped[is_different]
+    singles = [
+        (rate, rows["spread"], float(np.sqrt(rate / (1 - rate))))
+        for rate, rows in single.groupby("dropout_rate")
+    ]
     slopes = [_slope(rows) for rows in (repeated, different)]
     small = different[different["batch_size"] <= 16]
-    off = {
-        name: rows.groupby(["dropout_rate", "batch_size"])[["spread", "expected"]]
-        .median()
-        .pipe(lambda x: (x["spread"] / x["expected"] - 1).abs().max())
-        for name, rows in (("repeated", repeated), ("different", different))
-    }
+    off_repeated, off_different = (
+        (medians["spread"] / medians["expected"] - 1).abs().max()
+        for medians in map(_medians, (repeated, different))
+    )
     return [
-        Claim(
+        judge(
             "Which images are in a batch does not tell equal units apart.",
             f"Without dropout, {len(without)} batches of {sizes} images: the largest "
             f"spread over units is {without['spread'].max():.3g}. Every unit sees the "
             "same images and sends the same on, so that the noise is the same for all.",
-            judged([without["spread"].max() == 0]),
+            without["spread"].max() == 0,
         ),
-        Claim(
+        judge(
             "Dropout tells them apart in the first step: of one image, a unit's "
             "gradient is its mask, 0 or 1/(1-p), times one factor, so that the spread "
             "is √(p/(1-p)).",
-            f"Mean (lowest to highest) over batches of one, and the closed form: "
-            f"{'; '.join(means)}. From the masks that were drawn it follows with a "
-            f"relative error of at most {off_masks:.1g}.",
-            judged([*mean_holds, off_masks < 1e-4]),
+            "Mean (lowest to highest) over batches of one, and the closed form: "
+            + "; ".join(
+                f"p = {rate:g}: {mean_and_spread(spread)}, {expected:.3g}"
+                for rate, spread, expected in singles
+            )
+            + ". The masks that were drawn give the spread with a relative error of "
+            f"at most {off_masks:.1g}.",
+            *(abs(spread.mean() / x - 1) < 0.1 for _, spread, x in singles),
+            off_masks < 1e-4,
         ),
-        Claim(
+        judge(
             "In a batch of B images the spread is smaller, as 1/√B.",
             f"Of one image B times the exponent of B is {slopes[0]:.3f}. Of different "
             f"images it is {slopes[1]:.3f}, and {_slope(small):.3f} up to B = "
             f"{small['batch_size'].max()}: their gradients partly cancel, and the mean "
-            "shrinks too. "
-            "√(p/(1-p)) √Σ‖g‖² / ‖Σg‖ has both; medians are within "
-            f"{off['repeated']:.1%} and {off['different']:.1%} of it.",
-            judged(
-                [
-                    abs(slopes[0] + 0.5) < 0.05,
-                    abs(slopes[1] + 0.5) < 0.05,
-                    max(off.values()) < 0.1,
-                ]
-            ),
+            "shrinks too. √(p/(1-p)) √Σ‖g‖² / ‖Σg‖ has both; medians are within "
+            f"{off_repeated:.1%} and {off_different:.1%} of it.",
+            *(abs(slope + 0.5) < 0.05 for slope in slopes),
+            max(off_repeated, off_different) < 0.1,
         ),
     ]
 
 
+def _medians(rows: pd.DataFrame) -> pd.DataFrame:
+    groups = rows.groupby(["dropout_rate", "batch_size"])
+    return groups[["spread", "expected"]].median()
+
+
 def _slope(rows: pd.DataFrame) -> float:
     """The exponent of the batch size in the median spread, over all rates."""
-    medians = rows.groupby(["dropout_rate", "batch_size"])["spread"].median()
-    logs = np.log(medians.unstack("batch_size"))
-    size = np.log(np.asarray(logs.columns, float))
-    return float(np.polyfit(size, logs.mean().to_numpy(), 1)[0])
+    logs = np.log(_medians(rows)["spread"]).groupby("batch_size").mean()
+    return float(np.polyfit(np.log(logs.index), logs, 1)[0])
 
 
-ITEM = Item(
-    title="Why dropout breaks the symmetry and minibatch SGD does not",
-    about=(
-        "Readers of the book ask why dropout would tell equal hidden units apart and "
-        "the noise of minibatches would not. Here the gradient of W1 of a layer of "
-        "equal tanh units is computed in float32 on batches of scikit-learn's digits, "
-        "without dropout and with it, for many seeds, each with its own images, "
-        "weights and masks, and its spread over units is compared with the closed form."
-    ),
-    cells=cells,
-    measure=measure,
-    draw=draw,
-    claims=claims,
-)
+TITLE = "Why dropout breaks the symmetry and minibatch SGD does not"
+ABOUT = """Readers of the book ask why dropout would tell equal hidden units apart and
+the noise of minibatches would not. Here the gradient of W1 of a layer of equal tanh
+units is computed in float32 on batches of scikit-learn's digits, without dropout and
+with it, for many seeds, each with its own images, weights and masks. Its spread over
+units is compared with the closed form."""
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

@@ -1,25 +1,26 @@
 """Exercise 1: other symmetries than permutation, and which optimizers respect them."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from experiments.data import load
-from experiments.studies.item import Claim, Item, Settings, judged, median_and_spread
-from experiments.studies.style import COLORS, look, panels
-from experiments.training.optimizers import WHOLE
-from lars.optimizer import lars
+from experiments.studies.book.shared import cross_entropy, descended, optimizer_of
+from experiments.studies.item import Claim, Item, Settings, judge
+from experiments.studies.style import COLORS, look, middle_and_errors, panels
+from experiments.studies.tables import Cell, combinations, median_and_spread, only
 
 Params = dict[str, Any]
+Transform = Callable[[Params, np.random.Generator], Params]
 DTYPES = ("float32", "float64")
+UNITS, CHANNELS, HEADS, HEAD_SIZE = 32, 8, 4, 8
 
 
 class Symmetry(NamedTuple):
@@ -28,12 +29,9 @@ class Symmetry(NamedTuple):
     apply: Callable[[Params, jax.Array], jax.Array]
     """From weights and images [B, 8, 8, 1] to logits [B, 10]."""
     shapes: Mapping[str, tuple[int, ...]]
-    transform: Callable[[Params, np.random.Generator], Params]
+    transform: Transform
     """From weights in float64 to others."""
     is_one: bool = True  # False for a control that does change the function
-
-
-UNITS, CHANNELS, HEADS, HEAD_SIZE = 32, 8, 4, 8
 
 
 def mlp(activation: Callable) -> Callable[[Params, jax.Array], jax.Array]:
@@ -73,56 +71,48 @@ def attention(params: Params, images: jax.Array) -> jax.Array:
 
 def permute_units(params: Params, random: np.random.Generator) -> Params:
     """Columns of the first matrix, and rows of the second likewise."""
-    order = random.permutation(params["second"].shape[0])
+    order = random.permutation(UNITS)
     return {"first": params["first"][:, order], "second": params["second"][order]}
 
 
-def rescale_layers(params: Params, random: np.random.Generator) -> Params:
-    """The first matrix times a power of two, the second times its inverse."""
-    c = 2.0 ** random.choice([-3, -2, 2, 3])
-    return {"first": params["first"] * c, "second": params["second"] / c}
+def rescaled(factors: Callable[[np.random.Generator], Any]) -> Transform:
+    """Incoming weights of units times factors, the outgoing ones divided by them."""
+
+    def transform(params: Params, random: np.random.Generator) -> Params:
+        c = np.broadcast_to(factors(random), UNITS)
+        return {"first": params["first"] * c, "second": params["second"] / c[:, None]}
+
+    return transform
 
 
-def rescale_units(params: Params, random: np.random.Generator) -> Params:
-    """Each unit's incoming weights times its own factor, the outgoing times 1/c."""
-    c = np.exp(random.uniform(-1, 1, params["second"].shape[0]))
-    return {"first": params["first"] * c, "second": params["second"] / c[:, None]}
-
-
-def flip_signs(params: Params, random: np.random.Generator) -> Params:
-    """The signs of both sides of some units."""
-    c = random.choice([-1.0, 1.0], params["second"].shape[0])
-    return {"first": params["first"] * c, "second": params["second"] * c[:, None]}
+rescale_layers = rescaled(lambda random: 2.0 ** random.choice([-3, -2, 2, 3]))
+rescale_units = rescaled(lambda random: np.exp(random.uniform(-1, 1, UNITS)))
+flip_signs = rescaled(lambda random: random.choice([-1.0, 1.0], UNITS))
 
 
 def permute_channels(params: Params, random: np.random.Generator) -> Params:
-    """What a convolution gives, and what the next one takes."""
-    order = random.permutation(params["first"].shape[-1])
-    return {
-        **params,
-        "first": params["first"][..., order],
-        "second": params["second"][:, :, order],
-    }
+    """Channels between two convolutions."""
+    order = random.permutation(CHANNELS)
+    first, second = params["first"][..., order], params["second"][:, :, order]
+    return {**params, "first": first, "second": second}
 
 
 def permute_heads(params: Params, random: np.random.Generator) -> Params:
     """The heads, which are summed up."""
-    order = random.permutation(params["q"].shape[0])
+    order = random.permutation(HEADS)
     return {**params, **{name: params[name][order] for name in "qkvo"}}
 
 
 def rotate_keys(params: Params, random: np.random.Generator) -> Params:
     """Q and K of each head times one orthogonal matrix."""
-    size = params["q"].shape[-1]
-    a = np.linalg.qr(random.standard_normal((params["q"].shape[0], size, size)))[0]
+    a = np.linalg.qr(random.standard_normal((HEADS, HEAD_SIZE, HEAD_SIZE)))[0]
     return {**params, "q": params["q"] @ a, "k": params["k"] @ a}
 
 
 def map_keys(params: Params, random: np.random.Generator) -> Params:
     """Q of each head times an invertible matrix A, K times its inverse transposed."""
-    heads, _, size = params["q"].shape
-    u, v = np.linalg.qr(random.standard_normal((2, heads, size, size)))[0]
-    a = (u * np.exp(random.uniform(-1, 1, (heads, 1, size)))) @ v
+    u, v = np.linalg.qr(random.standard_normal((2, HEADS, HEAD_SIZE, HEAD_SIZE)))[0]
+    a = (u * np.exp(random.uniform(-1, 1, (HEADS, 1, HEAD_SIZE)))) @ v
     inverse = np.linalg.inv(a).swapaxes(1, 2)
     return {**params, "q": params["q"] @ a, "k": params["k"] @ inverse}
 
@@ -155,6 +145,18 @@ SYMMETRIES: dict[str, Symmetry] = {
 OPTIMIZERS = ("SGD", "Adam", "LARS", "LARS, decay")
 
 
+def trained_in(name: str) -> tuple[str, ...]:
+    """The precisions in which a symmetry is trained.
+
+    In float32 rounding differs where sums have another order, and training makes that
+    grow. The one symmetry that rounds nothing is trained in float32 too.
+    """
+    symmetry = SYMMETRIES[name]
+    if not symmetry.is_one:
+        return ()
+    return DTYPES[::-1] if symmetry.transform is rescale_layers else ("float64",)
+
+
 def initial(symmetry: Symmetry, seed: int) -> tuple[Params, Params]:
     """The weights of a seed, and the others that should be the same function."""
     random = np.random.default_rng(seed)
@@ -167,144 +169,87 @@ def initial(symmetry: Symmetry, seed: int) -> tuple[Params, Params]:
     return params, symmetry.transform(params, random)
 
 
-def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
+def cells(settings: Settings) -> list[Cell]:
     """Every symmetry in both precisions."""
-    del settings
-    return [
-        {"symmetry": name, "dtype": dtype} for name in SYMMETRIES for dtype in DTYPES
-    ]
+    return combinations(symmetry=SYMMETRIES, dtype=DTYPES)
 
 
-def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
+def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     """Relative differences of the logits of test images, before and in training."""
-    # Optax' Adam mixes floats and integers, which strict promotion refuses.
-    with (
-        jax.enable_x64(cell["dtype"] == "float64"),
-        jax.numpy_dtype_promotion("standard"),
-    ):
-        return pd.DataFrame(_rows(SYMMETRIES[cell["symmetry"]], cell, settings))
+    with jax.enable_x64(cell["dtype"] == "float64"):
+        return _differences(cell["symmetry"], cell["dtype"], settings)
 
 
-def _rows(
-    symmetry: Symmetry, cell: Mapping[str, Any], settings: Settings
-) -> list[dict[str, Any]]:
-    data, dtype = load("digits"), jnp.dtype(cell["dtype"])
+def _differences(name: str, dtype: str, settings: Settings) -> pd.DataFrame:
+    symmetry, data = SYMMETRIES[name], load("digits")
     count = settings["images"]
     images = jnp.asarray(data.train.images[:count], dtype)
     labels = data.train.labels[:count]
     shown = jnp.asarray(data.test.images, dtype)
     logits = jax.jit(symmetry.apply)
 
-    def loss(params: Params) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(
-            symmetry.apply(params, images), labels
-        ).mean()
+    @jax.grad
+    def gradient(params: Params) -> jax.Array:
+        return cross_entropy(symmetry.apply(params, images), labels)
 
-    @functools.partial(jax.jit, static_argnums=(0, 2))
-    def trained(name: str, params: Params, steps: int) -> Params:
-        optimizer = _optimizer(name, settings)
+    @functools.partial(jax.jit, static_argnums=0)
+    def trained(name: str, params: Params) -> Params:
+        momentum, decay = settings["momentum"], settings["weight_decay"]
+        rate = settings["learning_rates"][name.split(",")[0]]
+        optimizer = optimizer_of(name, rate, momentum, decay)
+        return descended(gradient, params, optimizer, settings["num_steps"])[0]
 
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            params, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        carry = (params, optimizer.init(params))
-        return jax.lax.scan(step, carry, length=steps)[0][0]
-
-    # In float32 rounding differs where sums have another order, and training makes
-    # that grow. The one symmetry that rounds nothing is trained in float32 too.
-    names = [name for name in OPTIMIZERS if symmetry.is_one]
-    if cell["dtype"] == "float32" and symmetry.transform is not rescale_layers:
-        names = []
+    optimizers = OPTIMIZERS if dtype in trained_in(name) else ()
     rows = []
     for seed in range(settings["seeds"]):
-        starts = [
-            jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-            for params in initial(symmetry, seed)
-        ]
-        for name in ["none", *names]:
-            ends = (
-                starts
-                if name == "none"
-                else [trained(name, params, settings["num_steps"]) for params in starts]
-            )
+        starts = jax.tree.map(lambda x: jnp.asarray(x, dtype), initial(symmetry, seed))
+        for optimizer in ("none", *optimizers):
+            ends = starts
+            if optimizer != "none":
+                ends = [trained(optimizer, params) for params in starts]
             plain, other = (np.asarray(logits(x, shown), np.float64) for x in ends)
-            rows.append(
-                {
-                    "optimizer": name,
-                    "seed": seed,
-                    "difference": float(
-                        np.linalg.norm(plain - other) / np.linalg.norm(plain)
-                    ),
-                    "test_accuracy": float(
-                        (plain.argmax(1) == np.asarray(data.test.labels)).mean()
-                    ),
-                }
-            )
-    return rows
-
-
-def _optimizer(name: str, settings: Settings) -> optax.GradientTransformation:
-    rate = settings["learning_rates"][name.split(",")[0]]
-    momentum = settings["momentum"]
-    if name == "SGD":
-        return optax.sgd(rate, momentum)
-    if name == "Adam":
-        return optax.adam(rate, momentum)
-    decay = settings["weight_decay"] if "decay" in name else 0.0
-    return lars(rate, decay, momentum=momentum, partition_specs=WHOLE)
+            difference = np.linalg.norm(plain - other) / np.linalg.norm(plain)
+            is_right = plain.argmax(1) == np.asarray(data.test.labels)
+            rows.append((optimizer, seed, difference, is_right.mean()))
+    columns = ["optimizer", "seed", "difference", "test_accuracy"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Left the functions before training; right after training, by optimizer."""
-    figure, axes = panels(
-        1,
-        2,
+    title = (
         "Two choices of weights for one function, before and after "
         f"{settings['num_steps']} steps from each\n(relative difference of the logits; "
-        f"median of {settings['seeds']} seeds, bars: lowest to highest)",
-        height=4.6,
-        width=5.4,
+        f"median of {settings['seeds']} seeds, bars: lowest to highest)"
     )
+    figure, axes = panels(1, 2, title, height=4.6, width=5.4)
     left, right = axes[0]
     names = list(SYMMETRIES)
     for number, dtype in enumerate(DTYPES):
         eps = np.finfo(dtype).eps
         left.axvline(eps, color=COLORS[number], linestyle=":", label=f"ε of {dtype}")
-        rows = table[(table["optimizer"] == "none") & (table["dtype"] == dtype)]
+        rows = only(table, optimizer="none", dtype=dtype)
         # Zero, which a logarithm has no place for, is at the left edge.
-        by_name = rows.groupby("symmetry")["difference"]
-        middle = by_name.median()[names].clip(lower=1e-18)
-        spread = [
-            np.abs(middle - by_name.agg(side)[names].clip(lower=1e-18))
-            for side in ("min", "max")
-        ]
-        left.errorbar(
-            middle,
-            np.arange(len(names)) + 0.2 * number - 0.1,
-            xerr=spread,
-            label=dtype,
-            **{**look(number), "linestyle": "none"},
-        )
+        shown = rows["difference"].clip(lower=1e-18)
+        middle, errors = middle_and_errors(shown.groupby(rows["symmetry"]), "median")
+        positions = np.arange(len(names)) + 0.2 * number - 0.1
+        bars = {"xerr": [error[names] for error in errors], "label": dtype}
+        bars |= look(number) | {"linestyle": "none"}
+        left.errorbar(middle[names], positions, **bars)
     left.set(xscale="log", xlim=(3e-19, 30), xlabel="difference before training")
-    left.set_xticks([1e-18, 1e-15, 1e-12, 1e-9, 1e-6, 1e-3, 1])
-    left.set_xticklabels(["0", *(f"$10^{{{k}}}$" for k in range(-15, 1, 3))])
+    left.set_xticks(
+        [1e-18, 1e-15, 1e-12, 1e-9, 1e-6, 1e-3, 1],
+        ["0", *(f"$10^{{{k}}}$" for k in range(-15, 1, 3))],
+    )
     left.minorticks_off()
     left.set_yticks(
         range(len(names)),
         [name if SYMMETRIES[name].is_one else f"{name} (control)" for name in names],
     )
     left.invert_yaxis()
-    left.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(0.97, 1))
+    left.legend(fontsize=8, loc="upper right", bbox_to_anchor=(0.97, 1))
 
-    trained = [
-        (name, dtype)
-        for name in names
-        for dtype in ("float64", "float32")
-        if SYMMETRIES[name].is_one
-        and (dtype == "float64" or SYMMETRIES[name].transform is rescale_layers)
-    ]
+    trained = [(name, dtype) for name in names for dtype in trained_in(name)]
     grid = table.groupby(["symmetry", "dtype", "optimizer"])["difference"].median()
     values = np.array([[grid[(*row, name)] for name in OPTIMIZERS] for row in trained])
     # Three colours: the same, in between, another function.
@@ -318,14 +263,9 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     right.set_xticks(
         range(len(OPTIMIZERS)), [name.replace(" ", "\n") for name in OPTIMIZERS]
     )
-    right.set_yticks(
-        range(len(trained)),
-        [
-            name + ("\nin float32" if dtype == "float32" else "")
-            for name, dtype in trained
-        ],
-        fontsize=9,
-    )
+    endings = {"float32": "\nin float32", "float64": ""}
+    labels = [name + endings[dtype] for name, dtype in trained]
+    right.set_yticks(range(len(trained)), labels, fontsize=9)
     right.set_xlabel(
         f"difference after {settings['num_steps']} steps\n"
         f"(blue: below {settings['same']:.0e}, orange: above {settings['other']:.0e})"
@@ -335,60 +275,44 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """Which transformations keep the function, and which optimizers do not notice."""
-    start = table[table["optimizer"] == "none"]
+    start = only(table, optimizer="none")
     is_one = start["symmetry"].map(lambda name: SYMMETRIES[name].is_one)
-    by_dtype = {
-        dtype: start[is_one & (start["dtype"] == dtype)]["difference"]
-        for dtype in DTYPES
-    }
-    controls = start[~is_one]["difference"]
+    controls, one = start[~is_one]["difference"], start[is_one]
+    float32, float64 = (only(one, dtype=x)["difference"].max() for x in DTYPES)
 
-    def after(names: Sequence[str], optimizers: Sequence[str], dtype: str) -> pd.Series:
-        return table[
-            table["symmetry"].isin(names)
-            & table["optimizer"].isin(optimizers)
-            & (table["dtype"] == dtype)
-        ]["difference"]
+    def after(names: list[str], *optimizers: str, dtype: str = "float64") -> pd.Series:
+        is_in = table["symmetry"].isin(names) & table["optimizer"].isin(optimizers)
+        return only(table[is_in], dtype=dtype)["difference"]
 
-    def same(values: pd.Series) -> bool:
-        return bool(values.max() < settings["same"])
+    def is_same(values: pd.Series) -> bool:
+        return values.max() < settings["same"]
 
-    def other(values: pd.Series) -> bool:
-        return bool(values.min() > settings["other"])
+    def is_other(values: pd.Series) -> bool:
+        return values.min() > settings["other"]
 
-    permuted, names = list(SYMMETRIES)[:3], list(SYMMETRIES)
-    signs, rotated, layers, units, mapped = names[3:8]
-    everything = after(permuted, OPTIMIZERS, "float64")
-    flipped = after([signs], OPTIMIZERS, "float64")
-    turned = after([rotated], ["SGD", "LARS", "LARS, decay"], "float64")
-    turned_adam = after([rotated], ["Adam"], "float64")
-    exact = after([layers], ["LARS"], "float32")
-    exact64 = after([layers], ["LARS"], "float64")
-    sgd, adam, decayed = (
-        after([layers], [name], "float64") for name in ("SGD", "Adam", "LARS, decay")
-    )
-    finer = {
-        name: after([units, mapped], [name], "float64")
-        for name in ("SGD", "Adam", "LARS")
-    }
+    names = list(SYMMETRIES)
+    permuted, (signs, rotated, layers, units, mapped) = names[:3], names[3:8]
+    everything = after(permuted, *OPTIMIZERS)
+    flipped = after([signs], *OPTIMIZERS)
+    turned = after([rotated], "SGD", "LARS", "LARS, decay")
+    turned_adam = after([rotated], "Adam")
+    exact32, exact64 = (after([layers], "LARS", dtype=dtype) for dtype in DTYPES)
+    others = [after([layers], name) for name in ("SGD", "Adam", "LARS, decay")]
+    sgd, adam, decayed = map(median_and_spread, others)
+    finer = {name: after([units, mapped], name) for name in ("SGD", "Adam", "LARS")}
     learned = table[table["optimizer"] != "none"].groupby("optimizer")["test_accuracy"]
     return [
-        Claim(
+        judge(
             "There are other symmetries than permutation: a ReLU's scale, a tanh's "
             "sign, channels, heads, and any invertible matrix between Q and K.",
-            f"Largest relative difference of the logits, of {int(is_one.sum())} pairs: "
-            f"{by_dtype['float64'].max():.1g} in float64, "
-            f"{by_dtype['float32'].max():.1g} in float32. Of the two that are none "
-            f"(tanh scaled, ReLU's sign): {median_and_spread(controls)}.",
-            judged(
-                [
-                    by_dtype["float64"].max() < 1e-12,
-                    by_dtype["float32"].max() < 1e-4,
-                    controls.min() > 0.01,
-                ]
-            ),
+            f"Largest relative difference of the logits, of {len(one)} pairs: "
+            f"{float64:.1g} in float64, {float32:.1g} in float32. Of the two that are "
+            f"none (tanh scaled, ReLU's sign): {median_and_spread(controls)}.",
+            float64 < 1e-12,
+            float32 < 1e-4,
+            controls.min() > 0.01,
         ),
-        Claim(
+        judge(
             "Every optimizer here respects permutations and signs: from both starts "
             "training gives one function.",
             f"After {settings['num_steps']} steps in float64 permuted networks differ "
@@ -396,53 +320,41 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             f"{flipped.max():.1g}. (Median accuracies: "
             + ", ".join(f"{k} {v:.2f}" for k, v in learned.median().items())
             + ".)",
-            judged([same(everything), same(flipped)]),
+            is_same(everything),
+            is_same(flipped),
         ),
-        Claim(
+        judge(
             "LARS without decay respects the scales of layers exactly (factors of "
             "product 1); SGD, Adam and LARS with decay do not.",
-            f"Powers of two: LARS differs by at most {exact.max():.1g} in float32 and "
-            f"{exact64.max():.1g} in float64; SGD by {median_and_spread(sgd)}, Adam by "
-            f"{median_and_spread(adam)}, LARS with a decay of "
-            f"{settings['weight_decay']:g} by {median_and_spread(decayed)}.",
-            judged(
-                [
-                    exact.max() == 0,
-                    exact64.max() == 0,
-                    other(sgd),
-                    other(adam),
-                    other(decayed),
-                ]
-            ),
+            f"Powers of two: LARS differs by at most {exact32.max():.1g} in float32 "
+            f"and {exact64.max():.1g} in float64; SGD by {sgd}, Adam by {adam}, LARS "
+            f"with a decay of {settings['weight_decay']:g} by {decayed}.",
+            exact32.max() == 0,
+            exact64.max() == 0,
+            *map(is_other, others),
         ),
-        Claim(
-            "What is a rotation SGD and LARS respect, and Adam, which works on single "
-            "coordinates, does not.",
+        judge(
+            "SGD and LARS respect rotations. Adam works on single coordinates and does "
+            "not.",
             f"Q and K rotated: SGD and LARS, with decay or not, at most "
             f"{turned.max():.1g}; Adam {median_and_spread(turned_adam)}.",
-            judged([same(turned), other(turned_adam)]),
+            is_same(turned),
+            is_other(turned_adam),
         ),
-        Claim(
-            "What scales parts of one array differently (single units, or a general "
-            "matrix between Q and K) none respects, LARS neither.",
+        judge(
+            "No optimizer, LARS included, respects factors that differ within one "
+            "array (for single units, or a general matrix between Q and K).",
             "; ".join(f"{k}: {median_and_spread(v)}" for k, v in finer.items()) + ".",
-            judged([other(values) for values in finer.values()]),
+            *map(is_other, finer.values()),
         ),
     ]
 
 
-ITEM = Item(
-    title="Exercise 1: symmetries of networks",
-    about=(
-        "The exercise asks for other symmetries of networks than the permutation of "
-        "hidden units. Here ten transformations of the weights, two of which are "
-        "controls that change the function, are applied to small networks on "
-        "scikit-learn's digits, and the logits compared in float32 and float64. Then "
-        "both weights are trained on the same images with SGD, Adam and LARS, with "
-        "three seeds, to see which optimizers still give one function."
-    ),
-    cells=cells,
-    measure=measure,
-    draw=draw,
-    claims=claims,
-)
+TITLE = "Exercise 1: symmetries of networks"
+ABOUT = """The exercise asks for other symmetries of networks than the permutation of
+hidden units. Here ten transformations of the weights are applied to small networks on
+scikit-learn's digits, and the logits are compared in float32 and float64. Two of them
+are controls that change the function. Then both weights are trained on the same images
+with SGD, Adam and LARS, with three seeds, to see which optimizers still give one
+function."""
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

@@ -1,8 +1,6 @@
-"""Why to keep the variance: what a factor per layer does to signals and to training."""
+"""Why to keep the variance: a factor per layer, and its effect on training."""
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,64 +10,60 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.data import load
-from experiments.studies.book.initialization import plain_training, rounded, train_all
-from experiments.studies.item import Claim, Item, Settings, judged, mean_and_spread
+from experiments.studies.book import shared
+from experiments.studies.item import Claim, Item, Settings, judge
 from experiments.studies.runs import at_best_rate
-from experiments.studies.style import line_over_seeds, line_with_band, panels
+from experiments.studies.style import CLOSED_FORM, legend_below, line_over_seeds, panels
+from experiments.studies.tables import Cell, combinations, mean_and_spread, only
 
-# Of normal numbers; what is smaller is lost early or late, by the device.
+# Of normal numbers; some devices keep smaller ones, others lose them.
 SMALLEST, LARGEST = (float(getattr(np.finfo(np.float32), x)) for x in ("tiny", "max"))
 
 
-def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
+def cells(settings: Settings) -> list[Cell]:
     """The signals, and the training at each depth."""
     return [
         {"part": "signal", "depth": settings["signal_depth"]},
-        *({"part": "training", "depth": depth} for depth in settings["depths"]),
+        *combinations(part=["training"], depth=settings["depths"]),
     ]
 
 
-def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
+def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     """Mean squares layer by layer for each factor, or runs for each factor."""
-    if cell["part"] == "training":
-        return _training(cell["depth"], settings)
-    return _signals(cell["depth"], settings)
+    depth = cell["depth"]
+    if cell["part"] == "signal":
+        return _signals(depth, settings)
+    factors, rates = settings["trained_factors"], settings["learning_rates"]
+    seeds = range(settings["seeds"])
+    runs = combinations(factor=factors, learning_rate=rates, seed=seeds)
+    runs = pd.DataFrame(runs)
+    scales = np.sqrt(runs[["factor"]].to_numpy())
+    return shared.trained(runs, depth, "relu", settings, scales)
 
 
 def _signals(depth: int, settings: Settings) -> pd.DataFrame:
     factors = jnp.asarray(settings["factors"], jnp.float32)
-    both = np.array(
-        [
-            log_mean_squares(
-                jax.random.key(seed),
-                factors,
-                depth=depth,
-                width=settings["signal_width"],
-                count=settings["signal_inputs"],
-            )
-            for seed in range(settings["seeds"])
-        ],
-        float,
-    )  # [seeds, 2, layers, factors]
+    sizes = {"width": settings["signal_width"], "count": settings["signal_inputs"]}
+    both = [
+        log_mean_squares(jax.random.key(seed), factors, depth=depth, **sizes)
+        for seed in range(settings["seeds"])
+    ]
     layers = np.arange(1, depth + 1)
     is_shown = layers % settings["every"] == 0
     tables = []
-    for i, factor in enumerate(settings["factors"]):
-        is_in = np.isfinite(both[:, 0, :, i])
+    for factor, values in zip(  # [seeds, 2, layers] each
+        settings["factors"], np.moveaxis(np.array(both, float), -1, 0), strict=True
+    ):
+        is_in = np.isfinite(values[:, 0])
         left = np.where(is_in.all(axis=1), np.nan, is_in.argmin(axis=1) + 1)
-        columns: dict[str, Any] = {"layer": layers[is_shown]}
-        for number, name in enumerate(("forward", "backward")):
-            values = both[:, number, is_shown, i]
-            values = np.where(np.isfinite(values), values, np.nan)
-            columns[name] = rounded(np.median(values, axis=0))
-            columns[f"{name}_lowest"] = rounded(values.min(axis=0))
-            columns[f"{name}_highest"] = rounded(values.max(axis=0))
-        tables.append(
-            pd.DataFrame(columns).assign(
-                factor=factor, left_first=left.min(), left_last=left.max()
-            )
-        )
+        forward, backward = np.moveaxis(values[..., is_shown], 1, 0)
+        columns = {
+            "layer": layers[is_shown],
+            **shared.columns_over_seeds("forward", forward),
+            **shared.columns_over_seeds("backward", backward),
+            **{"factor": factor, "left_first": left.min(), "left_last": left.max()},
+        }
+        tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -84,13 +78,6 @@ def log_mean_squares(
     number. Which units are active is taken from activations that are kept at size 1,
     with which it is the same in all networks: gradients then leave the range by
     themselves, and not because the activations have.
-
-    Args:
-        key: PRNG key.
-        factors: of the mean square per layer, one for each network.
-        depth: layers.
-        width: units of each, also of the inputs.
-        count: random inputs.
 
     Returns:
         Of the activations after 1, 2, ... layers, [depth, factors], and of a random
@@ -131,21 +118,6 @@ def _log_mean_square(xs: jax.Array) -> jax.Array:
     return 2 * jnp.log10(largest) + jnp.log10(jnp.square(ratios).mean(axis=(1, 2)))
 
 
-def _training(depth: int, settings: Settings) -> pd.DataFrame:
-    data = load("digits")
-    runs = pd.DataFrame(
-        itertools.product(
-            settings["trained_factors"],
-            settings["learning_rates"],
-            range(settings["seeds"]),
-        ),
-        columns=["factor", "learning_rate", "seed"],
-    )
-    scales = np.sqrt(runs["factor"].to_numpy())[:, None].repeat(depth, axis=1)
-    training = plain_training(depth, "relu", settings)
-    return train_all(training, runs, scales, data)
-
-
 def layers_in_range(factor: float) -> float:
     """After how many layers factor^(layers / 2), a typical number, leaves float32."""
     limit = SMALLEST if factor < 1 else LARGEST
@@ -153,110 +125,73 @@ def layers_in_range(factor: float) -> float:
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
-    """Signals and gradients layer by layer, and what training makes of the factors."""
-    figure, axes = panels(
-        1,
-        3,
+    """Signals and gradients layer by layer, and the accuracy of training from them."""
+    title = (
         "A factor per layer, to the power of the depth; bands from lowest to highest "
-        f"of {settings['seeds']} seeds",
-        width=3.5,
+        f"of {settings['seeds']} seeds"
     )
-    signals = table[table["part"] == "signal"]
-    for panel, name, title in zip(
-        axes[0], ("forward", "backward"), ("Activations", "Gradients"), strict=False
+    figure, axes = panels(1, 3, title, width=3.5)
+    left, middle, right = axes[0]
+    for panel, name, title in (
+        (left, "forward", "Activations"),
+        (middle, "backward", "Gradients"),
     ):
         for number, factor in enumerate(settings["factors"]):
-            rows = signals[signals["factor"] == factor]
-            panel.plot(
-                rows["layer"],
-                rows["layer"] * math.log10(factor),
-                color="black",
-                lw=0.8,
-                ls=":",
-                label=None if number else "closed form",
-            )
-            line_with_band(
-                panel,
-                rows["layer"],
-                rows[name],
-                rows[f"{name}_lowest"],
-                rows[f"{name}_highest"],
-                number,
-                f"{factor:g}",
-                markersize=3,
-            )
+            rows = only(table, part="signal", factor=factor)
+            expected = rows["layer"] * math.log10(factor)
+            label = None if number else "closed form"
+            panel.plot(rows["layer"], expected, label=label, **CLOSED_FORM)
+            shared.line_of_columns(panel, rows, "layer", name, number, f"{factor:g}")
         for limit in (SMALLEST, LARGEST):
             panel.axhline(2 * math.log10(limit), color="gray", lw=1)
-        panel.set(xlabel="layers passed", title=title)
-        panel.set_ylim(-95, 95)
+        panel.set(xlabel="layers passed", title=title, ylim=(-95, 95))
         panel.text(3, 79, "float32 overflows", fontsize=8, color="gray")
         panel.text(3, -85, "float32 underflows", fontsize=8, color="gray")
-    axes[0, 0].set_ylabel("log₁₀ mean square")
+    left.set_ylabel("log₁₀ mean square")
     best = _best(table)
     for number, depth in enumerate(settings["depths"]):
-        line_over_seeds(
-            axes[0, 2],
-            best[best["depth"] == depth],
-            "factor",
-            "test_accuracy",
-            number,
-            f"{depth} layers",
-        )
-    axes[0, 2].set(
-        xscale="log",
-        xlabel="factor of the mean square per layer",
-        ylabel="mean test accuracy, best rate",
-        title="Training with SGD",
-        xticks=settings["trained_factors"],
-        xticklabels=[f"{factor:g}" for factor in settings["trained_factors"]],
-    )
-    axes[0, 2].minorticks_off()
-    axes[0, 2].axvline(1, color="black", lw=0.8, ls=":")
-    axes[0, 2].set_ylim(0, 1.02)
-    axes[0, 2].legend(frameon=False, loc=(0.02, 0.52), fontsize=9)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower left",
-        ncols=len(labels),
-        frameon=False,
-        fontsize=9,
-        title="factor of the mean square per layer",
-        title_fontsize=9,
-    )
+        rows, label = only(best, depth=depth), f"{depth} layers"
+        line_over_seeds(right, rows, "factor", "test_accuracy", number, label)
+    right.set(xscale="log", xlabel="factor of the mean square per layer")
+    right.set(ylabel="mean test accuracy, best rate", title="Training with SGD")
+    right.set(xticks=settings["trained_factors"])
+    right.set(xticklabels=[f"{factor:g}" for factor in settings["trained_factors"]])
+    right.set(ylim=(0, 1.02))
+    right.minorticks_off()
+    right.axvline(1, **CLOSED_FORM)
+    right.legend(loc=(0.02, 0.52), fontsize=9)
+    columns = len(settings["factors"]) + 1
+    title = {"title": "factor of the mean square per layer", "title_fontsize": 9}
+    legend_below(left, columns, loc="outside lower left", **title)
     return figure
 
 
 def _best(table: pd.DataFrame) -> pd.DataFrame:
-    return at_best_rate(table[table["part"] == "training"], ["depth", "factor"])
+    return at_best_rate(only(table, part="training"), ["depth", "factor"])
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """Signals grow or shrink exponentially, leave float32, and stop the training."""
-    signals = table[table["part"] == "signal"]
+    signals, best = only(table, part="signal"), _best(table)
+    of_factor = {factor: only(signals, factor=factor) for factor in settings["factors"]}
     slopes = {
-        factor: [_factor_of(signals[signals["factor"] == factor], name) for name in way]
-        for factor in settings["factors"]
-        for way in [("forward", "backward")]
+        factor: [_factor_of(rows, name) for name in ("forward", "backward")]
+        for factor, rows in of_factor.items()
     }
     # With He's weights a layer's factor has mean 1 and variance 5/n, which is 4/n times
     # the variance of the squared positive part of a normal number. The mean of its
     # logarithm is half of that below 0.
     typical = math.exp(-2.5 / settings["signal_width"])
-    out, expected = {}, {}
-    for factor in settings["factors"]:
-        layers = layers_in_range(factor) if factor != 1 else math.inf
-        rows = signals[signals["factor"] == factor]
-        if layers < settings["signal_depth"]:
-            expected[factor] = layers
-            out[factor] = rows["left_first"].iloc[0], rows["left_last"].iloc[0]
-    stays = signals[signals["factor"] == 1]
-    best = _best(table)
+    expected = {f: layers_in_range(f) for f in settings["factors"] if f != 1}
+    out = {
+        factor: of_factor[factor].iloc[0][["left_first", "left_last"]]
+        for factor, layers in expected.items()
+        if layers < settings["signal_depth"]
+    }
+    stays = of_factor[1]["forward"]
 
     def accuracy(depth: int, factor: float) -> pd.Series:
-        is_it = (best["depth"] == depth) & (best["factor"] == factor)
-        return best[is_it]["test_accuracy"]
+        return only(best, depth=depth, factor=factor)["test_accuracy"]
 
     def listed(depth: int) -> str:
         return ", ".join(
@@ -268,8 +203,9 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ends = min(settings["trained_factors"]), max(settings["trained_factors"])
     inner = [f for f in settings["trained_factors"] if f not in (1, *ends)]
     return [
-        Claim(
-            "What a layer does to the variance, L layers do to the power of L.",
+        judge(
+            "If each layer multiplies the variance by a factor, L layers multiply it "
+            "by the factor to the power of L.",
             "Measured factor of the mean square per layer, forward and backward: "
             + "; ".join(
                 f"{there:.3g} and {back:.3g} for {factor:g}"
@@ -277,57 +213,45 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             )
             + ". In a single network of finite width n the typical factor is smaller "
             f"by exp(−5/(2n)) = {typical:.3f}.",
-            judged(
-                [
-                    all(abs(found / (factor * typical) - 1) < 0.05 for found in both)
-                    for factor, both in slopes.items()
-                ]
+            *(
+                all(abs(found / (factor * typical) - 1) < 0.05 for found in both)
+                for factor, both in slopes.items()
             ),
         ),
-        Claim(
+        judge(
             "A factor other than 1 therefore leaves the range of the numbers at some "
             "depth.",
             "Activations leave float32 after "
             + "; ".join(
-                f"{out[factor][0]:.0f} to {out[factor][1]:.0f} layers for {factor:g} "
-                f"(closed form {expected[factor]:.0f})"
-                for factor in out
+                f"{first:.0f} to {last:.0f} layers for {factor:g} (closed form "
+                f"{expected[factor]:.0f})"
+                for factor, (first, last) in out.items()
             )
-            + f". With 1 they are still at 10^{stays['forward'].iloc[-1]:.1f} after "
+            + f". With 1 they are still at 10^{stays.iloc[-1]:.1f} after "
             f"{settings['signal_depth']} layers.",
-            judged(
-                [
-                    *(
-                        abs(layer / expected[factor] - 1) < 0.1
-                        for factor in out
-                        for layer in out[factor]
-                    ),
-                    bool(stays["forward"].notna().all()),
-                ]
+            *(
+                abs(layer / expected[factor] - 1) < 0.1
+                for factor in out
+                for layer in out[factor]
             ),
+            stays.notna().all(),
         ),
-        Claim(
+        judge(
             "Deep networks train only if the variance is about kept.",
             f"Test accuracy of {deep} layers: {listed(deep)}.",
-            judged(
-                [
-                    accuracy(deep, 1).mean() > 0.9,
-                    *(accuracy(deep, end).mean() < 0.5 for end in ends),
-                ]
-            ),
+            accuracy(deep, 1).mean() > 0.9,
+            *(accuracy(deep, end).mean() < 0.5 for end in ends),
         ),
-        Claim(
-            "It has to be kept exactly.",
-            f"With {shallow} layers it has not: {listed(shallow)}. With {deep} "
-            f"layers a factor of {' or '.join(f'{f:g}' for f in inner)} reaches "
+        judge(
+            "The variance has to be kept exactly.",
+            f"With {shallow} layers it does not have to be: {listed(shallow)}. With "
+            f"{deep} layers a factor of {' or '.join(f'{f:g}' for f in inner)} reaches "
             + " and ".join(mean_and_spread(accuracy(deep, f)) for f in inner)
             + f"; {mean_and_spread(accuracy(deep, 1))} at 1.",
-            judged(
-                [
-                    accuracy(depth, f).mean() < accuracy(depth, 1).mean() - 0.1
-                    for depth in (shallow, deep)
-                    for f in inner
-                ]
+            *(
+                accuracy(depth, f).mean() < accuracy(depth, 1).mean() - 0.1
+                for depth in (shallow, deep)
+                for f in inner
             ),
         ),
     ]
@@ -339,18 +263,11 @@ def _factor_of(rows: pd.DataFrame, name: str) -> float:
     return float(10 ** np.polyfit(rows["layer"], rows[name], 1)[0])
 
 
-ITEM = Item(
-    title="Why to keep the variance",
-    about=(
-        "Readers of the book ask why the variance should stay fixed. Here the mean "
-        "squares of activations and gradients in a ReLU network of width 128, in "
-        "float32, with weights that multiply them by a factor per layer; and what SGD "
-        "with momentum makes of such starts on scikit-learn's digits, in plain "
-        "networks of width 64 without biases: the same learning rates for all, the "
-        "best by validation data. Three seeds."
-    ),
-    cells=cells,
-    measure=measure,
-    draw=draw,
-    claims=claims,
-)
+TITLE = "Why to keep the variance"
+ABOUT = """Readers of the book ask why the variance should stay fixed. Here are the mean
+squares of activations and gradients in a ReLU network of width 128, in float32, with
+weights that multiply them by a factor per layer. Plain networks of width 64 without
+biases are then trained from such starts with SGD with momentum on scikit-learn's
+digits. All have the same learning rates, and the best one is chosen by validation data.
+Three seeds."""
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

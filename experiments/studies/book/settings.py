@@ -4,6 +4,21 @@ from typing import Any
 
 from configs.optimizers import LINEAR
 
+TRAINED_WITH_SGD: dict[str, Any] = {
+    "width": 64,
+    "momentum": 0.9,
+    "schedule": LINEAR,
+    "batch_size": 64,
+    "seeds": 3,
+}
+
+
+def by_model(*values: float) -> dict[str, float]:
+    """Settings of the models of exercise 2."""
+    models = ("linear regression", "softmax regression", "one hidden layer")
+    return dict(zip(models, values, strict=True))
+
+
 SIZES: dict[str, dict[str, Any]] = {
     "book_sigmoid": {"x_max": 8.0, "points": 161, "max_layers": 10},
     "book_gradient_norms": {
@@ -38,25 +53,17 @@ SIZES: dict[str, dict[str, Any]] = {
         "every": 10,
         "trained_factors": (0.25, 0.5, 1.0, 2.0, 4.0),
         "depths": (4, 8, 16),
-        "width": 64,
-        "momentum": 0.9,
-        "schedule": LINEAR,
         "learning_rates": (1e-4, 1e-3, 1e-2, 0.1, 1.0),
         "num_steps": 200,
-        "batch_size": 64,
-        "seeds": 3,
+        **TRAINED_WITH_SGD,
     },
     "book_he_or_xavier": {
         "depths": (2, 4, 8, 16, 32),
         "signal_width": 256,
         "signal_inputs": 64,
-        "width": 64,
-        "momentum": 0.9,
-        "schedule": LINEAR,
         "learning_rates": (3e-3, 1e-2, 3e-2, 0.1),
         "num_steps": 150,
-        "batch_size": 64,
-        "seeds": 3,
+        **TRAINED_WITH_SGD,
     },
     "book_underflow": {
         "scales": (0.1, 20.0),
@@ -107,21 +114,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "book_exercise2": {
         "seeds": 3,
         "hidden": 16,
-        "ridges": {
-            "linear regression": 0.05,
-            "softmax regression": 0.05,
-            "one hidden layer": 0.0,
-        },
-        "learning_rates": {
-            "linear regression": 0.3,
-            "softmax regression": 0.2,
-            "one hidden layer": 0.3,
-        },
-        "num_steps": {
-            "linear regression": 2048,
-            "softmax regression": 2048,
-            "one hidden layer": 512,
-        },
+        "ridges": by_model(0.05, 0.05, 0.0),
+        "learning_rates": by_model(0.3, 0.2, 0.3),
+        "num_steps": by_model(2048, 2048, 512),
     },
     "book_exercise3": {
         "pairs": 250,
@@ -153,11 +148,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 QUICK: dict[str, dict[str, Any]] = {
     "book_sigmoid": {},
-    "book_gradient_norms": {
-        "depths": (2, 30, 50),
-        "images": 16,
-        "seeds": 2,
-    },
+    "book_gradient_norms": {"depths": (2, 30, 50), "images": 16, "seeds": 2},
     "book_matrices": {
         "levels": 21,
         "seeds": 500,
@@ -187,14 +178,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "book_symmetry": {"seeds": 2, "num_steps": 100, "points": 4},
     "book_dropout": {"seeds": 5, "batch_sizes": (1, 4, 16, 64)},
     "book_exercise1": {"seeds": 1, "images": 64, "num_steps": 10},
-    "book_exercise2": {
-        "seeds": 2,
-        "num_steps": {
-            "linear regression": 1024,
-            "softmax regression": 1024,
-            "one hidden layer": 128,
-        },
-    },
+    "book_exercise2": {"seeds": 2, "num_steps": by_model(1024, 1024, 128)},
     "book_exercise3": {"pairs": 50, "seeds": 2, "depths": (1, 3, 10, 100, 1000)},
     "book_sigmoid_or_relu": {
         "seeds": 1,
@@ -204,4 +188,4 @@ QUICK: dict[str, dict[str, Any]] = {
         "num_steps": 200,
     },
 }
-"""What is smaller in the quick versions."""
+"""The sizes that are smaller in the quick versions."""

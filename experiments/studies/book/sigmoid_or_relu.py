@@ -1,7 +1,7 @@
 """When the sigmoid is the better choice: as a gate and as a probability."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,34 +11,31 @@ import optax
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.data import load
-from experiments.networks import mlp
-from experiments.studies.item import Claim, Item, Settings, judged, mean_and_spread
+from configs.optimizers import LINEAR
+from experiments.data import Split, load
+from experiments.studies.book.shared import descended, trained
+from experiments.studies.item import Claim, Item, Settings, judge
 from experiments.studies.runs import at_best_rate
-from experiments.studies.style import look, panels
-from experiments.training.training import Run, make_training
+from experiments.studies.style import look, middle_and_errors, panels
+from experiments.studies.tables import Cell, combinations, mean_and_spread, only
 
 FUNCTIONS = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu}
+OUTPUT = {
+    "infinite_losses": "infinite\nlog-loss",
+    "no_gradient": "no gradient\nin training",
+    "calibration_error": "calibration\nerror",
+}
 
 
 def gated(function: str, a: jax.Array, inputs: jax.Array) -> jax.Array:
-    """The states of h' = f(a) h + (1 - f(a)) x, from h = 0.
-
-    Args:
-        function: the name of f.
-        a: what the gate sees, [steps].
-        inputs: the x, [steps].
-
-    Returns:
-        [steps].
-    """
-    gates = FUNCTIONS[function](a)
+    """The states of h' = f(a) h + (1 - f(a)) x, from h = 0, in each step."""
 
     def step(h: jax.Array, gate_and_x: Any) -> tuple[jax.Array, jax.Array]:
         gate, x = gate_and_x
         h = gate * h + (1 - gate) * x
         return h, h
 
+    gates = FUNCTIONS[function](a)
     return jax.lax.scan(step, jnp.zeros((), a.dtype), (gates, inputs))[1]
 
 
@@ -51,92 +48,69 @@ def overflow_step(a: float) -> int:
     return math.ceil(math.log(largest) / math.log(a))
 
 
-def clipped(logits: np.ndarray) -> np.ndarray:
-    """A ReLU's output as a probability: what is above one becomes one."""
-    return np.clip(logits, 0, 1)
-
-
 def calibration_error(
     probabilities: np.ndarray, labels: np.ndarray, bins: int
 ) -> float:
     """The mean distance of probability and frequency, over bins of equal width."""
     place = np.minimum((probabilities * bins).astype(int), bins - 1)
-    return float(
-        sum(
-            abs(probabilities[place == i].sum() - labels[place == i].sum())
-            for i in range(bins)
-        )
-        / len(labels)
-    )
+    sums = np.bincount(place, probabilities - labels)
+    return float(np.abs(sums).sum() / len(labels))
 
 
-def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
+def cells(settings: Settings) -> list[Cell]:
     """Both functions in three roles; the hidden layers by their depth."""
+    depths = settings["depths"]
     return [
-        *({"role": "gate", "function": name, "depth": 0} for name in FUNCTIONS),
-        *({"role": "output", "function": name, "depth": 0} for name in FUNCTIONS),
-        *(
-            {"role": "hidden", "function": name, "depth": depth}
-            for name in FUNCTIONS
-            for depth in settings["depths"]
-        ),
+        *combinations(role=["gate", "output"], function=FUNCTIONS, depth=[0]),
+        *combinations(role=["hidden"], function=FUNCTIONS, depth=depths),
     ]
 
 
-def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
+def measure(cell: Cell, settings: Settings) -> pd.DataFrame:
     """The rows of one role of one function."""
-    rows = {"gate": _gate_rows, "output": _output_rows, "hidden": _hidden_rows}
-    # Optax' Adam mixes floats and integers, which strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        return pd.DataFrame(rows[cell["role"]](cell, settings))
+    if cell["role"] != "hidden":
+        rows = _gate_rows if cell["role"] == "gate" else _output_rows
+        return pd.DataFrame(rows(cell["function"], settings))
+    rates, seeds = settings["hidden_rates"], range(settings["seeds"])
+    runs = pd.DataFrame(combinations(learning_rate=rates, seed=seeds))
+    settings = {**settings, "schedule": LINEAR | {"decay": "constant"}}
+    kind = (cell["depth"], cell["function"])
+    result = trained(runs, *kind, settings, optimizer="adam", use_bias=True)
+    return result[[*runs, "test_accuracy", "validation_accuracy"]]
 
 
-def _gate_rows(cell: Mapping[str, Any], settings: Settings) -> list[dict[str, Any]]:
+def _gate_rows(function: str, settings: Settings) -> Iterator[Cell]:
     """Constant gates at x = 1, and random ones with random x between -1 and 1."""
     steps = settings["gate_steps"]
     run = jax.jit(gated, static_argnums=0)
-    rows = []
-    for name in [*settings["gate_inputs"], "random"]:
-        for seed in range(settings["seeds"] if name == "random" else 1):
-            random = np.random.default_rng(seed)
-            if name == "random":
-                a = settings["gate_deviation"] * random.standard_normal(steps)
-                inputs = random.uniform(-1, 1, steps)
-            else:
-                a, inputs = np.full(steps, name), np.ones(steps)
-            states = np.asarray(
-                run(
-                    cell["function"],
-                    jnp.asarray(a, jnp.float32),
-                    jnp.asarray(inputs, jnp.float32),
-                )
-            )
-            is_lost = ~np.isfinite(states)
-            first = int(is_lost.argmax()) + 1 if is_lost.any() else np.nan
-            finite = np.abs(states[~is_lost].astype(np.float64))
-            for step in settings["gate_shown"]:
-                so_far = np.abs(states[:step].astype(np.float64))
-                rows.append(
-                    {
-                        "gate_input": str(name),
-                        "seed": seed,
-                        "step": step,
-                        # NaN, an empty field, where it is not finite any more.
-                        "largest_state": float(so_far.max())
-                        if np.isfinite(so_far).all()
-                        else np.nan,
-                        "largest_finite": float(finite.max()),
-                        "overflow_step": first,
-                    }
-                )
-    return rows
+    ones = np.ones(steps)
+    gates = [(str(a), 0, a * ones, ones) for a in settings["gate_inputs"]]
+    for seed in range(settings["seeds"]):
+        random = np.random.default_rng(seed)
+        a = settings["gate_deviation"] * random.standard_normal(steps)
+        gates.append(("random", seed, a, random.uniform(-1, 1, steps)))
+    for name, seed, a, inputs in gates:
+        a, inputs = (jnp.asarray(x, jnp.float32) for x in (a, inputs))
+        states = np.abs(np.asarray(run(function, a, inputs), np.float64))
+        is_lost = ~np.isfinite(states)
+        for step in settings["gate_shown"]:
+            is_finite = not is_lost[:step].any()
+            yield {
+                "gate_input": name,
+                "seed": seed,
+                "step": step,
+                # NaN, an empty field, where it is not finite any more.
+                "largest_state": states[:step].max() if is_finite else np.nan,
+                "largest_finite": states[~is_lost].max(),
+                "overflow_step": is_lost.argmax() + 1 if is_lost.any() else np.nan,
+            }
 
 
-def _output_rows(cell: Mapping[str, Any], settings: Settings) -> list[dict[str, Any]]:
+def _output_rows(function: str, settings: Settings) -> Iterator[Cell]:
     """Logistic regression on one digit or another, with each as the output."""
     data, pair = load("digits"), settings["digits"]
 
-    def of_pair(split: Any) -> tuple[np.ndarray, np.ndarray]:
+    def of_pair(split: Split) -> tuple[np.ndarray, np.ndarray]:
         labels = np.asarray(split.labels)
         chosen = np.isin(labels, pair)
         images = np.asarray(split.images, np.float32)[chosen]
@@ -144,13 +118,13 @@ def _output_rows(cell: Mapping[str, Any], settings: Settings) -> list[dict[str, 
 
     (x, y), (test_x, test_y) = of_pair(data.train), of_pair(data.test)
     features, targets = jnp.asarray(x), jnp.asarray(y, jnp.float32)
-    is_sigmoid = cell["function"] == "sigmoid"
+    is_sigmoid = function == "sigmoid"
 
     def loss_of(logit: jax.Array, target: jax.Array) -> jax.Array:
         if is_sigmoid:
             return optax.sigmoid_binary_cross_entropy(logit, target)
-        # The log of what is outside (0, 1) would be infinite or NaN: the floor is what
-        # lets it be trained at all.
+        # The log of a number outside (0, 1) would be infinite or NaN: it cannot be
+        # trained without the floor.
         p = jnp.clip(jax.nn.relu(logit), settings["floor"], 1 - settings["floor"])
         return -target * jnp.log(p) - (1 - target) * jnp.log1p(-p)
 
@@ -160,159 +134,80 @@ def _output_rows(cell: Mapping[str, Any], settings: Settings) -> list[dict[str, 
     def loss(params: dict[str, jax.Array]) -> jax.Array:
         return loss_of(logits_of(params), targets).mean()
 
-    rows = []
-    for rate in settings["output_rates"]:
-        for seed in range(settings["seeds"]):
+    @jax.jit
+    def fitted(params: dict[str, jax.Array], rate: float) -> dict[str, jax.Array]:
+        steps = settings["output_steps"]
+        return descended(jax.grad(loss), params, optax.sgd(rate), steps)[0]
 
-            @jax.jit
-            def trained(params: Any, rate: float = rate) -> Any:
-                def step(params: Any, _: None) -> tuple[Any, None]:
-                    slope = jax.grad(loss)(params)
-                    return jax.tree.map(lambda w, g: w - rate * g, params, slope), None
-
-                return jax.lax.scan(step, params, length=settings["output_steps"])[0]
-
-            random = np.random.default_rng(seed)
-            kernel = random.standard_normal(x.shape[1]) / np.sqrt(x.shape[1])
-            params = {
-                "kernel": jnp.asarray(kernel, jnp.float32),
-                "bias": jnp.zeros((), jnp.float32),
-            }
-            params = trained(params)
-            weights = np.asarray(params["kernel"], np.float64)
-            logits, seen = (z @ weights + float(params["bias"]) for z in (test_x, x))
-            p = 1 / (1 + np.exp(-logits)) if is_sigmoid else clipped(logits)
-            with np.errstate(divide="ignore"):
-                log_loss = -np.log(np.where(test_y == 1, p, 1 - p))
-            slopes = jax.vmap(jax.grad(loss_of))(logits_of(params), targets)
-            stuck = np.asarray(slopes) == 0
-            right = (seen > (0.0 if is_sigmoid else 0.5)) == (y == 1)
-            rows.append(
-                {
-                    "learning_rate": rate,
-                    "seed": seed,
-                    "test_accuracy": float(((p > 0.5) == (test_y == 1)).mean()),
-                    "train_loss": float(loss(params)),
-                    "infinite_losses": float(np.isinf(log_loss).mean()),
-                    "no_gradient": float(stuck.mean()),
-                    "wrong_without_gradient": float((stuck & ~right).mean()),
-                    "calibration_error": calibration_error(p, test_y, settings["bins"]),
-                }
-            )
-    return rows
-
-
-def _hidden_rows(cell: Mapping[str, Any], settings: Settings) -> list[dict[str, Any]]:
-    """Networks of a depth at every learning rate, with Adam."""
-    data = load("digits")
-    model = mlp(
-        10,
-        depth=cell["depth"],
-        width=settings["width"],
-        activation=cell["function"],
-        use_bias=True,
-        normalization="none",
-        compute_dtype="float32",
-    )
-    training = make_training(
-        model,
-        lambda rate: optax.adam(rate),
-        num_steps=settings["num_steps"],
-        batch_size=settings["batch_size"],
-    )
-    train = jax.jit(training.train)
-    rows = []
-    for rate in settings["hidden_rates"]:
-        for seed in range(settings["seeds"]):
-            run = Run(jnp.int32(seed), jnp.ones(cell["depth"]), jnp.float32(rate))
-            result = train(run, data)
-            rows.append(
-                {
-                    "learning_rate": rate,
-                    "seed": seed,
-                    "test_accuracy": float(result.test_accuracy),
-                    "validation_accuracy": float(result.validation_accuracy),
-                }
-            )
-    return rows
+    rates, seeds = settings["output_rates"], range(settings["seeds"])
+    for run in combinations(learning_rate=rates, seed=seeds):
+        random = np.random.default_rng(run["seed"])
+        kernel = random.standard_normal(x.shape[1]) / np.sqrt(x.shape[1])
+        start = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.zeros(())}
+        params = fitted(start, run["learning_rate"])
+        weights = np.asarray(params["kernel"], np.float64)
+        logits, seen = (z @ weights + float(params["bias"]) for z in (test_x, x))
+        # A ReLU's output as a probability: a number above one becomes one.
+        p = 1 / (1 + np.exp(-logits)) if is_sigmoid else np.clip(logits, 0, 1)
+        with np.errstate(divide="ignore"):
+            log_loss = -np.log(np.where(test_y == 1, p, 1 - p))
+        slopes = jax.vmap(jax.grad(loss_of))(logits_of(params), targets)
+        is_stuck = np.asarray(slopes) == 0
+        is_right = (seen > (0.0 if is_sigmoid else 0.5)) == (y == 1)
+        yield {
+            **run,
+            "test_accuracy": ((p > 0.5) == (test_y == 1)).mean(),
+            "train_loss": float(loss(params)),
+            "infinite_losses": np.isinf(log_loss).mean(),
+            "no_gradient": is_stuck.mean(),
+            "wrong_without_gradient": (is_stuck & ~is_right).mean(),
+            "calibration_error": calibration_error(p, test_y, settings["bins"]),
+        }
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """One panel for each role."""
-    figure, axes = panels(
-        1,
-        3,
+    title = (
         "Sigmoid or ReLU, in three roles\n"
-        f"(bars: lowest to highest of {settings['seeds']} seeds)",
-        width=3.9,
-        height=3.8,
+        f"(bars: lowest to highest of {settings['seeds']} seeds)"
     )
+    figure, axes = panels(1, 3, title, width=3.9, height=3.8)
     gate, output, hidden = axes[0]
-    for number, name in enumerate(FUNCTIONS):
-        rows = table[(table["role"] == "gate") & (table["function"] == name)]
-        for kind, style in zip(
-            [*settings["gate_inputs"], "random"], ("-", "--", ":"), strict=True
-        ):
-            by_step = rows[rows["gate_input"] == str(kind)].groupby("step")
-            label = (
-                f"{_name(name)}, a {'random' if kind == 'random' else f'= {kind:g}'}"
-            )
-            gate.plot(
-                list(by_step.groups),
-                by_step["largest_state"].median(),
-                label=label,
-                **{**look(number), "linestyle": style, "markersize": 4},
-            )
-        rows = table[(table["role"] == "hidden") & (table["function"] == name)]
-        by_depth = at_best_rate(rows, ["depth"]).groupby("depth")["test_accuracy"]
-        middle = by_depth.mean()
-        hidden.errorbar(
-            list(by_depth.groups),
-            middle,
-            yerr=[middle - by_depth.min(), by_depth.max() - middle],
-            label=_name(name),
-            capsize=3,
-            **look(number),
-        )
-        rows = table[(table["role"] == "output") & (table["function"] == name)]
-        positions = np.arange(len(_OUTPUT)) + 0.36 * number - 0.18
-        values = [rows.groupby("seed")[column].mean() for column in _OUTPUT]
-        middle = np.array([value.mean() for value in values])
-        output.bar(
-            positions,
-            middle,
-            0.34,
-            yerr=[
-                middle - [value.min() for value in values],
-                [value.max() for value in values] - middle,
-            ],
-            color=look(number)["color"],
-            label=_name(name),
-            capsize=3,
-            hatch=("", "//")[number],
-            edgecolor="white",
-        )
-    for a in settings["gate_inputs"]:
+    gates = settings["gate_inputs"]
+    lines = {**{str(a): f"= {a:g}" for a in gates}, "random": "random"}
+    for number, function in enumerate(FUNCTIONS):
+        rows, style = only(table, function=function), look(number)
+        name = function.replace("relu", "ReLU")
+        for (kind, label), line in zip(lines.items(), ("-", "--", ":"), strict=True):
+            states = only(rows, role="gate", gate_input=kind).groupby("step")
+            marks = style | {"linestyle": line, "markersize": 4}
+            states = states["largest_state"].median()
+            gate.plot(states, label=f"{name}, a {label}", **marks)
+        best = at_best_rate(only(rows, role="hidden"), ["depth"]).groupby("depth")
+        middle, errors = middle_and_errors(best["test_accuracy"])
+        bars = {"yerr": errors, "label": name, "capsize": 3}
+        hidden.errorbar(middle.index, middle, **bars, **style)
+        means = only(rows, role="output").groupby("seed")[list(OUTPUT)].mean()
+        middle, errors = middle_and_errors(means)
+        bars |= {"yerr": errors, "hatch": ("", "//")[number], "edgecolor": "white"}
+        positions = np.arange(len(OUTPUT)) + 0.36 * number - 0.18
+        output.bar(positions, middle, 0.34, color=style["color"], **bars)
+    for a in gates:
         steps = np.arange(1, min(overflow_step(a), settings["gate_steps"] + 1))
         gate.plot(steps, a ** steps.astype(float) - 1, color="gray", linewidth=0.8)
         gate.axvline(overflow_step(a), color="gray", linewidth=0.8, linestyle=":")
     gate.axhline(1, color="gray", linewidth=1)
-    gate.set(
-        xscale="log",
-        yscale="log",
-        ylim=(0.05, 1e39),
-        xlabel="step",
-        ylabel="largest |h| so far",
-        title="gate, inputs within ±1\n(gray: closed form and its overflow)",
-    )
-    gate.legend(frameon=False, fontsize=8, loc="upper left")
-    output.set_xticks(range(len(_OUTPUT)), _OUTPUT.values(), fontsize=8.5)
+    gate.set(xscale="log", yscale="log", ylim=(0.05, 1e39), xlabel="step")
+    gate.set(ylabel="largest |h| so far")
+    gate.set(title="gate, inputs within ±1\n(gray: closed form and its overflow)")
+    gate.legend(fontsize=8, loc="upper left")
+    output.set_xticks(range(len(OUTPUT)), OUTPUT.values(), fontsize=8.5)
     output.set(
         ylabel="part of the examples",
         title=f"output probability, {settings['digits'][0]} or "
         f"{settings['digits'][1]}\n(mean over learning rates)",
     )
-    output.legend(frameon=False, fontsize=8)
+    output.legend(fontsize=8)
     hidden.set(
         xlabel="layers",
         ylabel="test accuracy",
@@ -321,136 +216,94 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         f"{len(settings['hidden_rates'])} learning rates each)",
     )
     hidden.axhline(0.1, color="gray", linewidth=1, label="guessing")
-    hidden.legend(frameon=False, fontsize=8, loc=(0.03, 0.2))
+    hidden.legend(fontsize=8, loc=(0.03, 0.2))
     return figure
-
-
-_OUTPUT = {
-    "infinite_losses": "infinite\nlog-loss",
-    "no_gradient": "no gradient\nin training",
-    "calibration_error": "calibration\nerror",
-}
-
-
-def _name(function: str) -> str:
-    return {"sigmoid": "sigmoid", "relu": "ReLU"}[function]
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """Better as a gate and as a probability, worse in hidden layers."""
-    gate, output, hidden = (
-        table[table["role"] == role] for role in ("gate", "output", "hidden")
-    )
-    last = gate[gate["step"] == gate["step"].max()]
-    smooth, broken = (last[last["function"] == name] for name in FUNCTIONS)
+    gate = only(table, role="gate")
+    last = only(gate, step=gate["step"].max())
+    smooth, broken = (only(last, function=name) for name in FUNCTIONS)
+    random = only(broken, gate_input="random")["largest_finite"]
     constant = broken[broken["gate_input"] != "random"]
-    random = broken[broken["gate_input"] == "random"]
     steps = [
-        (float(a), float(step), overflow_step(float(a)))
-        for a, step in zip(
-            constant["gate_input"], constant["overflow_step"], strict=True
-        )
+        (float(a), step, overflow_step(float(a)))
+        for a, step in constant[["gate_input", "overflow_step"]].to_numpy()
     ]
-    soft, hard = (output[output["function"] == name] for name in FUNCTIONS)
-    best = {
-        name: at_best_rate(hidden[hidden["function"] == name], ["depth"]).set_index(
-            "depth"
-        )
-        for name in FUNCTIONS
+    soft, hard = (only(table, role="output", function=name) for name in FUNCTIONS)
+    best = at_best_rate(only(table, role="hidden"), ["function", "depth"])
+    depths = sorted(best["depth"].unique())
+    by_depth = {
+        depth: [
+            only(best, function=name, depth=depth)["test_accuracy"]
+            for name in FUNCTIONS
+        ]
+        for depth in depths
     }
-    depths = sorted(best["relu"].index.unique())
-    accuracies = {
-        name: {depth: rows.loc[[depth], "test_accuracy"] for depth in depths}
-        for name, rows in best.items()
-    }
-    deep = depths[-1]
+    deep, (one, other) = depths[-1], settings["digits"]
+
+    def of(rows: pd.DataFrame, column: str) -> str:
+        return mean_and_spread(rows[column])
+
     return [
-        Claim(
+        judge(
             "As a gate: the state is then a convex combination of the inputs, and "
             "stays within their range at any length.",
             f"Inputs within ±1, {int(last['step'].max()):,} steps: the largest state "
             f"is {mean_and_spread(smooth['largest_state'], 6)}.",
-            judged([smooth["largest_state"].max() <= 1 + 1e-6]),
+            smooth["largest_state"].max() <= 1 + 1e-6,
         ),
-        Claim(
+        judge(
             "A ReLU as a gate multiplies the state, without a bound.",
             "It leaves float32 at step "
             + ", ".join(f"{seen:.0f} for a = {a:g} ({form})" for a, seen, form in steps)
             + " (in brackets the closed form, ln(largest)/ln(a)). For random a (of "
             f"standard deviation {settings['gate_deviation']:g}) the state reaches "
-            f"{mean_and_spread(random['largest_finite'])}.",
-            judged(
-                [
-                    all(abs(seen - form) <= 1 for _, seen, form in steps),
-                    random["largest_finite"].min() > 1,
-                ]
-            ),
+            f"{mean_and_spread(random)}.",
+            all(abs(seen - form) <= 1 for _, seen, form in steps),
+            random.min() > 1,
         ),
-        Claim(
+        judge(
             "As the probability of an output: every probability is between 0 and 1, so "
             "that the log-loss is finite and has a gradient everywhere.",
-            f"{settings['digits'][0]} or {settings['digits'][1]}, "
-            f"{len(settings['output_rates'])} learning rates: with a clipped ReLU the "
-            f"log-loss is infinite for {mean_and_spread(hard['infinite_losses'])} of "
-            "the test images, and "
-            f"{mean_and_spread(hard['no_gradient'])} of the training images have no "
-            f"gradient ({mean_and_spread(hard['wrong_without_gradient'])} are wrong, "
-            f"too); with the sigmoid {mean_and_spread(soft['infinite_losses'])} "
-            f"and {mean_and_spread(soft['no_gradient'])}. Test accuracies: "
-            f"{mean_and_spread(hard['test_accuracy'])} and "
-            f"{mean_and_spread(soft['test_accuracy'])}.",
-            judged(
-                [
-                    soft["infinite_losses"].max() == 0,
-                    hard["infinite_losses"].max() > 0,
-                    hard["wrong_without_gradient"].mean() > 0,
-                ]
-            ),
+            f"{one} or {other}, {len(settings['output_rates'])} learning rates: with a "
+            f"clipped ReLU the log-loss is infinite for {of(hard, 'infinite_losses')} "
+            f"of the test images, and {of(hard, 'no_gradient')} of the training images "
+            f"have no gradient ({of(hard, 'wrong_without_gradient')} are wrong, too); "
+            f"with the sigmoid {of(soft, 'infinite_losses')} and "
+            f"{of(soft, 'no_gradient')}. Test accuracies: {of(hard, 'test_accuracy')} "
+            f"and {of(soft, 'test_accuracy')}.",
+            soft["infinite_losses"].max() == 0,
+            hard["infinite_losses"].max() > 0,
+            hard["wrong_without_gradient"].mean() > 0,
         ),
-        Claim(
+        judge(
             "The sigmoid's probabilities are better calibrated than a clipped ReLU's.",
             f"Expected calibration error over {settings['bins']} bins: "
-            f"{mean_and_spread(soft['calibration_error'])} against "
-            f"{mean_and_spread(hard['calibration_error'])}.",
-            judged(
-                [soft["calibration_error"].mean() < hard["calibration_error"].mean()]
-            ),
+            f"{of(soft, 'calibration_error')} against {of(hard, 'calibration_error')}.",
+            soft["calibration_error"].mean() < hard["calibration_error"].mean(),
         ),
-        Claim(
+        judge(
             "In hidden layers it is not: its gradient is at most 1/4, and deep "
             "networks do not learn.",
             "Test accuracy of sigmoid and ReLU: "
             + "; ".join(
-                f"{depth} layers {mean_and_spread(accuracies['sigmoid'][depth])} and "
-                f"{mean_and_spread(accuracies['relu'][depth])}"
-                for depth in depths
+                f"{depth} layers {' and '.join(map(mean_and_spread, accuracies))}"
+                for depth, accuracies in by_depth.items()
             )
-            + f". A factor of at most (1/4)^{deep - 1} = {0.25 ** (deep - 1):.1g} is "
-            f"left through {deep - 1} sigmoids.",
-            judged(
-                [
-                    accuracies["sigmoid"][deep].max()
-                    < accuracies["relu"][deep].min() - 0.1,
-                    accuracies["sigmoid"][deep].mean()
-                    < accuracies["sigmoid"][depths[0]].mean() - 0.1,
-                ]
-            ),
+            + f". Through {deep - 1} sigmoids a factor of at most (1/4)^{deep - 1} = "
+            f"{0.25 ** (deep - 1):.1g} remains.",
+            by_depth[deep][0].max() < by_depth[deep][1].min() - 0.1,
+            by_depth[deep][0].mean() < by_depth[depths[0]][0].mean() - 0.1,
         ),
     ]
 
 
-ITEM = Item(
-    title="When the sigmoid is the better choice",
-    about=(
-        "Readers of the book ask when the sigmoid is better than the ReLU. Here both "
-        "are tried in three roles, with three seeds: as a gate in a recurrence, in "
-        "float32; as the probability of logistic regression between two of "
-        "scikit-learn's digits; and as the activation of hidden layers on all ten "
-        "digits, trained with Adam at equally many learning rates, of which the one of "
-        "the best validation accuracy counts."
-    ),
-    cells=cells,
-    measure=measure,
-    draw=draw,
-    claims=claims,
-)
+TITLE = "When the sigmoid is the better choice"
+ABOUT = """Readers of the book ask when the sigmoid is better than the ReLU. Here both
+are tried in three roles, with three seeds: as a gate in a recurrence, in float32; as
+the probability of logistic regression between two of scikit-learn's digits; and as the
+activation of hidden layers on all ten digits, trained with Adam. There both have
+equally many learning rates, and the best one is chosen by validation data."""
+ITEM = Item(TITLE, ABOUT, cells, measure, draw, claims)

@@ -354,6 +354,7 @@ def test_a_section_shows_picture_claims_and_command():
     assert section.endswith("made by a command")
     overview = page.overview([entry])
     assert "[Counting](#counting)" in overview
+    assert "| 0" not in overview  # left empty
     assert page.anchor_of("Exercise 4: can we, LARS?") == "exercise-4-can-we-lars"
 
 
