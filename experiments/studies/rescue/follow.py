@@ -1,6 +1,6 @@
-"""Runs that are followed step by step: what gradients, updates and kernels are like."""
+"""Runs that are followed step by step: their losses, updates and kernels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from lars.waking import WakingState
 
 
 class ObservedState(NamedTuple):
-    """State of `observed`: what the last step was like, a number a kernel."""
+    """State of `observed`: the last step in numbers, one for each kernel."""
 
     inner_state: optax.OptState
     # shape=(kernels,): `participation_rank` of the update without its part along the
@@ -61,7 +61,7 @@ def participation_rank(x: jax.Array) -> jax.Array:
 
 
 def observed(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer, unchanged, whose state says what its last step was like."""
+    """An optimizer, unchanged, whose state describes its last step."""
 
     def init_fn(params: optax.Params) -> ObservedState:
         zeros = jnp.zeros(len(kernels_of(params)))
@@ -96,12 +96,7 @@ def follow(
 ) -> pd.DataFrame:
     """Trains every seed, and looks at each step.
 
-    Args:
-        setting: what is trained.
-        learning_rate: the peak of the schedule.
-        seeds: of the initial weights and the order of the images.
-        init_scale: what initial kernels are multiplied by.
-        profile: which ones, a name of `experiments.networks.init_scales.PROFILES`.
+    The arguments are those of `experiments.studies.runs.results_of`, with one rate.
 
     Returns:
         A row a seed and step: ``seed``, ``step``, ``loss`` (of the batch, before the
@@ -133,30 +128,22 @@ def follow(
     pairs = [(learning_rate, seed) for seed in seeds]
     runs = stacked_runs(model, data, pairs, init_scale, profile)
     devices = jax.devices()[: len(seeds)]
-    followed = shared_among(devices, sweep_over(one, devices, 1), runs, data)
-    return pd.concat(
-        [
-            pd.DataFrame({"seed": seed, **_columns(followed, i)})
-            for i, seed in enumerate(seeds)
-        ],
-        ignore_index=True,
+    followed: Followed = shared_among(devices, sweep_over(one, devices, 1), runs, data)
+    return pd.DataFrame(
+        {
+            "seed": np.repeat(seeds, setting.num_steps),
+            "step": np.tile(np.arange(setting.num_steps), len(seeds)),
+            "loss": followed.loss.ravel(),
+            "median_norm": np.median(followed.relative_norm, axis=-1).ravel(),
+            "turning_rank": np.median(followed.turning_rank, axis=-1).ravel(),
+            "radial_part": np.median(followed.radial_part, axis=-1).ravel(),
+            "moves": followed.moves.ravel(),
+        }
     )
 
 
-def _columns(followed: Followed, run: int) -> Mapping[str, Any]:
-    x = Followed(*(np.asarray(part)[run] for part in followed))
-    return {
-        "step": np.arange(len(x.loss)),
-        "loss": x.loss,
-        "median_norm": np.median(x.relative_norm, axis=1),
-        "turning_rank": np.median(x.turning_rank, axis=1),
-        "radial_part": np.median(x.radial_part, axis=1),
-        "moves": x.moves,
-    }
-
-
 def _turn(update: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What of the unit update is across the kernel, and how much is along it."""
+    """The part of the unit update across the kernel, and the size of that along it."""
     step, u = unit(update)[0], unit(w)[0]
     along = jnp.sum(step * u)
     across = step - along * u

@@ -40,18 +40,10 @@ def starts_of(
     init_scale: float,
     profile: str,
 ) -> pd.DataFrame:
-    """Looks at the start of every seed.
+    """Looks at the start of every seed, on its first batch.
 
-    Args:
-        dataset: what to look at it on.
-        model: with its name, as in ``config.model``.
-        batch_size: images of the first batch.
-        seeds: of the initial weights and the batch.
-        init_scale: what initial kernels are multiplied by.
-        profile: which ones, a name of `experiments.networks.init_scales.PROFILES`.
-
-    Returns:
-        A row a seed: ``seed`` and the fields of `Start`, as 0 or 1.
+    Kernels are scaled as in `experiments.studies.runs.results_of`. Returns a row a
+    seed: ``seed`` and the fields of `Start`, as 0 or 1.
     """
     network, look = _prepared(json.dumps([dataset, dict(model), batch_size]))
     data = datasets.load(dataset)
