@@ -44,11 +44,12 @@ def with_rates(
     Raises:
         ValueError: if one of them has no rates, or if rates have no optimizer.
     """
-    for name in sorted(arms.keys() ^ rates.keys()):
-        missing = "RATES of experiments/studies/rescue/settings.py"
-        if name in rates:
-            missing = "ARMS of configs/optimizers.py"
-        raise ValueError(f"the rescue maps need an entry {name!r} in {missing}.")
+    unmatched = sorted(arms.keys() ^ rates.keys())
+    if unmatched:
+        place = "RATES of experiments/studies/rescue/settings.py"
+        if unmatched[0] in rates:
+            place = "ARMS of configs/optimizers.py"
+        raise ValueError(f"the rescue maps need an entry {unmatched[0]!r} in {place}.")
     return {
         name: {
             **{key: x for key, x in arm.items() if key != "learning_rate"},

@@ -1,8 +1,5 @@
 """The rescue maps: which starts float32 represents, which are rescued, and rates."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,32 +9,24 @@ import pytest
 
 import lars
 from configs.optimizers import ARMS
-from experiments import data as datasets, results
-from experiments.figures import settings_of
-from experiments.studies.rescue import coverage
-from experiments.studies.rescue.cost import (
-    cells as cost_cells,
-    cost_table,
-    measure as measure_cost,
-    relative,
-)
+from experiments import data as datasets, publish
+from experiments.figures import ITEMS, settings_of
+from experiments.studies.rescue import cost, coverage
 from experiments.studies.rescue.drawing import lines_over_scales
 from experiments.studies.rescue.follow import follow, observed, participation_rank
 from experiments.studies.rescue.grid import START, cells, runs_of
 from experiments.studies.rescue.items import SEARCHED
 from experiments.studies.rescue.mechanism import least_steps
-from experiments.studies.rescue.settings import SIZES
+from experiments.studies.rescue.settings import RATES, SIZES, with_rates
 from experiments.studies.rescue.starts import starts_of
-from experiments.studies.runs import Setting, results_of, setting_of_arm
+from experiments.studies.runs import results_of, setting_of_arm
 
-MLP = {
-    "name": "mlp",
-    "width": 32,
-    "activation": "relu",
-    "use_bias": True,
-    "normalization": "none",
-    "compute_dtype": "float32",
-}
+FULL = SIZES["rescue_map"]
+OPTIMIZERS = FULL["optimizers"]
+MLP = {**FULL["variants"]["relu"]["model"], "width": 32}
+SETTING = setting_of_arm(
+    {**FULL, "num_steps": 200, "batch_size": 32}, {**MLP, "depth": 4}, ARMS["sgd"]
+)
 
 
 def table(*rows):
@@ -61,9 +50,15 @@ def table(*rows):
     )
 
 
+def table_of(name, accuracies, losses):
+    """Runs of an optimizer at scale 1, all with the same validation accuracy."""
+    rows = table((name, "relu", 4, 1.0, 0.1, [0.9] * len(accuracies), accuracies))
+    return rows.assign(test_loss=losses)
+
+
 def starts(*rows):
     """Rows of variant, depth, scale and the three flags, of one seed."""
-    names = [*coverage.CELL, "is_finite", "has_gradient", "has_signal"]
+    names = [*coverage.CELL, *coverage.FLAGS]
     return pd.DataFrame(rows, columns=names).assign(seed=0)
 
 
@@ -97,11 +92,10 @@ def test_each_variant_has_the_standard_of_its_shallowest_network():
         coverage.standards(RUNS, "adam")
 
 
-def test_rates_are_chosen_on_validation_data():
+def test_each_cell_has_its_rate_and_the_map_has_one():
     chosen = coverage.best_rate_per_cell(RUNS, "sgd").set_index(
         ["optimizer", *coverage.CELL]
     )
-    assert chosen.loc[("ours", "relu", 2, 1.0), "test"] == 0.96
     assert chosen.loc[("ours", "relu", 8, 1e4), "learning_rate"] == 0.2
     assert chosen.loc[("ours", "tanh", 2, 1.0), "rescued"]  # of 0.8, not of 1
     assert not chosen.loc[("sgd", "relu", 8, 1e4), "rescued"]
@@ -135,40 +129,35 @@ def test_the_part_of_the_map_that_is_rescued():
 
 def test_coverage_for_people():
     counts = coverage.summary(RUNS, STARTS, "sgd")
-    table = coverage.coverage_table(
-        counts, {"ours": "Ours", "sgd": "SGD"}, coverage.represented(STARTS)
-    )
+    labels = {"ours": "Ours", "sgd": "SGD"}
+    table = coverage.coverage_table(counts, labels, coverage.represented(STARTS))
     assert table["optimizer"].tolist() == ["Ours", "SGD"]
-    row = table.iloc[0].tolist()
-    assert row[1:5] == [
+    assert table.iloc[0].tolist()[1:] == [
         "100.0% (66.7 to 100.0)",
         "100.0% (66.7 to 100.0)",
         "100.0% (75.0 to 100.0)",
         "75.0% (50.0 to 75.0)",
+        *("0.1", "0 of 24"),
     ]
-    assert row[5:] == ["0.1", "0 of 24"]
-
-
-COST = {
-    "optimizers": {"sgd": {"label": "SGD"}, "ours": {"label": "Ours"}},
-    "reference": "sgd",
-    "depths": [2, 8],
-}
 
 
 def test_costs_are_relative_to_the_reference_in_the_same_round():
     # The machine is ten times slower in the second round: the ratio is the same.
     times = pd.DataFrame(
         {"depth": depth, "round": i, "optimizer": name, "milliseconds": slower * x}
-        for depth, x_of in (
-            (2, {"sgd": 2.0, "ours": 6.0}),
-            (8, {"sgd": 4.0, "ours": 2}),
+        for depth, name, x in (
+            *((2, "sgd", 2.0), (2, "ours", 6.0)),
+            *((8, "sgd", 4.0), (8, "ours", 2.0)),
         )
         for i, slower in enumerate((1, 10))
-        for name, x in x_of.items()
     )
-    assert (relative(times, COST).loc[2]["ours"] == 3).all()
-    rows = cost_table(times, COST).to_numpy().tolist()
+    settings = {
+        "optimizers": {"sgd": {"label": "SGD"}, "ours": {"label": "Ours"}},
+        "reference": "sgd",
+        "depths": [2, 8],
+    }
+    assert (cost.relative(times, settings).loc[2]["ours"] == 3).all()
+    rows = cost.cost_table(times, settings).to_numpy().tolist()
     assert rows == [
         ["SGD", "1 (1 to 1)", "1 (1 to 1)"],
         ["Ours", "3 (3 to 3)", "0.5 (0.5 to 0.5)"],
@@ -181,16 +170,15 @@ def test_more_work_costs_more():
         "num_steps": 20,
         "depths": (4,),
         "model": {**MLP, "width": 128},
+        "optimizers": {name: OPTIMIZERS[name] for name in ("sgd", "polar_waking")},
     }
-    arms = settings["optimizers"]
-    settings["optimizers"] = {name: arms[name] for name in ("sgd", "polar_waking")}
-    (cell,) = cost_cells(settings)
-    table = measure_cost(cell, settings).assign(**cell)
+    (cell,) = cost.cells(settings)
+    table = cost.measure(cell, settings).assign(**cell)
     assert len(table) == 2 * settings["rounds"]
-    assert (relative(table, settings)["polar_waking"] > 1).all()
+    assert (cost.relative(table, settings)["polar_waking"] > 1).all()
 
 
-@pytest.mark.parametrize("flag", ["is_finite", "has_gradient", "has_signal"])
+@pytest.mark.parametrize("flag", coverage.FLAGS)
 def test_a_start_is_represented_if_nothing_is_missing(flag):
     whole = STARTS.assign(is_finite=1)
     assert coverage.represented(whole)["represented"].all()
@@ -229,9 +217,8 @@ def test_the_most_useful_rates():
 def test_what_float32_represents(activation, depth, scale, flags):
     model = {**MLP, "activation": activation, "depth": depth}
     found = starts_of("digits", model, 32, [0, 1, 2], scale, "all")
-    names = ["is_finite", "has_gradient", "has_signal"]
-    # Where something overflows, the others have nothing to say.
-    compared = names[:1] if not flags[0] else names
+    # Where something overflows, the other flags mean nothing.
+    compared = coverage.FLAGS if flags[0] else coverage.FLAGS[:1]
     assert tuple(found[compared].median()) == flags[: len(compared)]
 
 
@@ -305,31 +292,35 @@ def test_the_least_steps_of_recovery():
 
 
 def test_rates_are_those_that_the_search_found():
-    folder = Path(__file__).parents[3] / "docs" / "rescue" / "rescue_search"
-    table = results.read_table(folder / "rescue_search.csv")
-    settings = json.loads((folder / "config.json").read_text())
+    table, settings = publish.kept_figure("rescue", "rescue_search")
     useful = coverage.most_useful_rates(
         runs_of(table, settings), settings["reference"], SEARCHED
     )
-    for name, arm in SIZES["rescue_map"]["optimizers"].items():
-        assert arm["learning_rates"] == useful[name], name
+    assert {name: arm["learning_rates"] for name, arm in OPTIMIZERS.items()} == useful
 
 
-@pytest.mark.parametrize("name", ARMS)
-def test_the_rate_of_a_single_run_is_the_best_from_a_good_start(name):
-    folder = Path(__file__).parents[3] / "docs" / "rescue" / "rescue_start_digits"
-    table = results.read_table(folder / "rescue_start_digits.csv")
-    settings = json.loads((folder / "config.json").read_text())
+@pytest.mark.parametrize(
+    ("arms", "rates", "where"),
+    [
+        ({**ARMS, "mine": ARMS["sgd"]}, RATES, "'mine' in RATES of .*settings.py"),
+        (ARMS, {**RATES, "sdg": RATES["sgd"]}, "'sdg' in ARMS of configs/optimizers"),
+    ],
+)
+def test_an_optimizer_without_rates_is_named_and_rates_without_one(arms, rates, where):
+    with pytest.raises(ValueError, match=f"need an entry {where}"):
+        with_rates(arms, rates)
+
+
+def test_the_rate_of_a_single_run_is_the_best_from_a_good_start():
+    table, settings = publish.kept_figure("rescue", "rescue_start_digits")
     best = coverage.best_rate_per_cell(runs_of(table, settings), "sgd")
-    found = best[(best["optimizer"] == name) & (best["variant"] == "relu")]
-    assert found["learning_rate"].item() == ARMS[name]["learning_rate"]
+    found = best[best["variant"] == "relu"].set_index("optimizer")["learning_rate"]
+    assert found.to_dict() == {name: arm["learning_rate"] for name, arm in ARMS.items()}
 
 
-def test_the_small_map_shows_the_rates_and_what_is_rescued():
-    settings = {
-        **SIZES["rescue"],
-        "optimizers": {"sgd": {"label": "SGD", "initialization": "scaled"}},
-    }
+def test_the_small_map_shows_the_rates_and_the_rescued_part():
+    sgd = {"label": "SGD", "initialization": "scaled"}
+    settings = {**SIZES["rescue"], "optimizers": {"sgd": sgd}}
     table = RUNS[(RUNS["optimizer"] == "sgd") & (RUNS["variant"] == "relu")]
     flags = STARTS[STARTS["variant"] == "relu"].assign(optimizer=START)
     figure = lines_over_scales(pd.concat([table, flags]), settings)
@@ -338,6 +329,49 @@ def test_the_small_map_shows_the_rates_and_what_is_rescued():
     assert "init_scale" in panel.get_xlabel()
     assert panel.get_title().startswith("SGD\nrescues 33%")
     figure.draw_without_rendering()
+
+
+def test_each_heat_map_has_a_title_of_its_own():
+    titles = set()
+    for name in ("rescue_profiles", "rescue_normalized"):
+        figure = ITEMS[name].draw(*publish.kept_figure("rescue", name))
+        titles.add(figure.get_suptitle().split(":")[0])
+    assert titles == {
+        "Other profiles of the scale",
+        "The map with normalization layers",
+    }
+
+
+def test_a_good_start_has_the_test_loss_beside_the_accuracy_where_it_is_known():
+    table = pd.concat(
+        [
+            table_of("sgd", [0.9, 0.9, 0.9], [0.3, 0.2, 0.4]),
+            table_of("ours", [0.8, 0.9, 0.9], [0.1, 0.3, 7.0]),
+        ]
+    )
+    settings = {
+        **{**SIZES["rescue_start_digits"], "recommended": "ours"},
+        "optimizers": {"sgd": {"label": "SGD"}, "ours": {"label": "Ours"}},
+    }
+    item = ITEMS["rescue_start_digits"]
+    # The loss of a run that has failed is infinite, whatever it was when it stopped.
+    table["diverged"] = table["test_loss"] == 7.0
+    for loss in (True, False):
+        shown = table if loss else table.drop(columns="test_loss")
+        (claim,) = item.claims(shown, settings)
+        row = item.overview(shown, settings).set_index("optimizer").loc["Ours"]
+        figure = item.draw(shown, settings)
+        labels = [axes.get_xlabel() for axes in figure.axes]
+        assert labels == ["test accuracy", "test loss (nats)"][: 1 + loss]
+        assert row["test accuracy"] == "80.00% (0.00 to 90.00)"
+        assert ("test loss" in row) == loss
+        assert (
+            "80.00% (0.00 to 90.00), test loss 0.3 (0.1 to inf)" in claim.found
+        ) == loss
+        if loss:
+            assert row["test loss"] == "0.3 (0.1 to inf)"
+            x = [line.get_xdata()[0] for line in figure.axes[1].lines[1::2]]
+            assert x == [0.3, 0.3]
 
 
 def test_the_test_loss_is_that_of_rescued_starts():
@@ -359,47 +393,31 @@ def test_what_is_followed_is_the_run(digits, monkeypatch):
     assert (first["median_norm"].between(1, 4)).all()
 
 
-SETTING = Setting(
-    dataset="digits",
-    model={**MLP, "depth": 4},
-    optimizer={"name": "sgd", "settings": {"momentum": 0.9}},
-    schedule={
-        "decay": "linear",
-        "warmup_steps": 0,
-        "warmup_start": 0.0,
-        "restart_after_warmup": False,
-    },
-    num_steps=200,
-    batch_size=32,
-)
 RESCUED = 0.85
 # Representable or not: too small for float32, too small, too large for a rate of SGD.
 HARD = [
     ("relu", 4, 1e-4),
-    pytest.param("relu", 8, 1e-8, marks=pytest.mark.long),
-    pytest.param("tanh", 4, 1e4, marks=pytest.mark.long),
-    pytest.param("sigmoid", 6, 1e-2, marks=pytest.mark.long),
+    pytest.param(("relu", 8, 1e-8), marks=pytest.mark.long),
+    pytest.param(("tanh", 4, 1e4), marks=pytest.mark.long),
+    pytest.param(("sigmoid", 6, 1e-2), marks=pytest.mark.long),
 ]
 
 
-def accuracy(arm, activation, depth, scale):
-    setting = SETTING._replace(
-        model={**MLP, "activation": activation, "depth": depth},
-        optimizer={name: arm[name] for name in ("name", "settings")},
-    )
+def accuracy(name, activation, depth, scale):
+    arm = OPTIMIZERS[name]
+    model = {**MLP, "activation": activation, "depth": depth}
+    optimizer = {key: arm[key] for key in ("name", "settings")}
+    setting = SETTING._replace(model=model, optimizer=optimizer)
     runs = results_of(setting, arm["learning_rates"], [0], scale)
     chosen = runs["validation_accuracy"].mask(runs["diverged"], 0).idxmax()
     return 0.0 if runs["diverged"][chosen] else runs["test_accuracy"][chosen]
 
 
-@pytest.mark.parametrize(("activation", "depth", "scale"), HARD)
-def test_a_hard_start_is_rescued_by_the_recommended_setting_alone(
-    activation, depth, scale
-):
-    cell = (activation, depth, scale)
-    assert accuracy(SIZES["rescue_map"]["optimizers"]["polar_waking"], *cell) >= RESCUED
-    assert accuracy(SIZES["rescue_map"]["optimizers"]["sgd"], *cell) < RESCUED
-    assert accuracy(SIZES["rescue_map"]["optimizers"]["optax_lars"], *cell) < RESCUED
+@pytest.mark.parametrize("cell", HARD)
+def test_a_hard_start_is_rescued_by_the_recommended_setting_alone(cell):
+    assert accuracy("polar_waking", *cell) >= RESCUED
+    assert accuracy("sgd", *cell) < RESCUED
+    assert accuracy("optax_lars", *cell) < RESCUED
 
 
 def test_a_usual_start_does_not_shrink_to_nothing():
@@ -407,10 +425,7 @@ def test_a_usual_start_does_not_shrink_to_nothing():
 
     Outputs that tell no images apart are too large in every batch.
     """
-    sizes = SIZES["rescue_map"]
-    model = {**sizes["variants"]["relu"]["model"], "depth": 4}
-    setting = setting_of_arm(
-        sizes, model, SIZES["rescue_map"]["optimizers"]["polar_waking"]
-    )
+    model = {**FULL["variants"]["relu"]["model"], "depth": 4}
+    setting = setting_of_arm(FULL, model, OPTIMIZERS["polar_waking"])
     runs = results_of(setting, [0.5], [0], 1.0)
     assert (runs["test_accuracy"] > 0.95).all()
