@@ -14,12 +14,7 @@ from experiments.studies.paper.table4 import EPOCHS, IMAGES, RATES
 from experiments.studies.style import look, panels
 from experiments.training.schedules import learning_rate_schedule
 
-LEGEND = {
-    32768: (2.9, True),
-    16384: (2.5, True),
-    8192: (6.4, False),
-    256: (0.2, False),
-}
+LEGEND = {32768: (2.9, True), 16384: (2.5, True), 8192: (6.4, False), 256: (0.2, False)}
 """The figure's legend: batch size, learning rate, and whether with LARS."""
 
 WARMUP_EPOCHS = 5

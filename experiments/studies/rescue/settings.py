@@ -287,11 +287,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "num_steps": 30,
         "seeds": (0, 1),
     },
-    "rescue_recovery": {
-        "init_scales": (1e-4, 1e-2),
-        "num_steps": 100,
-        "seeds": (0, 1),
-    },
+    "rescue_recovery": {"init_scales": (1e-4, 1e-2), "num_steps": 100, "seeds": (0, 1)},
 }
 QUICK |= {
     name: {

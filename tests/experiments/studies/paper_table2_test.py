@@ -112,11 +112,7 @@ def test_a_gradient_at_another_batch_size_follows_from_two():
     draws = np.random.default_rng(0).normal(0.1, 1.0, (4096, 100))
     of_parts = np.linalg.norm(draws.reshape(64, 64, 100).mean(axis=1), axis=1)
     estimate = table2.at_batch_size(
-        np.sqrt(np.mean(of_parts**2)),
-        64,
-        np.linalg.norm(draws.mean(axis=0)),
-        4096,
-        512,
+        np.sqrt(np.mean(of_parts**2)), 64, np.linalg.norm(draws.mean(axis=0)), 4096, 512
     )
     np.testing.assert_allclose(estimate, math.sqrt(1 + 100 / 512), rtol=0.1)
     # Where noise hides the signal, nothing is left but noise.
