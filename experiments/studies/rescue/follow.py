@@ -35,16 +35,6 @@ class ObservedState(NamedTuple):
     moves: jax.Array  # shape=(), float32: by which waking has moved the scale so far
 
 
-class Followed(NamedTuple):
-    """A run, step by step: [steps] or, of each kernel, [steps, kernels]."""
-
-    loss: jax.Array
-    relative_norm: jax.Array  # of `preserving_norm`
-    turning_rank: jax.Array
-    radial_part: jax.Array
-    moves: jax.Array
-
-
 def participation_rank(x: jax.Array) -> jax.Array:
     r"""About how many directions a matrix has: the participation ratio of its spectrum.
 
@@ -106,38 +96,35 @@ def follow(
     """
     model, data = network_of(setting)
     training = training_of(setting, model, around=observed)
+    steps = setting.num_steps
 
-    def one(run: Run, data: Data) -> Followed:
-        def step(state: Any, batch: jax.Array) -> tuple[Any, Followed]:
+    def one(run: Run, data: Data) -> tuple[dict[str, jax.Array]]:
+        def step(state: Any, batch: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
             params = state.variables["params"]
             w = [jax.tree.leaves(params)[k.leaf] for k in kernels_of(params)]
             norms = [l2_norm(widen(x)) / preserving_norm(x) for x in w]
             state, report = training.step(state, run, data, batch)
-            seen = state.opt_state
-            return state, Followed(report.loss, jnp.stack(norms), *seen[1:])
+            return state, {
+                "loss": report.loss,
+                "median_norm": jnp.median(jnp.stack(norms)),
+                "turning_rank": jnp.median(state.opt_state.turning_rank),
+                "radial_part": jnp.median(state.opt_state.radial_part),
+                "moves": state.opt_state.moves,
+            }
 
-        positions = batch_positions(
-            run.seed,
-            jnp.zeros((), jnp.int32),
-            setting.num_steps,
-            data.train.labels.shape[0],
-            setting.batch_size,
-        )
-        return jax.lax.scan(step, training.init(run, data), positions)[1]
+        start, count = jnp.zeros((), jnp.int32), data.train.labels.shape[0]
+        batches = batch_positions(run.seed, start, steps, count, setting.batch_size)
+        return (jax.lax.scan(step, training.init(run, data), batches)[1],)
 
     pairs = [(learning_rate, seed) for seed in seeds]
     runs = stacked_runs(model, data, pairs, init_scale, profile)
     devices = jax.devices()[: len(seeds)]
-    followed: Followed = shared_among(devices, sweep_over(one, devices, 1), runs, data)
+    (followed,) = shared_among(devices, sweep_over(one, devices, 1), runs, data)
     return pd.DataFrame(
         {
-            "seed": np.repeat(seeds, setting.num_steps),
-            "step": np.tile(np.arange(setting.num_steps), len(seeds)),
-            "loss": followed.loss.ravel(),
-            "median_norm": np.median(followed.relative_norm, axis=-1).ravel(),
-            "turning_rank": np.median(followed.turning_rank, axis=-1).ravel(),
-            "radial_part": np.median(followed.radial_part, axis=-1).ravel(),
-            "moves": followed.moves.ravel(),
+            "seed": np.repeat(seeds, steps),
+            "step": np.tile(np.arange(steps), len(seeds)),
+            **{name: values.ravel() for name, values in followed.items()},
         }
     )
 
