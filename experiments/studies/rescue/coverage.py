@@ -33,28 +33,22 @@ def medians(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         ``optimizer``, the columns of `CELL` and ``learning_rate``; the medians of both
-        accuracies, ``validation`` and ``test``, and the extremes of the latter over
-        seeds, ``lowest`` and ``highest``. Where runs have a ``test_loss``, also its
-        median and extremes, ``loss``, ``loss_lowest`` and ``loss_highest``.
+        accuracies, ``validation`` and ``test``, and the extremes of the latter,
+        ``test_lowest`` and ``test_highest``. Where runs have a ``test_loss``, likewise
+        ``loss``, ``loss_lowest`` and ``loss_highest``.
     """
-    aggregates = {
-        "validation": ("validation_accuracy", "median"),
-        "test": ("test_accuracy", "median"),
-        "lowest": ("test_accuracy", "min"),
-        "highest": ("test_accuracy", "max"),
-    }
-    of_failed = {"validation_accuracy": 0.0, "test_accuracy": 0.0}
-    if "test_loss" in runs:
-        aggregates |= {
-            "loss": ("test_loss", "median"),
-            "loss_lowest": ("test_loss", "min"),
-            "loss_highest": ("test_loss", "max"),
-        }
-        of_failed["test_loss"] = np.inf
-    counted = runs.assign(
-        **{name: runs[name].mask(runs["diverged"], x) for name, x in of_failed.items()}
-    )
-    groups = counted.groupby(["optimizer", *CELL, "learning_rate"], sort=False)
+    runs, diverged = runs.copy(), runs["diverged"]
+    aggregates = {"validation": ("validation_accuracy", "median")}
+    for name, column in (("test", "test_accuracy"), ("loss", "test_loss")):
+        if column in runs:
+            aggregates |= {
+                name: (column, "median"),
+                f"{name}_lowest": (column, "min"),
+                f"{name}_highest": (column, "max"),
+            }
+    for _, (column, _) in aggregates.items():
+        runs[column] = runs[column].mask(diverged, np.inf if "loss" in column else 0.0)
+    groups = runs.groupby(["optimizer", *CELL, "learning_rate"], sort=False)
     return groups.agg(**aggregates).reset_index()
 
 
@@ -241,21 +235,17 @@ def coverage_table(
     return table
 
 
-def interval(row: pd.Series, column: str) -> str:
-    """A part of `summary` in %, in brackets the extremes over single seeds."""
-    low, high = row[f"{column}_lowest"], row[f"{column}_highest"]
-    return f"{100 * row[column]:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
+def interval(row: pd.Series, column: str, digits: int = 1) -> str:
+    """A column of `summary` or `medians` in %, in brackets its extremes over seeds."""
+    values = [
+        100 * row[name] for name in (column, f"{column}_lowest", f"{column}_highest")
+    ]
+    return "{:.{d}f}% ({:.{d}f} to {:.{d}f})".format(*values, d=digits)
 
 
 def loss_interval(row: pd.Series) -> str:
     """The test loss in a row of `summary` or `medians`, in brackets its extremes."""
     return f"{row['loss']:.3g} ({row['loss_lowest']:.3g} to {row['loss_highest']:.3g})"
-
-
-def accuracy_interval(row: pd.Series) -> str:
-    """The test accuracy in a row of `medians` in %, in brackets its extremes."""
-    median, lowest, highest = 100 * row[["test", "lowest", "highest"]]
-    return f"{median:.2f}% ({lowest:.2f} to {highest:.2f})"
 
 
 def search_space_table(arms: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

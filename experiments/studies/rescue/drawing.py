@@ -140,9 +140,8 @@ def good_starts(table: pd.DataFrame, settings: Settings) -> Figure:
     runs = runs_of(table, settings)
     chosen = coverage.best_rate_per_cell(runs, settings["reference"])
     networks = list(chosen.groupby(CELL, sort=False))
-    shown = [("test accuracy", "test", "lowest", "highest")]
-    if "loss" in chosen:
-        shown.append(("test loss (nats)", "loss", "loss_lowest", "loss_highest"))
+    shown = {"test": "test accuracy", "loss": "test loss (nats)"}
+    shown = {name: label for name, label in shown.items() if name in chosen}
     columns = min(2, len(networks) * len(shown))
     figure, grid = style.panels(
         -(-len(networks) * len(shown) // columns),
@@ -154,22 +153,23 @@ def good_starts(table: pd.DataFrame, settings: Settings) -> Figure:
         height=0.9 + 0.2 * len(settings["optimizers"]),
         width=5.4,
     )
-    panels = list(itertools.product(networks, shown))
+    panels = list(itertools.product(networks, shown.items()))
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes, ((cell, rows), (label, *names)) in zip(grid.flat, panels, strict=False):
+    for axes, ((cell, rows), (value, label)) in zip(grid.flat, panels, strict=False):
         assert isinstance(cell, tuple)
         for y, optimizer in enumerate(rows["optimizer"]):
             is_ours = optimizer == settings["recommended"]
             color = style.COLORS[1 if is_ours else 0]
-            middle, *ends = rows[names].iloc[y]
+            row = rows.iloc[y]
+            ends = [row[f"{value}_lowest"], row[f"{value}_highest"]]
             axes.plot(ends, [y, y], color=color, linewidth=1.6)
-            axes.plot(middle, y, "D" if is_ours else "o", color=color, markersize=6)
+            axes.plot(row[value], y, "D" if is_ours else "o", color=color, markersize=6)
         labels = [settings["optimizers"][name]["label"] for name in rows["optimizer"]]
         axes.set_yticks(range(len(rows)), labels, fontsize=8)
         axes.invert_yaxis()
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        if "test" in names:
+        if value == "test":
             best = rows["test"].max()
             axes.axvspan(best - GOOD_START, best, color="black", alpha=0.1, linewidth=0)
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
@@ -190,7 +190,7 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, number: int) -> None:
     rows = rows.sort_values("init_scale")
     style.line_with_band(
         axes,
-        *(rows[name] for name in ("init_scale", "test", "lowest", "highest")),
+        *(rows[x] for x in ("init_scale", "test", "test_lowest", "test_highest")),
         number=number,
         label="",
         markerfacecolor="white",

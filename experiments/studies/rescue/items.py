@@ -93,7 +93,8 @@ def _resisting(row: pd.Series, by_rate: pd.DataFrame) -> str:
     return (
         f"{row.variant}, {row.depth} layers, from {row.init_scale:g} "
         f"({'' if row.represented else 'not '}represented): {row.test:.3f} "
-        f"({row.lowest:.3f} to {row.highest:.3f}) with {row.learning_rate:g}, "
+        f"({row.test_lowest:.3f} to {row.test_highest:.3f}) with "
+        f"{row.learning_rate:g}, "
         "with the others "
         + ", ".join(f"{x.test:.3f} ({x.learning_rate:g})" for x in others.itertuples())
     )
@@ -126,7 +127,7 @@ def start_overview(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
                 "network": f"{variant}, {depth} layers",
                 "optimizer": settings["optimizers"][name]["label"],
                 "rate": f"{row['learning_rate']:g}",
-                "test accuracy": coverage.accuracy_interval(row),
+                "test accuracy": interval(row, "test", digits=2),
             }
             if "loss" in row:
                 line["test loss"] = coverage.loss_interval(row)
@@ -144,7 +145,7 @@ def _at_best_rates(table: pd.DataFrame, settings: Settings) -> list[tuple]:
 
 def _reached(row: pd.Series) -> str:
     loss = f", test loss {coverage.loss_interval(row)}" if "loss" in row else ""
-    return coverage.accuracy_interval(row) + loss
+    return interval(row, "test", digits=2) + loss
 
 
 def search_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
