@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from configs.optimizers import going_on
 from experiments.studies.item import Claim, Settings, judged
 from experiments.studies.paper import curves, grid
 from experiments.studies.paper.table4 import EPOCHS, IMAGES, RATES
@@ -90,14 +91,9 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
 def schedule_of(batch_size: int) -> Callable[[jax.Array], jax.Array]:
     """The learning rate of a step, as the legend and the paper's text have it."""
     warmup_epochs = WARMUP_EPOCHS if batch_size > 256 else 0
-    return learning_rate_schedule(
-        LEGEND[batch_size][0],
-        EPOCHS * IMAGES // batch_size,
-        decay="quadratic",
-        warmup_steps=warmup_epochs * IMAGES // batch_size,
-        warmup_start=0.0,
-        restart_after_warmup=False,
-    )
+    schedule = going_on(warmup_epochs * IMAGES // batch_size, warmup_start=0.0)
+    rate, steps = LEGEND[batch_size][0], EPOCHS * IMAGES // batch_size
+    return learning_rate_schedule(rate, steps, **schedule)
 
 
 ITEM = curves.item(

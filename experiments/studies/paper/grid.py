@@ -14,8 +14,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from configs.optimizers import going_on
 from experiments.studies.item import Item, Settings, mean_and_spread
-from experiments.studies.runs import Setting, at_best_rate, images_in, results_of
+from experiments.studies.runs import (
+    Setting,
+    at_best_rate,
+    images_in,
+    results_of,
+    setting_of_arm,
+)
 from experiments.studies.style import line_over_seeds, panels
 
 TITLES = {
@@ -65,20 +72,15 @@ item = functools.partial(Item, measure=measure, kept_in="large_batch")
 def setting_of(cell: Mapping[str, Any], settings: Settings) -> Setting:
     """The training of a part: so many whole epochs, with the paper's schedule."""
     in_epoch = images_in(settings["dataset"]) // cell["batch_size"]
-    optimizer = settings["optimizers"][cell["optimizer"]]
-    return Setting(
-        dataset=settings["dataset"],
-        model=settings["models"][cell["model"]],
-        optimizer={name: optimizer[name] for name in ("name", "settings")},
-        schedule={
-            "decay": settings["decay"],
-            "warmup_steps": settings["warmup_epochs"] * in_epoch,
-            "warmup_start": 0.0,
-            "restart_after_warmup": False,
-        },
-        num_steps=cell["epochs"] * in_epoch,
-        batch_size=cell["batch_size"],
-    )
+    schedule = going_on(settings["warmup_epochs"] * in_epoch, warmup_start=0.0)
+    of_cell = {
+        "dataset": settings["dataset"],
+        "schedule": {**schedule, "decay": settings["decay"]},
+        "num_steps": cell["epochs"] * in_epoch,
+        "batch_size": cell["batch_size"],
+    }
+    model = settings["models"][cell["model"]]
+    return setting_of_arm(of_cell, model, settings["optimizers"][cell["optimizer"]])
 
 
 def learning_rates(settings: Settings, cell: Mapping[str, Any]) -> list[float]:

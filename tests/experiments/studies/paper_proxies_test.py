@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from configs import paper_resnet50
+from configs.optimizers import going_on
 from experiments import publish
 from experiments.studies.paper import (
     curves,
@@ -329,14 +330,7 @@ def test_lars_is_best_only_beyond_the_spread_of_all_its_peers(item, peers):
 
 def test_the_path_of_a_run_is_the_sum_over_its_schedule():
     steps = 90 * table4.IMAGES // 16384
-    schedule = learning_rate_schedule(
-        2.5,
-        steps,
-        decay="quadratic",
-        warmup_steps=0,
-        warmup_start=0.0,
-        restart_after_warmup=False,
-    )
+    schedule = learning_rate_schedule(2.5, steps, **going_on(0, 0.0))
     total = 0.001 * jax.vmap(schedule)(jnp.arange(steps)).sum()
     # Σ (1 - t/T)² is T/3 + 1/2 + 1/(6T).
     length = table4.path_length(2.5, 16384, 90)
