@@ -19,9 +19,19 @@ from experiments.studies.rescue.grid import (
     starts_in,
 )
 
-GOAL_OF_CELLS, GOAL_OF_ALL, GOAL_OF_ONE_RATE = 1.0, 0.95, 0.95
-"""What the recommended setting is to rescue: of the cells that float32 represents and
-of all cells, with a rate for each; and of those it represents, with one rate."""
+GOALS = {
+    "represented_best": (
+        1.0,
+        "The recommended setting rescues every start that float32 represents, with a "
+        "learning rate for each.",
+    ),
+    "represented_one": (
+        0.95,
+        "With one rate for the whole map it rescues 95% of them.",
+    ),
+    "all_best": (0.95, "It rescues 95% of all starts, with a rate for each."),
+}
+"""By columns of `coverage.summary`: the part to rescue, and the claim that it is."""
 
 SEARCHED = 3
 """How many rates each optimizer gets after the search."""
@@ -42,41 +52,19 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         _resisting(row, by_rate.loc[tuple(row[at])]) for _, row in left.iterrows()
     ]
 
-    def claim(says: str, column: str, goal: float) -> Claim:
+    claims = []
+    for column, (goal, says) in GOALS.items():
         best = str(others[column].astype(float).idxmax())
-        label = settings["optimizers"][best]["label"]
-        return Claim(
-            says,
-            f"{interval(mine, column)}; the best of the others: {label}, "
-            f"{interval(others.loc[best], column)}.",
-            judged([mine[column] >= goal]),
+        found = (
+            f"{interval(mine, column)}; the best of the others: "
+            f"{settings['optimizers'][best]['label']}, "
+            f"{interval(others.loc[best], column)}."
         )
-
-    return [
-        claim(
-            "The recommended setting rescues every start that float32 represents, with "
-            "a learning rate for each.",
-            "represented_best",
-            GOAL_OF_CELLS,
-        ),
-        claim(
-            f"With one rate for the whole map it rescues {GOAL_OF_ONE_RATE:.0%} of "
-            "them.",
-            "represented_one",
-            GOAL_OF_ONE_RATE,
-        ),
-        claim(
-            f"It rescues {GOAL_OF_ALL:.0%} of all starts, with a rate for each.",
-            "all_best",
-            GOAL_OF_ALL,
-        ),
-        Claim(
-            "It rescues every start, with a rate for each.",
-            f"{len(left)} of {len(chosen)} starts resist"
-            + (f": {'; '.join(resisting)}." if resisting else "."),
-            judged([left.empty]),
-        ),
-    ]
+        claims.append(Claim(says, found, judged([mine[column] >= goal])))
+    says = "It rescues every start, with a rate for each."
+    found = f"{len(left)} of {len(chosen)} starts resist"
+    found += f": {'; '.join(resisting)}." if resisting else "."
+    return [*claims, Claim(says, found, judged([left.empty]))]
 
 
 def overview(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
