@@ -20,7 +20,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """A panel a parameter, a line a batch size."""
     title = "LARS: the local rate η‖w‖/‖g‖ of layers"
     figure, axes = grid.figure_of(2, title, settings, rows=2, height=2.9)
-    by_size = _rates_by_size(table, settings)
+    by_size = curves.by_size(_with_rates(table, settings), "lars")
     for panel, name in zip(axes.flat, PARAMETERS, strict=True):
         for number, (size, rows) in enumerate(by_size.items()):
             curves.draw_over_epochs(panel, rows, name, number, f"batch {size}")
@@ -33,29 +33,20 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """Rates differ between layers, change over the run, and with the batch."""
-    by_size = _rates_by_size(table, settings)
-    every = pd.concat(by_size.values())
+    rates, parameters = _with_rates(table, settings), list(PARAMETERS)
     kernels = [name for name in _parameters(table) if name.endswith("/kernel")]
-    apart = every[kernels].max(axis=1) / every[kernels].min(axis=1)
-    of_runs = every.groupby(["batch_size", "seed"])[list(PARAMETERS)]
+    apart = rates[kernels].max(axis=1) / rates[kernels].min(axis=1)
+    of_runs = rates.groupby(["batch_size", "seed"])[parameters]
     changes = of_runs.max() / of_runs.min()
-    means = {
-        size: rows.groupby("epoch")[list(PARAMETERS)].mean()
-        for size, rows in by_size.items()
-    }
-    ends = {
-        name: {size: curves.at_end(x, name).mean() for size, x in by_size.items()}
-        for name in PARAMETERS
-    }
-    peaks = {
-        name: {size: mean[name].idxmax() for size, mean in means.items()}
-        for name in ("conv1/kernel", "conv3/kernel")
-    }
-    last = {size: mean.index[-1] for size, mean in means.items()}
-    of_conv1 = [mean["conv1/kernel"] for mean in means.values()]
-    falls = [rate.iloc[-1] < 0.5 * rate.max() for rate in of_conv1]
+    means = rates.groupby(["batch_size", "epoch"])[parameters].mean()
+    ends = means.groupby("batch_size").last()
+    peaks = means.groupby("batch_size").idxmax().map(lambda place: place[1])
+    conv1, conv3 = peaks["conv1/kernel"], peaks["conv3/kernel"]
+    epochs = rates.groupby("batch_size")["epoch"].agg(["min", "max"])
+    falls = ends < 0.5 * means.groupby("batch_size").max()
+    falls = falls["conv1/kernel"].tolist()
 
-    def at_sizes(values: dict[int, float]) -> str:
+    def at_sizes(values: pd.Series) -> str:
         return ", ".join(f"{x:.3g} (batch {size})" for size, x in values.items())
 
     return [
@@ -74,39 +65,25 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
                 for name in PARAMETERS
             )
             + ".",
-            judged([changes[name].min() > 2 for name in PARAMETERS]),
+            judged((changes.min() > 2).tolist()),
         ),
         Claim(
             "The rate of conv1 is highest in the first epochs and falls.",
-            f"conv1/kernel is highest at epoch {at_sizes(peaks['conv1/kernel'])}; at "
-            f"the end it is below half of that at {sum(falls)} of {len(falls)} batch "
-            "sizes.",
-            judged(
-                [*falls, *(x <= last[s] / 4 for s, x in peaks["conv1/kernel"].items())]
-            ),
+            f"conv1/kernel is highest at epoch {at_sizes(conv1)}; at the end it is "
+            f"below half of that at {sum(falls)} of {len(falls)} batch sizes.",
+            judged([*falls, *(conv1 <= epochs["max"] / 4)]),
         ),
         Claim(
             "The rate of the last convolution first rises to an early peak, and then "
             "falls.",
-            f"conv3/kernel is highest at epoch {at_sizes(peaks['conv3/kernel'])}, of "
-            f"{max(last.values()):g}.",
-            judged(
-                [
-                    means[size].index[0] < peak <= last[size] / 2
-                    for size, peak in peaks["conv3/kernel"].items()
-                ]
-            ),
+            f"conv3/kernel is highest at epoch {at_sizes(conv3)}, of "
+            f"{epochs['max'].max():g}.",
+            judged([*((epochs["min"] < conv3) & (conv3 <= epochs["max"] / 2))]),
         ),
         Claim(
             "At the end the rate is smaller for larger batches.",
-            "; ".join(f"{name}: {at_sizes(rates)}" for name, rates in ends.items())
-            + ".",
-            judged(
-                [
-                    sorted(rates.values(), reverse=True) == list(rates.values())
-                    for rates in ends.values()
-                ]
-            ),
+            "; ".join(f"{name}: {at_sizes(ends[name])}" for name in PARAMETERS) + ".",
+            judged([ends[name].is_monotonic_decreasing for name in PARAMETERS]),
         ),
     ]
 
@@ -116,15 +93,14 @@ def _parameters(table: pd.DataFrame) -> list[str]:
     return [name.removeprefix("weight_norm/") for name in norms]
 
 
-def _rates_by_size(table: pd.DataFrame, settings: Settings) -> dict[int, pd.DataFrame]:
-    """The curves of LARS, with a column for the local rate of each parameter."""
-    rates = {
-        name: settings["trust_coefficient"]
-        * table[f"weight_norm/{name}"]
-        / table[f"gradient_norm/{name}"]
+def _with_rates(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The table with a column for the local rate of each parameter."""
+    ratios = {
+        name: table[f"weight_norm/{name}"] / table[f"gradient_norm/{name}"]
         for name in _parameters(table)
     }
-    return curves.by_size(table.assign(**rates), "lars")
+    rates = {name: settings["trust_coefficient"] * x for name, x in ratios.items()}
+    return table.assign(**rates)
 
 
 ITEM = curves.item(
