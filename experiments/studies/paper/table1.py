@@ -1,5 +1,7 @@
 """Table 1: SGD whose rate grows with the batch, without and with normalization."""
 
+import math
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -32,23 +34,16 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """The cost of large batches for SGD, and the effect of batch normalization."""
-    sizes, models = settings["batch_sizes"], settings["models"]
+    sizes = settings["batch_sizes"]
     smallest, largest = min(sizes), max(sizes)
     best = grid.chosen(table).groupby(["model", "batch_size"])
     accuracies = {key: rows["accuracy"] for key, rows in best}
-    rates = best["learning_rate"].first()
+    means = best["accuracy"].mean().unstack()
+    losses = 100 * (means[smallest] - means[largest])
+    rates = best["learning_rate"].first().unstack()
     highest = highest_rates(table, smallest)
-    losses = {
-        model: 100
-        * (accuracies[model, smallest].mean() - accuracies[model, largest].mean())
-        for model in models
-    }
     factor = largest / smallest
-    growth = {
-        model: rates[model, largest] / rates[model, smallest]
-        for model in models
-        if highest[model, largest]
-    }
+    growth = (rates[largest] / rates[smallest]).where(highest[largest] > 0)
 
     def at_both(model: str) -> str:
         return (
@@ -56,12 +51,8 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             f"{grid.percent(accuracies[model, largest])} at {largest}"
         )
 
-    def highest_of(model: str, size: int) -> str:
-        rate = highest[model, size]
-        return f"{rate:g}" if rate else "none"
-
     def growth_of(model: str) -> str:
-        if model not in growth:
+        if math.isnan(growth[model]):
             return f"none of those tried trains at {largest}"
         return f"the best of those tried grows by a factor of {growth[model]:.3g}"
 
@@ -89,35 +80,37 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             f"The highest of the rates that train (to {WORKS:.0%} of the accuracy at "
             f"batch {smallest}), with it and without: "
             + "; ".join(
-                f"{highest_of('batch_norm', size)} and {highest_of('plain', size)} at "
-                f"batch {size}"
+                " and ".join(
+                    f"{x:g}" if x else "none"
+                    for x in highest[size][["batch_norm", "plain"]]
+                )
+                + f" at batch {size}"
                 for size in sizes
             )
             + ".",
-            judged([highest["batch_norm", x] > highest["plain", x] for x in sizes]),
+            judged((highest.loc["batch_norm"] > highest.loc["plain"]).tolist()),
         ),
         Claim(
             "The rate cannot grow in proportion to the batch up to such sizes.",
             f"From batch {smallest} to {largest} it would grow by a factor of "
             f"{factor:g}: "
-            + "; ".join(f"{grid.TITLES[model]} {growth_of(model)}" for model in models)
+            + "; ".join(f"{grid.TITLES[x]} {growth_of(x)}" for x in settings["models"])
             + ".",
-            judged([growth.get(model, 0) < factor for model in models]),
+            judged((growth.fillna(0) < factor).tolist()),
         ),
     ]
 
 
-def highest_rates(table: pd.DataFrame, smallest: int) -> dict[tuple[str, int], float]:
-    """The highest rate of each model and batch size that trains, or 0."""
-    counted = grid.counted_accuracies(table)
+def highest_rates(table: pd.DataFrame, smallest: int) -> pd.DataFrame:
+    """The highest rate that trains, or 0, by model (rows) and batch size (columns)."""
     keys = ["model", "batch_size", "learning_rate"]
-    means = counted.groupby(keys)["accuracy"].mean().reset_index("learning_rate")
-    found = {}
-    for (model, size), line in means.groupby(level=keys[:2]):
-        needed = WORKS * means.loc[(model, smallest), "accuracy"].max()
-        trains = line[line["accuracy"] >= needed]
-        found[model, size] = trains["learning_rate"].max() if len(trains) else 0.0
-    return found
+    accuracies = grid.counted_accuracies(table).groupby(keys)["accuracy"]
+    means = accuracies.mean().reset_index()
+    at_smallest = means[means["batch_size"] == smallest]
+    needed = WORKS * at_smallest.groupby("model")["accuracy"].max()
+    trains = means["accuracy"] >= means["model"].map(needed)
+    rates = means.assign(rate=means["learning_rate"].where(trains, 0))
+    return rates.groupby(["model", "batch_size"])["rate"].max().unstack()
 
 
 ITEM = grid.item(
