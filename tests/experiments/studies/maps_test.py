@@ -333,6 +333,7 @@ def test_a_good_start_shows_the_test_loss_where_it_is_known(has_loss):
     loss = "test loss 0.3 (0.1 to inf)"
     assert (f"80.00% (0.00 to 90.00), {loss}" in claim.found) == has_loss
     assert (row.get("test loss") == loss.removeprefix("test loss ")) == has_loss
+    assert list(panels[0].lines[2].get_xdata()) == [0.0, 0.9]  # the spread of ours
     assert [line.get_xdata()[0] for line in panels[-1].lines[1::2]] == (
         [0.3, 0.3] if has_loss else [0.9, 0.8]
     )
