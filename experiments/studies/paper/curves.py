@@ -1,18 +1,16 @@
-"""The runs that Figures 1 to 3 share: what changes from epoch to epoch."""
+"""The runs that Figures 1 to 3 and 5 share: what changes from epoch to epoch."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiments.studies.item import Settings
+from experiments.studies.item import Item, Settings
 from experiments.studies.paper.grid import setting_of
 from experiments.studies.runs import curves_of
 from experiments.studies.style import line_over_seeds
-
-KEPT_IN = "curves"
-"""The table that the items share."""
 
 MODEL = "batch_norm"
 
@@ -33,27 +31,22 @@ def cells_of(settings: Settings, optimizers: Sequence[str]) -> list[dict[str, An
 
 def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     """Trains every seed with the rate of the settings."""
-    rates = settings["rates_of_curves"][cell["optimizer"]]
+    rate = settings["rates_of_curves"][cell["optimizer"]][str(cell["batch_size"])]
     setting = setting_of(cell, settings)
-    rows = curves_of(
-        setting,
-        rates[str(cell["batch_size"])],
-        settings["seeds"],
-        settings["num_points"],
-    )
+    rows = curves_of(setting, rate, settings["seeds"], settings["num_points"])
     epochs = cell["epochs"] * rows["step"] / setting.num_steps
     return rows.assign(epoch=epochs.round(4))
 
 
-def sizes_of(settings: Settings, optimizer: str) -> list[int]:
-    """The batch sizes that there are curves of, from the smallest."""
-    return sorted(int(size) for size in settings["rates_of_curves"][optimizer])
+item = functools.partial(Item, measure=measure, kept_in="curves")
+"""An item of the table that the items with curves share."""
 
 
-def rows_of(table: pd.DataFrame, optimizer: str, batch_size: int) -> pd.DataFrame:
-    """The rows of one curve, of all seeds."""
-    is_one = (table["optimizer"] == optimizer) & (table["batch_size"] == batch_size)
-    return table[is_one]
+def by_size(table: pd.DataFrame, optimizer: str) -> dict[int, pd.DataFrame]:
+    """The curves of an optimizer, all seeds, from the smallest batch size on."""
+    rows = table[table["optimizer"] == optimizer]
+    sizes = sorted(rows["batch_size"].unique().tolist())
+    return {size: rows[rows["batch_size"] == size] for size in sizes}
 
 
 def at_end(rows: pd.DataFrame, value: str) -> pd.Series:
@@ -66,3 +59,4 @@ def draw_over_epochs(
 ) -> None:
     """A value over the epochs, as `line_over_seeds` draws it."""
     line_over_seeds(axes, rows, "epoch", value, number, label, markersize=3.5)
+    axes.set_xlabel("epochs")

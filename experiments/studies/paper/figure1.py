@@ -1,42 +1,28 @@
 """Figure 1: the gap between the test and the training loss, at two batch sizes."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.studies.item import Claim, Item, Settings, judged, mean_and_spread
-from experiments.studies.paper import curves
-from experiments.studies.style import panels
-
-OPTIMIZER = "sgd"
-
-
-def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
-    """SGD at a small and at a large batch."""
-    return curves.cells_of(settings, [OPTIMIZER])
+from experiments.studies.item import Claim, Settings, judged, mean_and_spread
+from experiments.studies.paper import curves, grid
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Left the gap, right the two losses it is the difference of."""
-    figure, axes = panels(
-        1,
-        2,
-        "SGD with batch normalization: the gap between test and training loss\n"
-        f"Lines: mean of {len(settings['seeds'])} seeds; bands: lowest to highest.",
-    )
+    title = "SGD with batch normalization: the gap between test and training loss"
+    figure, axes = grid.figure_of(2, title, settings)
     left, right = axes[0]
-    for number, batch_size in enumerate(curves.sizes_of(settings, OPTIMIZER)):
-        rows = _with_gap(curves.rows_of(table, OPTIMIZER, batch_size))
-        curves.draw_over_epochs(left, rows, "gap", number, f"batch {batch_size}")
-        for i, name in enumerate(("train_loss", "test_loss")):
-            label = f"batch {batch_size}, {name.removesuffix('_loss')}"
-            curves.draw_over_epochs(right, rows, name, 2 * number + i, label)
-    left.set(xlabel="epochs", ylabel="|test loss − training loss|, nats")
-    right.set(xlabel="epochs", ylabel="loss, nats", yscale="log")
+    for number, (size, rows) in enumerate(curves.by_size(table, "sgd").items()):
+        rows = _with_gap(rows)
+        curves.draw_over_epochs(left, rows, "gap", number, f"batch {size}")
+        for i, kind in enumerate(("train", "test")):
+            line = (f"{kind}_loss", 2 * number + i, f"batch {size}, {kind}")
+            curves.draw_over_epochs(right, rows, *line)
+    left.set(ylabel="|test loss − training loss|, nats")
+    right.set(ylabel="loss, nats", yscale="log")
     for panel in (left, right):
         panel.legend(frameon=False, fontsize=9)
     return figure
@@ -44,48 +30,44 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """The large batch does not generalise worse: it is optimised worse."""
-    sizes = curves.sizes_of(settings, OPTIMIZER)
-    small, large = (_with_gap(curves.rows_of(table, OPTIMIZER, s)) for s in sizes)
-    losses = [curves.at_end(rows, "train_loss") for rows in (small, large)]
-    end, gaps = (curves.at_end(rows, "gap") for rows in (small, large))
+    del settings
+    runs = {size: _with_gap(x) for size, x in curves.by_size(table, "sgd").items()}
+    small, large = runs
+    gaps = {size: curves.at_end(rows, "gap") for size, rows in runs.items()}
+    losses = {size: curves.at_end(rows, "train_loss") for size, rows in runs.items()}
     same = [
-        gap_at(small[small["seed"] == seed], losses[1][seed]) for seed in gaps.index
+        gap_at(rows, losses[large][seed]) for seed, rows in runs[small].groupby("seed")
     ]
     is_reached = bool(np.isfinite(same).all())
+
+    def at_both(values: dict[int, pd.Series]) -> str:
+        return "; ".join(
+            f"{mean_and_spread(x)} at batch {size}" for size, x in values.items()
+        )
+
     return [
         Claim(
             "After equally many epochs the gap is not larger at the large batch.",
-            "At the end, in nats: "
-            + "; ".join(
-                f"{mean_and_spread(gap)} at batch {size}"
-                for gap, size in zip((end, gaps), sizes, strict=True)
-            )
-            + ".",
-            judged([gaps.mean() <= end.max()]),
+            f"At the end, in nats: {at_both(gaps)}.",
+            judged([gaps[large].mean() <= gaps[small].max()]),
         ),
         Claim(
-            "Nor is it at the same training loss, which is the fairer comparison: a "
-            "gap grows as the loss falls.",
-            f"Batch {sizes[1]} ends with a training loss of "
-            f"{mean_and_spread(losses[1])}; "
+            "At the same training loss the gap is not larger either. This comparison "
+            "is fairer, as a gap grows when the loss falls.",
+            f"Batch {large} ends with a training loss of "
+            f"{mean_and_spread(losses[large])}; "
             + (
-                f"at the same loss batch {sizes[0]} has a gap of "
-                f"{mean_and_spread(same)}."
+                f"at the same loss batch {small} has a gap of {mean_and_spread(same)}."
                 if is_reached
-                else f"batch {sizes[0]} has a lower one from the first point on: "
+                else f"batch {small} has a lower one from the first point on, so that "
                 "there is nothing to compare with."
             ),
-            judged([gaps.mean() <= max(same)]) if is_reached else "untested",
+            judged([gaps[large].mean() <= max(same)]) if is_reached else "untested",
         ),
         Claim(
-            "What a large batch costs is optimisation: its training loss stays higher.",
-            "Training loss at the end: "
-            + "; ".join(
-                f"{mean_and_spread(loss)} at batch {size}"
-                for loss, size in zip(losses, sizes, strict=True)
-            )
-            + ".",
-            judged([losses[1].min() > losses[0].max()]),
+            "A large batch costs optimisation: its training loss stays higher.",
+            f"Training loss at the end: {at_both(losses)}.",
+            judged([losses[large].min() > losses[small].max()]),
         ),
     ]
 
@@ -110,19 +92,17 @@ def _with_gap(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(gap=(rows["test_loss"] - rows["train_loss"]).abs())
 
 
-ITEM = Item(
+ITEM = curves.item(
     title="Figure 1: the gap between test and training loss",
     about=(
         "The paper draws the gap of AlexNet-BN with SGD at batches of 512 (its text "
         "says 256) and 8192. The proxy is that of Table 1 with batch normalization, "
-        "with the best rate of each batch size; the training loss is over as many "
-        "training images as there are test images. At the large batch, what is seen in "
-        "the first epochs suffers from running statistics of batch normalization that "
-        "have seen few steps."
+        "with the best rate of each batch size. The training loss is over as many "
+        "training images as there are test images. In the first epochs of the large "
+        "batch, the running statistics of batch normalization have seen few steps, "
+        "which shows in both losses."
     ),
-    cells=cells,
-    measure=curves.measure,
+    cells=lambda settings: curves.cells_of(settings, ["sgd"]),
     draw=draw,
     claims=claims,
-    kept_in=curves.KEPT_IN,
 )

@@ -1,55 +1,40 @@
 """Figure 3: accuracy over the epochs at a large batch, without and with LARS."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.studies.item import Claim, Item, Settings, judged, mean_and_spread
-from experiments.studies.paper import curves
-from experiments.studies.style import panels
-
-
-def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
-    """SGD and LARS at all batch sizes that there are curves of."""
-    return curves.cells_of(settings, ["sgd", "lars"])
+from experiments.studies.item import Claim, Settings, judged
+from experiments.studies.paper import curves, grid
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Left without LARS, right with it; the small batch is SGD's in both."""
-    figure, axes = panels(
-        1,
-        2,
-        "Batch normalization: test accuracy over the epochs\n"
-        f"Lines: mean of {len(settings['seeds'])} seeds; bands: lowest to highest.",
-    )
-    small, large = curves.sizes_of(settings, "sgd")
-    for panel, optimizer in zip(axes[0], ("sgd", "lars"), strict=True):
-        label = settings["optimizers"][optimizer]["label"]
+    title = "Batch normalization: test accuracy over the epochs"
+    figure, axes = grid.figure_of(2, title, settings)
+    runs = {name: curves.by_size(table, name) for name in ("sgd", "lars")}
+    labels = {name: settings["optimizers"][name]["label"] for name in runs}
+    small, large = runs["sgd"]
+    for panel, optimizer in zip(axes[0], runs, strict=True):
         for number, (name, size) in enumerate([("sgd", small), (optimizer, large)]):
-            curves.draw_over_epochs(
-                panel,
-                curves.rows_of(table, name, size),
-                "test_accuracy",
-                number,
-                f"batch {size}, {settings['optimizers'][name]['label']}",
-            )
-        panel.set(xlabel="epochs", ylabel="test accuracy", title=label, ylim=(0, 1))
+            line = ("test_accuracy", number, f"batch {size}, {labels[name]}")
+            curves.draw_over_epochs(panel, runs[name][size], *line)
+        panel.set(ylabel="test accuracy", title=labels[optimizer], ylim=(0, 1))
         panel.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    """What the large batch reaches without and with LARS."""
-    small, large = curves.sizes_of(settings, "sgd")
+    """The accuracy of the large batch without and with LARS."""
+    del settings
+    of_sgd = curves.by_size(table, "sgd")
+    small, large = of_sgd
     base, sgd, lars = (
-        100 * curves.at_end(curves.rows_of(table, name, size), "test_accuracy")
-        for name, size in (("sgd", small), ("sgd", large), ("lars", large))
+        curves.at_end(rows, "test_accuracy")
+        for rows in (*of_sgd.values(), curves.by_size(table, "lars")[large])
     )
     found = (
-        f"At the end, in %: {mean_and_spread(base)} at batch {small}; at {large} "
-        f"{mean_and_spread(sgd)} with SGD and {mean_and_spread(lars)} with LARS."
+        f"At the end, in %: {grid.percent(base)} at batch {small}; at {large} "
+        f"{grid.percent(sgd)} with SGD and {grid.percent(lars)} with LARS."
     )
     return [
         Claim(
@@ -70,16 +55,14 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
-ITEM = Item(
+ITEM = curves.item(
     title="Figure 3: a large batch without and with LARS",
     about=(
         "The paper draws the test accuracy of AlexNet-BN at batch 8192, without and "
         "with LARS, beside that of batch 512. The proxy is that of Table 1 with batch "
         "normalization, with the best rate of each, chosen on validation images."
     ),
-    cells=cells,
-    measure=curves.measure,
+    cells=lambda settings: curves.cells_of(settings, ["sgd", "lars"]),
     draw=draw,
     claims=claims,
-    kept_in=curves.KEPT_IN,
 )

@@ -1,60 +1,32 @@
 """Figure 4: accuracy against the learning rate of LARS at the two largest batches."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.studies.item import Claim, Item, Settings, judged
+from experiments.studies.item import Claim, Settings, judged
 from experiments.studies.paper import grid
-from experiments.studies.style import line_over_seeds, panels
 
-MODEL, OPTIMIZER = "batch_norm", "lars"
 STEEP = 0.05
 """A fall is steep if accuracy is so much lower at a rate at most twice as high."""
 ON_PLATEAU = 0.02
 """A rate is on the plateau if its mean accuracy is at most this below the best."""
 
 
-def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
-    """The two largest batches, with the rates of the grid and some between."""
-    return grid.cells_of(
-        settings,
-        [MODEL],
-        [OPTIMIZER],
-        sorted(settings["batch_sizes"])[-2:],
-        rates=["all", "between"],
-    )
-
-
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """A line for each of the two batches."""
-    figure, axes = panels(
-        1,
-        1,
-        "LARS with batch normalization: accuracy against the peak learning rate\n"
-        f"Lines: mean of {len(settings['seeds'])} seeds; bands: lowest to highest.",
-        width=7.5,
-        height=3.8,
-    )
+    title = "LARS with batch normalization: accuracy against the peak learning rate"
+    figure, axes = grid.figure_of(1, title, settings, width=7.5, height=3.8)
     panel = axes[0, 0]
-    counted = grid.counted_accuracies(table)
-    for number, (batch_size, rows) in enumerate(counted.groupby("batch_size")):
-        line_over_seeds(
-            panel,
-            rows,
-            "learning_rate",
-            "accuracy",
-            number,
-            f"batch {batch_size}",
-        )
+    batches = grid.counted_accuracies(table).groupby("batch_size")
+    for number, (size, rows) in enumerate(batches):
+        grid.draw_accuracy(panel, rows, "learning_rate", number, f"batch {size}")
     rates = sorted(table["learning_rate"].unique())
     panel.set_xscale("log")
     panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
     panel.minorticks_off()
-    panel.set(xlabel="learning_rate γ (peak of the schedule)", ylabel="test accuracy")
+    panel.set_xlabel("learning rate γ (peak of the schedule)")
     panel.legend(frameon=False)
     return figure
 
@@ -63,24 +35,19 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """A plateau, and a cliff behind it."""
     del settings
     plateaus, cliffs, wide, falls = [], [], [], []
-    for batch_size, line in _lines(table):
-        best = line["mean"].max()
+    for size, rows in grid.counted_accuracies(table).groupby("batch_size"):
+        line = rows.groupby("learning_rate")["accuracy"].mean()
         plateau = plateau_of(line)
-        close = line[line["mean"] >= best - ON_PLATEAU]["learning_rate"]
-        apart = sorted(set(close) - set(plateau))
-        fall, (before, after) = steepest_fall(line, plateau.max())
+        apart = line.index[line >= line.max() - ON_PLATEAU].difference(plateau)
+        fall, (before, after) = steepest_fall(line.loc[plateau.max() :])
+        others = f", and apart from these at {_listed(apart)}" if len(apart) else ""
         plateaus.append(
-            f"batch {batch_size}: at most {100 * ON_PLATEAU:g} points below the best "
-            f"({100 * best:.3g}%) at γ = {', '.join(f'{x:g}' for x in plateau)}"
-            + (
-                f", and apart from these at {', '.join(f'{x:g}' for x in apart)}"
-                if apart
-                else ""
-            )
+            f"batch {size}: at most {100 * ON_PLATEAU:g} points below the best "
+            f"({100 * line.max():.3g}%) at γ = {_listed(plateau)}{others}"
         )
         cliffs.append(
-            f"batch {batch_size}: {100 * fall:.3g} points less at γ = {after:g} than "
-            f"at {before:g}"
+            f"batch {size}: {100 * fall:.3g} points less at γ = {after:g} than at "
+            f"{before:g}"
         )
         wide.append(plateau.max() / plateau.min() >= 22 / 13)
         falls.append(fall > STEEP)
@@ -99,43 +66,35 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     ]
 
 
-def steepest_fall(
-    line: pd.DataFrame, above: float
-) -> tuple[float, tuple[float, float]]:
-    """What the accuracy falls by at most between neighbouring rates from one on.
+def _listed(rates: pd.Index) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
+
+
+def steepest_fall(line: pd.Series) -> tuple[float, tuple[float, float]]:
+    """The largest fall of the accuracy between neighbouring rates, and the two rates.
 
     Neighbours are at most a factor of 2 apart: farther ones say nothing of a cliff.
-
-    Returns:
-        The fall, and the two rates; 0 and NaN where there are no neighbours.
+    The fall is 0, and the rates are NaN, where there are no neighbours.
     """
-    line = line[line["learning_rate"] >= above].sort_values("learning_rate")
-    rates, accuracies = line["learning_rate"].tolist(), line["mean"].tolist()
-    falls = [
-        (accuracies[i] - accuracies[i + 1], (rates[i], rates[i + 1]))
-        for i in range(len(rates) - 1)
-        if rates[i + 1] <= 2 * rates[i]
-    ]
-    return max(falls, default=(0.0, (math.nan, math.nan)))
+    pairs = zip(line.items(), line.iloc[1:].items(), strict=False)
+    falls = [(x - y, (rate, other)) for (rate, x), (other, y) in pairs]
+    return max(
+        (fall for fall in falls if fall[1][1] <= 2 * fall[1][0]),
+        default=(0.0, (math.nan, math.nan)),
+    )
 
 
-def plateau_of(line: pd.DataFrame) -> pd.Series:
-    """The rates around the best one that are all on the plateau, with no gap."""
-    line = line.sort_values("learning_rate").reset_index(drop=True)
-    is_on = line["mean"] >= line["mean"].max() - ON_PLATEAU
+def plateau_of(line: pd.Series) -> pd.Index:
+    """The rates around the best one that are all on the plateau, with no gap.
+
+    ``line`` has the mean accuracy of each rate, from the smallest rate on.
+    """
+    is_on = line >= line.max() - ON_PLATEAU
     stretch = (is_on != is_on.shift()).cumsum()
-    return line["learning_rate"][stretch == stretch[line["mean"].idxmax()]]
+    return line.index[stretch == stretch[line.idxmax()]]
 
 
-def _lines(table: pd.DataFrame) -> list[tuple[int, pd.DataFrame]]:
-    counted = grid.counted_accuracies(table)
-    return [
-        (int(str(batch_size)), grid.over_seeds(rows, "learning_rate"))
-        for batch_size, rows in counted.groupby("batch_size")
-    ]
-
-
-ITEM = Item(
+ITEM = grid.item(
     title="Figure 4: accuracy against the learning rate of LARS",
     about=(
         "The paper trains AlexNet-BN at batches of 16K and 32K with two dozen learning "
@@ -143,9 +102,13 @@ ITEM = Item(
         "largest batches, with eight rates and three seeds; Tables 3 and 5 choose "
         "among fewer."
     ),
-    cells=cells,
-    measure=grid.measure,
+    cells=lambda settings: grid.cells_of(
+        settings,
+        ["batch_norm"],
+        ["lars"],
+        sorted(settings["batch_sizes"])[-2:],
+        rates=["all", "between"],
+    ),
     draw=draw,
     claims=claims,
-    kept_in=grid.KEPT_IN,
 )

@@ -5,14 +5,24 @@ normalization, on images that two cores can train on. Every optimizer has the sa
 epochs, warm-up, decay of the rate, number of learning rates and seeds.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.studies.item import Settings
-from experiments.studies.runs import Setting, at_best_rate, images_in, results_of
+from configs.optimizers import going_on
+from experiments.studies.item import Item, Settings, mean_and_spread
+from experiments.studies.runs import (
+    Setting,
+    at_best_rate,
+    images_in,
+    results_of,
+    setting_of_arm,
+)
 from experiments.studies.style import line_over_seeds, panels
 
 TITLES = {
@@ -20,15 +30,12 @@ TITLES = {
     "batch_norm": "with batch normalization",
 }
 
-KEPT_IN = "large_batch"
-"""The table that the items share."""
-
 
 def cells_of(
     settings: Settings,
-    models: Sequence[str],
-    optimizers: Sequence[str],
-    batch_sizes: Sequence[int],
+    models: Iterable[str],
+    optimizers: Iterable[str],
+    batch_sizes: Iterable[int],
     epochs: Sequence[int] | None = None,
     rates: Sequence[str] = ("all",),
 ) -> list[dict[str, Any]]:
@@ -58,29 +65,22 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     return rows.drop(columns="seed").assign(steps=setting.num_steps)
 
 
-def setting_of(cell: Mapping[str, Any], settings: Settings) -> Setting:
-    """What a part trains: so many whole epochs, with the paper's schedule.
+item = functools.partial(Item, measure=measure, kept_in="large_batch")
+"""An item of the table that the items of this grid share."""
 
-    Args:
-        cell: with ``model`` and ``optimizer``, names in the settings, ``batch_size``
-            and ``epochs``.
-        settings: of the grid.
-    """
+
+def setting_of(cell: Mapping[str, Any], settings: Settings) -> Setting:
+    """The training of a part: so many whole epochs, with the paper's schedule."""
     in_epoch = images_in(settings["dataset"]) // cell["batch_size"]
-    optimizer = settings["optimizers"][cell["optimizer"]]
-    return Setting(
-        dataset=settings["dataset"],
-        model=settings["models"][cell["model"]],
-        optimizer={name: optimizer[name] for name in ("name", "settings")},
-        schedule={
-            "decay": settings["decay"],
-            "warmup_steps": settings["warmup_epochs"] * in_epoch,
-            "warmup_start": 0.0,
-            "restart_after_warmup": False,
-        },
-        num_steps=cell["epochs"] * in_epoch,
-        batch_size=cell["batch_size"],
-    )
+    schedule = going_on(settings["warmup_epochs"] * in_epoch, warmup_start=0.0)
+    of_cell = {
+        "dataset": settings["dataset"],
+        "schedule": {**schedule, "decay": settings["decay"]},
+        "num_steps": cell["epochs"] * in_epoch,
+        "batch_size": cell["batch_size"],
+    }
+    model = settings["models"][cell["model"]]
+    return setting_of_arm(of_cell, model, settings["optimizers"][cell["optimizer"]])
 
 
 def learning_rates(settings: Settings, cell: Mapping[str, Any]) -> list[float]:
@@ -106,11 +106,8 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
     """Of every model, optimizer, batch size and length the rate that is best.
 
     Chosen by the mean validation accuracy over the seeds, of equal rates the smallest;
-    a diverged run counts as accuracy 0.
-
-    Returns:
-        The rows of the chosen rates, one a seed, with ``accuracy``, the test accuracy
-        or 0 for a run that has diverged.
+    a diverged run counts as accuracy 0. Returns a row a seed, with ``accuracy``, as
+    `counted_accuracies` has it.
     """
     keys = ["model", "optimizer", "batch_size", "epochs"]
     return at_best_rate(counted_accuracies(table), keys, "validation")
@@ -124,38 +121,42 @@ def counted_accuracies(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def over_seeds(rows: pd.DataFrame, by: str, value: str = "accuracy") -> pd.DataFrame:
-    """The mean, the lowest and the highest of a value over seeds, for each of `by`."""
-    return rows.groupby(by)[value].agg(["mean", "min", "max"]).reset_index()
+def percent(accuracies: pd.Series) -> str:
+    """The mean accuracy in %, and in brackets the lowest and the highest."""
+    return mean_and_spread(100 * accuracies)
+
+
+def figure_of(
+    columns: int, title: str, settings: Settings, rows: int = 1, **size: float
+) -> tuple[Figure, np.ndarray]:
+    """The panels of a figure whose lines are means over seeds."""
+    seeds = len(settings["seeds"])
+    note = f"Lines: mean of {seeds} seeds; bands: lowest to highest."
+    return panels(rows, columns, f"{title}\n{note}", **size)
+
+
+def draw_accuracy(
+    axes: Axes, rows: pd.DataFrame, x: str, number: int, label: str, **look: Any
+) -> None:
+    """The accuracy over one of the columns."""
+    line_over_seeds(axes, rows, x, "accuracy", number, label, **look)
+    axes.set_ylabel("test accuracy")
 
 
 def accuracy_figure(table: pd.DataFrame, settings: Settings, title: str) -> Figure:
     """Accuracy against batch size, a panel a model that is in the table."""
     best = chosen(table)
     models = [model for model in settings["models"] if model in set(best["model"])]
-    seeds = len(settings["seeds"])
-    figure, axes = panels(
-        1,
-        len(models),
-        f"{title}\nLines: mean of {seeds} seeds; bands: lowest to highest.",
-        width=4.6 if len(models) > 1 else 7.0,
-    )
+    width = 4.6 if len(models) > 1 else 7.0
+    figure, axes = figure_of(len(models), title, settings, width=width)
     for panel, model in zip(axes[0], models, strict=True):
         for number, (name, arm) in enumerate(settings["optimizers"].items()):
             rows = best[(best["model"] == model) & (best["optimizer"] == name)]
-            if rows.empty:
-                continue
-            line_over_seeds(
-                panel,
-                rows,
-                "batch_size",
-                "accuracy",
-                number,
-                arm["label"],
-            )
+            if not rows.empty:
+                draw_accuracy(panel, rows, "batch_size", number, arm["label"])
         panel.set_xscale("log", base=2)
         panel.set_xticks(settings["batch_sizes"], map(str, settings["batch_sizes"]))
         panel.minorticks_off()
-        panel.set(xlabel="batch size", ylabel="test accuracy", title=TITLES[model])
+        panel.set(xlabel="batch size", title=TITLES[model])
         panel.legend(frameon=False, fontsize=9)
     return figure

@@ -1,116 +1,78 @@
 """Table 1: SGD whose rate grows with the batch, without and with normalization."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.studies.item import Claim, Item, Settings, judged, mean_and_spread
+from experiments.studies.item import Claim, Settings, judged
 from experiments.studies.paper import grid
-from experiments.studies.style import line_over_seeds, panels
 
-OPTIMIZER = "sgd"
 WORKS = 0.5
 """A rate trains if the mean accuracy is at least this part of the model's best one at
 the smallest batch."""
 
 
-def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
-    """Both models, all batch sizes."""
-    return grid.cells_of(
-        settings, list(settings["models"]), [OPTIMIZER], settings["batch_sizes"]
-    )
-
-
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Accuracy against learning rate, a panel a model, a line a batch size."""
-    seeds = len(settings["seeds"])
-    figure, axes = panels(
-        1,
+    figure, axes = grid.figure_of(
         len(settings["models"]),
-        "SGD with warm-up: accuracy against the peak learning rate\n"
-        f"Lines: mean of {seeds} seeds; bands: lowest to highest. "
-        "A diverged run counts as 0.",
+        "SGD with warm-up: accuracy against the peak learning rate "
+        "(of a diverged run: 0)",
+        settings,
     )
     counted = grid.counted_accuracies(table)
     for panel, model in zip(axes[0], settings["models"], strict=True):
-        for number, batch_size in enumerate(settings["batch_sizes"]):
-            is_one = (counted["model"] == model) & (counted["batch_size"] == batch_size)
-            line_over_seeds(
-                panel,
-                counted[is_one],
-                "learning_rate",
-                "accuracy",
-                number,
-                f"batch {batch_size}",
-            )
-        panel.set_xscale("log")
-        panel.set(
-            xlabel="learning_rate (peak of the schedule)",
-            ylabel="test accuracy",
-            title=grid.TITLES[model],
-            ylim=(0, 1),
-        )
+        sizes = counted[counted["model"] == model].groupby("batch_size")
+        for number, (size, rows) in enumerate(sizes):
+            grid.draw_accuracy(panel, rows, "learning_rate", number, f"batch {size}")
+        xlabel, title = "learning_rate (peak of the schedule)", grid.TITLES[model]
+        panel.set(xscale="log", xlabel=xlabel, title=title, ylim=(0, 1))
     axes[0, 0].legend(frameon=False, fontsize=9)
     return figure
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    """What large batches cost SGD, and what batch normalization changes."""
-    smallest, largest = min(settings["batch_sizes"]), max(settings["batch_sizes"])
-    best = grid.chosen(table)
-    at = {
-        (model, size): rows
-        for (model, size), rows in best.groupby(["model", "batch_size"])
-    }
-
-    def percent(model: str, size: int) -> str:
-        return mean_and_spread(100 * at[model, size]["accuracy"])
-
-    def loss(model: str) -> float:
-        small, large = (at[model, size]["accuracy"] for size in (smallest, largest))
-        return 100 * (small.mean() - large.mean())
-
-    losses = {model: loss(model) for model in settings["models"]}
-    highest = {
-        model: {
-            size: _highest_that_trains(table, model, size, smallest)
-            for size in settings["batch_sizes"]
-        }
-        for model in settings["models"]
-    }
-
-    def named(rate: float) -> str:
-        return f"{rate:g}" if rate else "none"
-
+    """The cost of large batches for SGD, and the effect of batch normalization."""
+    sizes = settings["batch_sizes"]
+    smallest, largest = min(sizes), max(sizes)
+    best = grid.chosen(table).groupby(["model", "batch_size"])
+    accuracies = {key: rows["accuracy"] for key, rows in best}
+    means = best["accuracy"].mean().unstack()
+    losses = 100 * (means[smallest] - means[largest])
+    rates = best["learning_rate"].first().unstack()
+    highest = highest_rates(table, smallest)
     factor = largest / smallest
-    used = {
-        model: at[model, largest]["learning_rate"].iloc[0]
-        / at[model, smallest]["learning_rate"].iloc[0]
-        for model in settings["models"]
-        if highest[model][largest]
-    }
+    growth = (rates[largest] / rates[smallest]).where(highest[largest] > 0)
+
+    def at_both(model: str) -> str:
+        return (
+            f"{grid.percent(accuracies[model, smallest])} at batch {smallest}, "
+            f"{grid.percent(accuracies[model, largest])} at {largest}"
+        )
+
+    def growth_of(model: str) -> str:
+        if math.isnan(growth[model]):
+            return f"none of those tried trains at {largest}"
+        return f"the best of those tried grows by a factor of {growth[model]:.3g}"
+
     return [
         Claim(
             "Without batch normalization, SGD with a rate that grows with the batch "
             "and a warm-up loses much accuracy at large batches (58.8% to 44.8%).",
-            f"Test accuracy in %: {percent('plain', smallest)} at batch {smallest}, "
-            f"{percent('plain', largest)} at {largest}.",
+            f"Test accuracy in %: {at_both('plain')}.",
             judged(
                 [
                     losses["plain"] > 2,
-                    at["plain", smallest]["accuracy"].min()
-                    > at["plain", largest]["accuracy"].max(),
+                    accuracies["plain", smallest].min()
+                    > accuracies["plain", largest].max(),
                 ]
             ),
         ),
         Claim(
             "With batch normalization it loses less (60.2% to 58.0%).",
-            f"{percent('batch_norm', smallest)} at batch {smallest}, "
-            f"{percent('batch_norm', largest)} at {largest}: "
-            f"{losses['batch_norm']:.3g} points lost, without it "
-            f"{losses['plain']:.3g}.",
+            f"{at_both('batch_norm')}. It loses {losses['batch_norm']:.3g} points, and "
+            f"{losses['plain']:.3g} without batch normalization.",
             judged([losses["batch_norm"] < losses["plain"]]),
         ),
         Claim(
@@ -118,52 +80,40 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             f"The highest of the rates that train (to {WORKS:.0%} of the accuracy at "
             f"batch {smallest}), with it and without: "
             + "; ".join(
-                f"{named(highest['batch_norm'][size])} and "
-                f"{named(highest['plain'][size])} at batch {size}"
-                for size in settings["batch_sizes"]
+                " and ".join(
+                    f"{x:g}" if x else "none"
+                    for x in highest[size][["batch_norm", "plain"]]
+                )
+                + f" at batch {size}"
+                for size in sizes
             )
             + ".",
-            judged(
-                [
-                    highest["batch_norm"][size] > highest["plain"][size]
-                    for size in settings["batch_sizes"]
-                ]
-            ),
+            judged((highest.loc["batch_norm"] > highest.loc["plain"]).tolist()),
         ),
         Claim(
             "The rate cannot grow in proportion to the batch up to such sizes.",
             f"From batch {smallest} to {largest} it would grow by a factor of "
             f"{factor:g}: "
-            + "; ".join(
-                f"{grid.TITLES[model]} "
-                + (
-                    f"the best of those tried grows by a factor of {used[model]:.3g}"
-                    if model in used
-                    else f"none of those tried trains at {largest}"
-                )
-                for model in settings["models"]
-            )
+            + "; ".join(f"{grid.TITLES[x]} {growth_of(x)}" for x in settings["models"])
             + ".",
-            judged([used.get(model, 0) < factor for model in settings["models"]]),
+            judged((growth.fillna(0) < factor).tolist()),
         ),
     ]
 
 
-def _highest_that_trains(
-    table: pd.DataFrame, model: str, batch_size: int, smallest: int
-) -> float:
-    """The highest rate that trains, or 0."""
-    counted = grid.counted_accuracies(table[table["model"] == model])
-
-    def line(size: int) -> pd.DataFrame:
-        return grid.over_seeds(counted[counted["batch_size"] == size], "learning_rate")
-
-    of_size = line(batch_size)
-    trains = of_size["mean"] >= WORKS * line(smallest)["mean"].max()
-    return float(of_size.loc[trains, "learning_rate"].max()) if trains.any() else 0.0
+def highest_rates(table: pd.DataFrame, smallest: int) -> pd.DataFrame:
+    """The highest rate that trains, or 0, by model (rows) and batch size (columns)."""
+    keys = ["model", "batch_size", "learning_rate"]
+    accuracies = grid.counted_accuracies(table).groupby(keys)["accuracy"]
+    means = accuracies.mean().reset_index()
+    at_smallest = means[means["batch_size"] == smallest]
+    needed = WORKS * at_smallest.groupby("model")["accuracy"].max()
+    trains = means["accuracy"] >= means["model"].map(needed)
+    rates = means.assign(rate=means["learning_rate"].where(trains, 0))
+    return rates.groupby(["model", "batch_size"])["rate"].max().unstack()
 
 
-ITEM = Item(
+ITEM = grid.item(
     title="Table 1: SGD at large batches",
     about=(
         "The paper trains AlexNet and AlexNet-BN on ImageNet with SGD and a rate that "
@@ -178,9 +128,9 @@ ITEM = Item(
         "normalization still hold a part of their initial values, for all optimizers "
         "alike."
     ),
-    cells=cells,
-    measure=grid.measure,
+    cells=lambda settings: grid.cells_of(
+        settings, settings["models"], ["sgd"], settings["batch_sizes"]
+    ),
     draw=draw,
     claims=claims,
-    kept_in=grid.KEPT_IN,
 )

@@ -34,7 +34,8 @@ CLASSES = 1000  # of ImageNet
 BATCH_SIZE = 4096
 """Of the paper's iteration, as the authors' technical report says."""
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
-KINDS = ("weights", "biases")
+KINDS = {"weights": "kernel", "biases": "bias"}
+"""The two kinds of parameters, and their names in the network."""
 
 
 class Printed(NamedTuple):
@@ -96,14 +97,12 @@ def initial_norm(layer: str, kind: str, count: int) -> float:
 
 def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
     """Draws of the initial parameters, and gradients for two kinds of labels."""
-    return [
-        *({"part": "initial", "seed": seed} for seed in settings["draws"]),
-        *(
-            {"part": f"gradient, {labels}", "seed": seed}
-            for labels in ("own labels", "drawn labels")
-            for seed in settings["seeds"]
-        ),
-    ]
+    seeds = {
+        "initial": settings["draws"],
+        "gradient, own labels": settings["seeds"],
+        "gradient, drawn labels": settings["seeds"],
+    }
+    return [{"part": part, "seed": x} for part in seeds for x in seeds[part]]
 
 
 def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
@@ -123,24 +122,26 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     are_bytes = images.dtype == jnp.uint8
     deviation = jnp.full_like(data.mean, 256.0) if are_bytes else data.deviation
     side, channels = settings["image_size"], images.shape[-1]
-    keys = jax.random.split(jax.random.key(cell["seed"]), 1 + parts)
-    variables = _init(keys[0], side, channels)
-
+    key, *keys = jax.random.split(jax.random.key(cell["seed"]), 1 + parts)
+    variables = _init(key, side, channels)
     part_size = size // parts
     mesh = device_mesh(jax.devices()[: math.gcd(parts, jax.device_count())])
     fixed = put((variables, data.mean, deviation), replicated(mesh))
     batches = (
-        keys[1:],
+        jnp.stack(keys),
         images.reshape(parts, part_size, *images.shape[1:]),
         labels.reshape(parts, part_size),
     )
     sums, norms = fetch(_gradients_over(mesh, side)(fixed, put(batches, split(mesh))))
     gradient = jax.tree.map(lambda x: x.sum(axis=0) / parts, sums)
-    rows = _rows({"weight_norm": variables["params"], "gradient_norm": gradient})
-    of_parts = jax.tree.map(lambda x: np.sqrt(np.mean(np.square(x))), norms)
-    rows["gradient_norm_of_parts"] = [
-        float(of_parts[row.layer][_NAMES[row.kind]]) for row in rows.itertuples()
-    ]
+    rows = _rows(
+        {
+            "weight_norm": variables["params"],
+            "gradient_norm": gradient,
+            # The root mean square of the norms of the parts.
+            "gradient_norm_of_parts": jax.tree.map(lambda x: x / parts**0.5, norms),
+        }
+    )
     rows["gradient_norm_at_4096"] = at_batch_size(
         rows["gradient_norm_of_parts"], part_size, rows["gradient_norm"], size
     )
@@ -148,11 +149,7 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
 
 
 def at_batch_size(
-    small_norm: Any,
-    small: int,
-    large_norm: Any,
-    large: int,
-    batch_size: int = BATCH_SIZE,
+    small_norm: Any, small: int, large_norm: Any, large: int, batch_size=BATCH_SIZE
 ) -> Any:
     r"""The norm of a gradient at another batch size, from those at two.
 
@@ -166,9 +163,6 @@ def at_batch_size(
     variance = np.maximum(variance, 0)
     noise = variance / batch_size
     return np.sqrt(np.maximum(large_square - variance / large + noise, noise))
-
-
-_NAMES = {"weights": "kernel", "biases": "bias"}
 
 
 @functools.cache
@@ -235,7 +229,7 @@ def _rows(trees: Mapping[str, Any]) -> pd.DataFrame:
             **{column: float(tree[layer][name]) for column, tree in norms.items()},
         }
         for layer in LAYERS
-        for kind, name in _NAMES.items()
+        for kind, name in KINDS.items()
     )
 
 
@@ -247,7 +241,7 @@ def expected_norms() -> dict[tuple[str, str], float]:
     return {
         (layer, kind): initial_norm(layer, kind, shapes[layer][name].size)
         for layer in LAYERS
-        for kind, name in _NAMES.items()
+        for kind, name in KINDS.items()
     }
 
 
@@ -268,7 +262,12 @@ def draws_apart(layer: str, kind: str, expected: float, number: str) -> float:
     apart = max(low - expected, expected - high, 0.0)
     if kind == "biases":  # which are not drawn
         return 0.0 if apart <= 1e-9 else math.inf
-    return apart / (KERNEL_DEVIATIONS[layer] / math.sqrt(2))
+    return apart / deviation_of_draw(layer)
+
+
+def deviation_of_draw(layer: str) -> float:
+    """The standard deviation of the norm of drawn weights, see `initial_norm`."""
+    return KERNEL_DEVIATIONS[layer] / math.sqrt(2)
 
 
 def ratio_interval(column: Printed) -> tuple[float, float]:
@@ -296,34 +295,32 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     )
     (norms, gradients), ratios = axes
     exact = expected_norms()
-    for kind in KINDS:
-        _mark(norms, [float(printed(x, kind).weight_norm) for x in LAYERS], kind)
+    for kind, panel in zip(KINDS, ratios, strict=True):
+        _mark_printed(norms, "weight_norm", kind)
         norms.plot(
             [exact[layer, kind] for layer in LAYERS],
             "_k",
             markersize=17,
             label="from the initial values, without data",
         )
-        _mark(gradients, [float(printed(x, kind).gradient_norm) for x in LAYERS], kind)
-        _mark_computed(
-            gradients, table, kind, "drawn labels", lambda x: x.gradient_norm_at_4096
-        )
+        _mark_printed(gradients, "gradient_norm", kind)
+        _mark_computed(gradients, table, "gradient_norm_at_4096", kind, "drawn labels")
+        _mark_printed(panel, "ratio", kind)
+        for labels in _LOOKS[1:]:
+            _mark_computed(panel, table, "ratio", kind, labels)
+        panel.set(title=f"ratio of the {kind}", ylabel="norm of w / norm of g")
     norms.set(title="initial parameters", ylabel="norm of w")
     gradients.set(title="gradient at the first iteration", ylabel="norm of g")
-    for axes_, kind in zip(ratios, KINDS, strict=True):
-        _mark(axes_, [float(printed(x, kind).ratio) for x in LAYERS], kind)
-        for labels in _LOOKS[1:]:
-            _mark_computed(axes_, table, kind, labels, _ratios)
-        axes_.set(title=f"ratio of the {kind}", ylabel="norm of w / norm of g")
     named: dict[str, Any] = {}
-    for axes_ in axes.flat:
-        axes_.set_yscale("log")
-        axes_.set_xticks(range(len(LAYERS)), LAYERS)
-        handles, names = axes_.get_legend_handles_labels()
+    for panel in axes.flat:
+        panel.set_yscale("log")
+        panel.set_xticks(range(len(LAYERS)), LAYERS)
+        handles, names = panel.get_legend_handles_labels()
         named = {**dict(zip(names, handles, strict=True)), **named}
+    names = sorted(named)
     figure.legend(
-        [named[name] for name in sorted(named)],
-        sorted(named),
+        [named[name] for name in names],
+        names,
         loc="outside lower center",
         ncols=3,
         frameon=False,
@@ -341,34 +338,37 @@ def _style(name: str, kind: str) -> dict[str, Any]:
     return style if kind == "weights" else {**style, "markerfacecolor": "none"}
 
 
-def _mark(axes: Axes, values: Sequence[float], kind: str) -> None:
-    axes.plot(values, label=f"printed, {kind}", **_style("printed", kind))
+def _mark_printed(axes: Axes, row: str, kind: str) -> None:
+    style = _style("printed", kind)
+    axes.plot(_printed_row(row, kind), label=f"printed, {kind}", **style)
 
 
 def _mark_computed(
-    axes: Axes, table: pd.DataFrame, kind: str, labels: str, value: Any
+    axes: Axes, table: pd.DataFrame, column: str, kind: str, labels: str
 ) -> None:
-    rows = _gradients(table, labels, kind)
-    values = value(rows).groupby(rows["layer"])
+    values = _gradients(table, labels, kind).groupby("layer")[column]
     middle, low, high = (
-        x[list(LAYERS)] for x in (values.mean(), values.min(), values.max())
+        values.agg(["mean", "min", "max"]).loc[list(LAYERS)].T.to_numpy()
     )
     axes.errorbar(
         range(len(LAYERS)),
         middle,
-        np.stack([middle - low, high - middle]),
+        [middle - low, high - middle],
         label=f"computed for batch {BATCH_SIZE}, {labels}, {kind}",
         capsize=2,
         **_style(labels, kind),
     )
 
 
+def _printed_row(row: str, kind: str) -> list[float]:
+    """A row of the table, layer by layer, the labels exchanged."""
+    return [float(getattr(printed(layer, kind), row)) for layer in LAYERS]
+
+
 def _gradients(table: pd.DataFrame, labels: str, kind: str) -> pd.DataFrame:
-    return table[(table["part"] == f"gradient, {labels}") & (table["kind"] == kind)]
-
-
-def _ratios(rows: pd.DataFrame) -> pd.Series:
-    return rows["weight_norm"] / rows["gradient_norm_at_4096"]
+    """The rows of gradients, with the ratio of the norms."""
+    rows = table[(table["part"] == f"gradient, {labels}") & (table["kind"] == kind)]
+    return rows.assign(ratio=rows["weight_norm"] / rows["gradient_norm_at_4096"])
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
@@ -383,32 +383,27 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
 
 
 def _norms_claim(table: pd.DataFrame) -> Claim:
-    expected = expected_norms()
-    ways = pd.DataFrame(
-        agreement(value, printed(*key).weight_norm) for key, value in expected.items()
-    ).sum()
-    apart = {
-        key: draws_apart(*key, value, printed(*key).weight_norm)
-        for key, value in expected.items()
+    stated = {
+        key: (x, printed(*key).weight_norm) for key, x in expected_norms().items()
     }
+    ways = pd.DataFrame(agreement(*values) for values in stated.values()).sum()
+    apart = {key: draws_apart(*key, *values) for key, values in stated.items()}
     furthest = max(apart, key=lambda key: apart[key])
     drawn = table[(table["part"] == "initial") & (table["kind"] == "weights")]
-    deviations = drawn["layer"].map(KERNEL_DEVIATIONS) / math.sqrt(2)
-    scores = (drawn["weight_norm"] - drawn["expected_norm"]) / deviations
-    total = len(expected)
+    scores = (drawn["weight_norm"] - drawn["expected_norm"]) / drawn["layer"].map(
+        deviation_of_draw
+    )
     units = max(
-        KERNEL_DEVIATIONS[x] / math.sqrt(2) / unit(printed(x, "weights").weight_norm)
-        for x in LAYERS
+        deviation_of_draw(x) / unit(printed(x, "weights").weight_norm) for x in LAYERS
     )
     return Claim(
         "These are the norms of AlexNet-BN's initial parameters.",
         "The deviation (of biases: the constant) times √(number) gives "
-        f"{ways.rounded} of the {total} norms as printed if they are rounded, "
-        f"{ways.truncated} if they are cut off, and {ways['within a unit']} to one "
+        f"{ways['rounded']} of the {len(stated)} norms as printed if they are rounded, "
+        f"{ways['truncated']} if they are cut off, and {ways['within a unit']} to one "
         "unit of the last digit. The norm of a draw of weights has the standard "
-        f"deviation σ/√2, up to {units:.0f} such units: from its mean the rounded "
-        "numbers are at most "
-        f"{max(apart.values()):.2g} standard deviations of a draw away "
+        f"deviation σ/√2, up to {units:.0f} such units. From its mean, the rounded "
+        f"numbers are at most {apart[furthest]:.2g} standard deviations of a draw away "
         f"({' '.join(furthest)}), and {len(drawn)} norms of draws made here are "
         f"{mean_and_spread(scores, 2)} standard deviations away. No data is needed.",
         judged([x <= 2 for x in apart.values()]),
@@ -441,26 +436,21 @@ def _labels_claim() -> Claim:
 
 def _ratio_claim(table: pd.DataFrame) -> Claim:
     wrong = [name for name, column in PRINTED.items() if not ratio_fits(column)]
-    (low, high), stated = ratio_interval(PRINTED["conv5.w"]), PRINTED["conv5.w"].ratio
-    needed = float(PRINTED["conv5.w"].weight_norm) / float(stated)
+    column = PRINTED["conv5.w"]
+    (low, high), stated = ratio_interval(column), float(column.ratio)
     rows = _gradients(table, "drawn labels", "biases")
-    conv5 = rows[rows["layer"] == "conv5"]
-    # Which of the two is nearer to what is computed, by the factor between them.
-    computed = _ratios(conv5).mean()
-    is_gradient = computed / float(stated) < math.sqrt(low * high) / computed
+    is_conv5 = rows["layer"] == "conv5"
+    conv5, others = rows[is_conv5], rows[~is_conv5]
+    # The number that is nearer to the computed one, by the factor between them.
+    computed = conv5["ratio"].mean()
+    is_gradient = computed / stated < math.sqrt(low * high) / computed
     # The other columns tell whether these images can decide it.
-    others = rows[rows["layer"] != "conv5"]
-    stated_there = np.array(
-        [float(printed(layer, "biases").ratio) for layer in others["layer"]]
-    )
-    apart = np.abs(np.log(_ratios(others).to_numpy() / stated_there))
-    can_tell = bool(np.median(apart) < math.log(2))
-    culprit = "the gradient" if is_gradient else "the ratio"
-    misprinted = (
-        f"{culprit} is the misprint"
-        if can_tell
-        else "these images cannot tell which of the two is wrong"
-    )
+    stated_there = others["layer"].map(lambda x: float(printed(x, "biases").ratio))
+    apart = np.log(others["ratio"] / stated_there).abs()
+    misprinted = "these images cannot tell which of the two is wrong"
+    if apart.median() < math.log(2):
+        culprit = "the gradient" if is_gradient else "the ratio"
+        misprinted = f"{culprit} is the misprint"
     far_off = [
         name
         for name in wrong
@@ -471,14 +461,14 @@ def _ratio_claim(table: pd.DataFrame) -> Claim:
     verdict: Verdict = "misprint" if wrong and wrong == far_off else judged([not wrong])
     return Claim(
         "The last row is the quotient of the two above it.",
-        "Within what rounding the norms leaves open, it is in "
+        "Within the rounding of the norms, it is in "
         f"{len(PRINTED) - len(wrong)} of {len(PRINTED)} columns. Not in "
         f"{', '.join(wrong)}: its norms leave {low:.0f} to {high:.0f} for a ratio that "
-        f"is printed as {stated}. That ratio "
-        f"needs a gradient of {needed:.2g} in the place of "
-        f"{PRINTED['conv5.w'].gradient_norm}. Computed here, on other images, the "
-        f"gradient is {mean_and_spread(conv5['gradient_norm_at_4096'], 2)} and the "
-        f"ratio {mean_and_spread(_ratios(conv5), 2)}: {misprinted}.",
+        f"is printed as {column.ratio}. That ratio needs a gradient of "
+        f"{float(column.weight_norm) / stated:.2g} in the place of "
+        f"{column.gradient_norm}. Computed here, on other images, the gradient is "
+        f"{mean_and_spread(conv5['gradient_norm_at_4096'], 2)} and the ratio "
+        f"{mean_and_spread(conv5['ratio'], 2)}: {misprinted}.",
         verdict,
     )
 
@@ -495,8 +485,7 @@ def last_bias_gradient(batch_size: int, classes: int = CLASSES) -> float:
 
 def _batch_size_claim(table: pd.DataFrame) -> Claim:
     stated = printed("fc8", "biases").gradient_norm
-    rows = _gradients(table, "drawn labels", "biases")
-    rows = rows[rows["layer"] == "fc8"]
+    rows = _gradients(table, "drawn labels", "biases").set_index("layer").loc["fc8"]
     low, high = interval(stated)
     from_closed_form = {
         size: last_bias_gradient(size) for size in (256, 512, 1024, BATCH_SIZE, 8192)
@@ -507,79 +496,68 @@ def _batch_size_claim(table: pd.DataFrame) -> Claim:
         "At first all classes are about equally likely, and the gradient of the last "
         "bias is the chance imbalance of the labels, √((1 − 1/1000)/B): "
         + ", ".join(f"{x:.3f} at {size}" for size, x in from_closed_form.items())
-        + f". Printed is {stated}, of the batch sizes that of "
-        f"{' and '.join(map(str, fitting)) or 'none'}. On drawn labels it is "
+        + f". The paper prints {stated}, the number for "
+        f"{' and '.join(map(str, fitting)) or 'none of them'}. On drawn labels it is "
         f"{mean_and_spread(rows['gradient_norm_at_4096'])} here.",
         judged([fitting == [BATCH_SIZE]]),
     )
 
 
 def _spread_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    stated = {
-        kind: [float(printed(layer, kind).ratio) for layer in LAYERS] for kind in KINDS
+    ratios = {
+        "printed": pd.DataFrame(
+            {kind: _printed_row("ratio", kind) for kind in KINDS}, index=list(LAYERS)
+        ),
+        "computed": pd.DataFrame(
+            {
+                kind: _gradients(table, "drawn labels", kind)
+                .groupby("layer")["ratio"]
+                .mean()
+                for kind in KINDS
+            }
+        ).loc[list(LAYERS)],
     }
-    computed = {
-        kind: _ratios(rows).groupby(rows["layer"]).mean()[list(LAYERS)]
-        for kind in KINDS
-        for rows in [_gradients(table, "drawn labels", kind)]
-    }
-    spans = {
-        (name, kind): max(values[kind]) / min(values[kind])
-        for name, values in (("printed", stated), ("computed", computed))
-        for kind in KINDS
-    }
-    where = (
-        f"the same on {settings['dataset']} enlarged to {settings['image_size']} "
-        "pixels, which is another data set, with labels drawn from 1000 classes"
-    )
-    ends = {
-        (name, kind): tuple(
-            LAYERS[int(at(list(values[kind])))] for at in (np.argmin, np.argmax)
-        )
-        for name, values in (("printed", stated), ("computed", computed))
-        for kind in KINDS
-    }
-    factors = [
-        x / float(printed(layer, kind).ratio)
-        for kind in KINDS
-        for layer, x in computed[kind].items()
-    ]
-    correlations = {
-        kind: np.corrcoef(np.log(stated[kind]), np.log(computed[kind]))[0, 1]
-        for kind in KINDS
-    }
+    stated, computed = ratios.values()
+    spans = {name: x.max() / x.min() for name, x in ratios.items()}
+    factors = computed / stated
+    correlations = np.log(stated).corrwith(np.log(computed))
     return [
         Claim(
             "The ratio varies much between layers, and between weights and biases, so "
             "that one learning rate does not fit all.",
             "Among the weights it varies from "
-            f"{min(stated['weights']):.3g} to {max(stated['weights']):.3g}, "
-            f"{spans['printed', 'weights']:.0f}-fold; the range that is quoted, "
-            f"{min(stated['biases']):.3g} to {max(stated['biases']):.4g}, "
-            f"{spans['printed', 'biases']:.0f}-fold, is that of the biases. Computed, "
-            f"{where}: {spans['computed', 'weights']:.0f}-fold and "
-            f"{spans['computed', 'biases']:.0f}-fold.",
-            judged([span > 5 for span in spans.values()]),
+            f"{stated['weights'].min():.3g} to {stated['weights'].max():.3g}, "
+            f"{spans['printed']['weights']:.0f}-fold. The range that is quoted, "
+            f"{stated['biases'].min():.3g} to {stated['biases'].max():.4g}, "
+            f"{spans['printed']['biases']:.0f}-fold, is that of the biases. Computed "
+            f"on {settings['dataset']} enlarged to {settings['image_size']} pixels, "
+            "which is another data set, with labels drawn from 1000 classes, it varies "
+            f"{spans['computed']['weights']:.0f}-fold and "
+            f"{spans['computed']['biases']:.0f}-fold.",
+            judged([span > 5 for x in spans.values() for span in x]),
         ),
         Claim(
             "The ratio is smallest in the first convolution, and largest in the first "
             "fully connected layer.",
-            "Printed it is, of weights and of biases. Computed, on those images, "
+            "In the paper's table it is, for weights and for biases. Computed on those "
+            "images, "
             + " and ".join(
-                f"the smallest of {kind} is that of {ends['computed', kind][0]} "
+                f"the smallest of the {kind} is that of {computed[kind].idxmin()} "
                 f"({computed[kind].min():.3g}), the largest that of "
-                f"{ends['computed', kind][1]} ({computed[kind].max():.3g})"
+                f"{computed[kind].idxmax()} ({computed[kind].max():.3g})"
                 for kind in KINDS
             )
-            + "; the logarithms of the printed and the computed ratios have a "
-            f"correlation of {correlations['weights']:.2f} and "
-            f"{correlations['biases']:.2f}, and a computed one is "
-            f"{min(factors):.2f} to {max(factors):.2f} times the printed one.",
+            + ". The logarithms of the printed and the computed ratios have a "
+            f"correlation of {correlations['weights']:.2f} (weights) and "
+            f"{correlations['biases']:.2f} (biases). A computed ratio is "
+            f"{factors.min(axis=None):.2f} to {factors.max(axis=None):.2f} times the "
+            "printed one.",
             judged(
                 [
                     layer == expected
-                    for pair in ends.values()
-                    for layer, expected in zip(pair, ("conv1", "fc6"), strict=True)
+                    for x in ratios.values()
+                    for ends, expected in ((x.idxmin(), "conv1"), (x.idxmax(), "fc6"))
+                    for layer in ends
                 ]
             ),
         ),

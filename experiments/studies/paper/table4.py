@@ -1,13 +1,12 @@
-"""Table 4: the learning rates of ResNet-50, which are not those that were meant."""
+"""Table 4: the learning rates of ResNet-50, of which some are misprints."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.studies.item import Claim, Item, Settings, mean_and_spread
+from experiments.studies.item import Claim, Settings
 from experiments.studies.paper import grid
 from experiments.studies.style import look, panels
 
@@ -21,6 +20,9 @@ RATES = {
 0.1.2 (https://pypi.org/project/torchlars), from the authors' log files; and the paper's
 submission to ICLR 2018 (https://openreview.net/forum?id=rJ4uaX2aW)."""
 
+COMPARED = [RATES["table 4, version 3"][16384], RATES["torchlars"][16384]]
+"""The printed rate of batch 16K and ten times it, with which the proxy trains."""
+
 ACCURACIES = {256: 73.0, 8192: 72.7, 16384: 73.0, 32768: 72.3}
 """Top-1, in %, as printed."""
 
@@ -32,17 +34,6 @@ OF_ALEXNET = {16384: 23.0, 32768: 22.0}
 
 TRUST_COEFFICIENT = 0.001
 EPOCHS, IMAGES = 90, 1_281_167
-
-
-def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
-    """The runs of Figure 4 that have a printed and a meant rate among theirs."""
-    return grid.cells_of(
-        settings,
-        ["batch_norm"],
-        ["lars"],
-        sorted(settings["batch_sizes"])[-2:],
-        rates=["between"],
-    )
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
@@ -58,7 +49,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     for number, (source, rates) in enumerate(RATES.items()):
         left.plot(list(rates), list(rates.values()), label=source, **look(number))
     left.set_xscale("log", base=2)
-    left.set_xticks(list(ACCURACIES)[1:], map(str, list(ACCURACIES)[1:]))
+    left.set_xticks(list(OF_TORCHLARS), map(str, OF_TORCHLARS))
     left.minorticks_off()
     left.set_yscale("log")
     left.set(xlabel="batch size", ylabel="learning_rate γ (peak)")
@@ -66,79 +57,67 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.45, -0.16)
     )
     counted = grid.counted_accuracies(table)
-    printed, meant = _compared(settings)
     for number, (batch_size, rows) in enumerate(counted.groupby("batch_size")):
-        line = grid.over_seeds(
-            rows[rows["learning_rate"].isin([printed, meant])], "learning_rate"
-        )
-        spread = [line["mean"] - line["min"], line["max"] - line["mean"]]
+        accuracies = rows.groupby("learning_rate")["accuracy"]
+        line = accuracies.agg(["mean", "min", "max"]).loc[COMPARED]
         right.errorbar(
             np.arange(len(line)) + 0.06 * number,
             line["mean"],
-            np.array(spread),
+            [line["mean"] - line["min"], line["max"] - line["mean"]],
             capsize=3,
             label=f"batch {batch_size}",
             **look(number),
         )
-    right.set_xticks([0, 1], [f"γ = {printed:g}", f"γ = {meant:g}"])
-    right.set(
-        xlim=(-0.5, 1.5),
-        xlabel="learning_rate of the proxy",
-        ylabel="test accuracy",
-        ylim=(0, 1),
-    )
+    right.set_xticks([0, 1], [f"γ = {rate:g}" for rate in COMPARED])
+    right.set(xlim=(-0.5, 1.5), ylim=(0, 1))
+    right.set(xlabel="learning_rate of the proxy", ylabel="test accuracy")
     right.legend(frameon=False, loc="lower right")
     return figure
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    """Which rates other sources contradict, and what the proxy shows."""
+    """Which rates other sources contradict, and the evidence of the proxy."""
     version3, report = RATES["table 4, version 3"], RATES["technical report"]
     meant = RATES["torchlars"]
+    del settings
     sizes = (16384, 32768)
-    lengths = {
-        "printed": [path_length(version3[size], size, EPOCHS) for size in sizes],
-        "torchlars": [path_length(meant[size], size, EPOCHS) for size in sizes],
-        "AlexNet-BN": [path_length(OF_ALEXNET[size], size, 100) for size in sizes],
-    }
-    apart = {size: abs(OF_TORCHLARS[size] - ACCURACIES[size]) for size in sizes}
+    apart = [abs(OF_TORCHLARS[size] - ACCURACIES[size]) for size in sizes]
     counted = grid.counted_accuracies(table)
-    low, high = _compared(settings)
-    found = []
-    for batch_size, rows in counted.groupby("batch_size"):
-        at = {
-            rate: rows[rows["learning_rate"] == rate]["accuracy"]
-            for rate in (low, high)
-        }
-        found.append(
-            f"{mean_and_spread(100 * at[low])}% with {low:g} and "
-            f"{mean_and_spread(100 * at[high])}% with {high:g} at batch {batch_size}"
+
+    def both(rates: Mapping[int, float], unit: str = "") -> str:
+        return " and ".join(f"{rates[size]:g}{unit}" for size in sizes)
+
+    def lengths(rates: Mapping[int, float], epochs: int = EPOCHS) -> str:
+        return " and ".join(f"{path_length(rates[s], s, epochs):.2g}" for s in sizes)
+
+    def reached(rows: pd.DataFrame) -> str:
+        return " and ".join(
+            f"{grid.percent(rows[rows['learning_rate'] == rate]['accuracy'])}% with "
+            f"{rate:g}"
+            for rate in COMPARED
         )
+
+    found = "; ".join(
+        f"{reached(rows)} at batch {size}"
+        for size, rows in counted.groupby("batch_size")
+    )
     return [
         Claim(
             "At batch 8192, LARS has γ = 0.6.",
-            f"The authors' technical report has {report[8192]:g} in the same row, and "
-            "so does the legend of Figure 5, there without LARS: "
-            f"{report[8192] / version3[8192]:.3g} times as much.",
+            f"The authors' technical report has {report[8192]:g} in the same row, "
+            f"{report[8192] / version3[8192]:.3g} times as much. The legend of Figure "
+            "5 has it, too, there without LARS.",
             "misprint" if report[8192] != version3[8192] else "confirmed",
         ),
         Claim(
             "At batches of 16K and 32K, LARS has γ = 2.5 and 2.9, with η = 0.001.",
-            "torchlars, from the authors' log files, has "
-            + " and ".join(f"{meant[size]:g}" for size in sizes)
-            + ", and reports "
-            + " and ".join(f"{OF_TORCHLARS[size]:g}%" for size in sizes)
-            + " with them, where the paper has "
-            + " and ".join(f"{ACCURACIES[size]:g}%" for size in sizes)
-            + ". Over a run, η Σγ is "
-            + ", ".join(
-                f"{' and '.join(f'{x:.2g}' for x in row)} ({name})"
-                for name, row in lengths.items()
-            )
-            + f". The proxy, in far fewer steps, reaches {'; '.join(found)}.",
+            f"torchlars, from the authors' log files, has {both(meant)}, and reports "
+            f"{both(OF_TORCHLARS, '%')} with them, where the paper has "
+            f"{both(ACCURACIES, '%')}. Over a run, η Σγ is {lengths(version3)} "
+            f"(printed), {lengths(meant)} (torchlars), {lengths(OF_ALEXNET, 100)} "
+            f"(AlexNet-BN). The proxy, in far fewer steps, reaches {found}.",
             "misprint"
-            if max(apart.values()) < 1
-            and all(meant[s] > 2 * version3[s] for s in sizes)
+            if max(apart) < 1 and all(meant[s] > 2 * version3[s] for s in sizes)
             else "untested",
         ),
         Claim(
@@ -161,20 +140,7 @@ def path_length(rate: float, batch_size: int, epochs: int) -> float:
     return TRUST_COEFFICIENT * rate * (epochs * IMAGES // batch_size) / 3
 
 
-def _compared(settings: Settings) -> tuple[float, float]:
-    """The printed rate of batch 16K and ten times it: both are among the runs."""
-    printed = RATES["table 4, version 3"][16384]
-    meant = RATES["torchlars"][16384]
-    for rate in (printed, meant):
-        if rate not in settings["rates_between"]:
-            raise ValueError(
-                f"rates_between must have {rate:g} among them, got "
-                f"{settings['rates_between']}."
-            )
-    return printed, meant
-
-
-ITEM = Item(
+ITEM = grid.item(
     title="Table 4: the learning rates of ResNet-50",
     about=(
         "The paper trains ResNet-50 on ImageNet at batches of 256 to 32K. Its learning "
@@ -184,9 +150,13 @@ ITEM = Item(
         "Table 1 with batch normalization, trains with the rate printed for 16K and "
         "with ten times it. In so few steps a larger rate has an advantage of its own."
     ),
-    cells=cells,
-    measure=grid.measure,
+    cells=lambda settings: grid.cells_of(
+        settings,
+        ["batch_norm"],
+        ["lars"],
+        sorted(settings["batch_sizes"])[-2:],
+        rates=["between"],  # a printed and a meant rate are among them
+    ),
     draw=draw,
     claims=claims,
-    kept_in=grid.KEPT_IN,
 )

@@ -7,82 +7,53 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.studies.item import Claim, Item, Settings, judged, mean_and_spread
+from experiments.studies.item import Claim, Settings, judged
 from experiments.studies.paper import grid
-from experiments.studies.style import line_over_seeds, panels
-
-MODEL, OPTIMIZER = "batch_norm", "lars"
 
 
 def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
     """Several lengths at the largest batch, and the usual one at the smallest."""
-    sizes = settings["batch_sizes"]
+    sizes, lars = settings["batch_sizes"], (["batch_norm"], ["lars"])
+    longer = (settings["longer_epochs"], ["longer"])
     return [
-        *grid.cells_of(
-            settings,
-            [MODEL],
-            [OPTIMIZER],
-            [max(sizes)],
-            settings["longer_epochs"],
-            ["longer"],
-        ),
-        *grid.cells_of(settings, [MODEL], [OPTIMIZER], [min(sizes)]),
+        *grid.cells_of(settings, *lars, [max(sizes)], *longer),
+        *grid.cells_of(settings, *lars, [min(sizes)]),
     ]
 
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Accuracy against epochs, beside the small batch's."""
-    largest, smallest = max(settings["batch_sizes"]), min(settings["batch_sizes"])
-    best = grid.chosen(table)
-    figure, axes = panels(
-        1,
-        1,
-        f"Longer training with LARS at batch {largest}\n"
-        f"Line: mean of {len(settings['seeds'])} seeds; bands: lowest to highest.",
-        width=6.5,
-    )
+    small, large = _chosen(table)
+    smallest, largest = small["batch_size"].iloc[0], large["batch_size"].iloc[0]
+    title = f"Longer training with LARS at batch {largest}"
+    figure, axes = grid.figure_of(1, title, settings, width=6.5)
     panel = axes[0, 0]
-    large = best[best["batch_size"] == largest]
-    line_over_seeds(
-        panel,
-        large,
-        "epochs",
-        "accuracy",
-        0,
-        f"batch {largest}",
-    )
-    small = best[best["batch_size"] == smallest][["accuracy"]]
-    line_over_seeds(
-        panel,
-        # The same at every length, to compare with.
-        small.merge(large[["epochs"]].drop_duplicates(), how="cross"),
-        "epochs",
-        "accuracy",
-        1,
-        f"batch {smallest}, {settings['epochs']} epochs",
-        marker="",
-    )
-    panel.set_xticks(sorted(large["epochs"].unique()))
-    panel.set(xlabel="epochs of training", ylabel="test accuracy")
+    grid.draw_accuracy(panel, large, "epochs", 0, f"batch {largest}")
+    lengths = large[["epochs"]].drop_duplicates()
+    # The same at every length, to compare with.
+    constant = small[["accuracy"]].merge(lengths, how="cross")
+    label = f"batch {smallest}, {settings['epochs']} epochs"
+    grid.draw_accuracy(panel, constant, "epochs", 1, label, marker="")
+    panel.set_xticks(sorted(lengths["epochs"]))
+    panel.set_xlabel("epochs of training")
     panel.legend(frameon=False)
     return figure
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    """Longer training recovers what a large batch costs."""
-    largest, smallest = max(settings["batch_sizes"]), min(settings["batch_sizes"])
-    best = grid.chosen(table)
-    large = best[best["batch_size"] == largest]
+    """Longer training recovers the cost of a large batch."""
+    del settings
+    small, large = _chosen(table)
+    base, smallest = small["accuracy"], small["batch_size"].iloc[0]
     by_length = {length: rows["accuracy"] for length, rows in large.groupby("epochs")}
     means = [rows.mean() for rows in by_length.values()]
-    small = best[best["batch_size"] == smallest]["accuracy"]
-    first, last = by_length[min(by_length)], by_length[max(by_length)]
+    first, *_, last = by_length.values()
+    cost = base.mean() - first.mean()
+    recovered = (last.mean() - first.mean()) / cost if cost > 0 else 1.0
     row = ", ".join(
-        f"{mean_and_spread(100 * rows)} after {length} epochs"
+        f"{grid.percent(rows)} after {length} epochs"
         for length, rows in by_length.items()
     )
-    cost = small.mean() - first.mean()
-    recovered = (last.mean() - first.mean()) / cost if cost > 0 else 1.0
     return [
         Claim(
             "Longer training raises the accuracy at the largest batch (57.8, 59.2, "
@@ -96,15 +67,23 @@ def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             ),
         ),
         Claim(
-            "Twice as many epochs recover most of what the large batch costs.",
+            "Twice as many epochs recover most of the accuracy that the large batch "
+            "costs.",
             f"{100 * recovered:.3g}% of the distance to batch {smallest}, which "
-            f"reaches {mean_and_spread(100 * small)}.",
+            f"reaches {grid.percent(base)}.",
             judged([recovered > 0.5]),
         ),
     ]
 
 
-ITEM = Item(
+def _chosen(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs with the best rates, of the smallest batch and of the largest."""
+    best = grid.chosen(table)
+    sizes = best["batch_size"]
+    return best[sizes == sizes.min()], best[sizes == sizes.max()]
+
+
+ITEM = grid.item(
     title="Table 5: longer training at the largest batch",
     about=(
         "The paper trains AlexNet-BN at batch 32K for 100 to 200 epochs. The proxy is "
@@ -113,8 +92,6 @@ ITEM = Item(
         "on validation images."
     ),
     cells=cells,
-    measure=grid.measure,
     draw=draw,
     claims=claims,
-    kept_in=grid.KEPT_IN,
 )

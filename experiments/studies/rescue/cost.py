@@ -1,10 +1,12 @@
 """What training with each optimizer costs: the same steps, timed in turns."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -39,15 +41,17 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
         name: _prepared(settings, model, arm)
         for name, arm in settings["optimizers"].items()
     }
-    rows = []
-    for number in range(settings["rounds"]):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds = time.perf_counter() - start
-            per_step = 1000 * seconds / settings["num_steps"]
-            rows.append({"optimizer": name, "round": number, "milliseconds": per_step})
-    return pd.DataFrame(rows)
+
+    def milliseconds(call: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        call()
+        return 1000 * (time.perf_counter() - start) / settings["num_steps"]
+
+    return pd.DataFrame(
+        {"optimizer": name, "round": number, "milliseconds": milliseconds(call)}
+        for number in range(settings["rounds"])
+        for name, call in calls.items()
+    )
 
 
 def _prepared(
@@ -64,23 +68,16 @@ def _prepared(
         return (training.advance(start, run, data, setting.num_steps)[1],)
 
     devices = jax.devices()
-    compute = sweep_over(first_steps, devices, 1)
     pairs = [(min(arm["learning_rates"]), seed) for seed in range(len(devices))]
     runs = stacked_runs(network, data, pairs, 1.0, "all")
-
-    def call() -> Any:
-        return shared_among(devices, compute, runs, data)
-
+    compute = sweep_over(first_steps, devices, 1)
+    call = functools.partial(shared_among, devices, compute, runs, data)
     call()
     return call
 
 
 def relative(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Times in those of the reference, in the same round.
-
-    Returns:
-        A column an optimizer, indexed by ``depth`` and ``round``.
-    """
+    """Times in those of the reference in the same round: a column an optimizer."""
     times = table.pivot(
         index=["depth", "round"], columns="optimizer", values="milliseconds"
     )
@@ -106,27 +103,25 @@ def cost_table(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, settings: Settings) -> Figure:
     """Optimizers in rows, depths in colours."""
-    arms = settings["optimizers"]
+    arms, depths = settings["optimizers"], settings["depths"]
     reference = arms[settings["reference"]]["label"]
     figure, grid = panels(
         1,
         1,
-        "What a training step costs beside one of "
-        f"{reference}: medians of {settings['rounds']} rounds,\nbars from the lowest "
-        "to the highest. Perceptrons on a CPU, batches of "
-        f"{settings['batch_size']}.",
+        f"Time of a training step relative to one of {reference}: medians of "
+        f"{settings['rounds']} rounds,\nbars from the lowest to the highest. "
+        f"Perceptrons on a CPU, batches of {settings['batch_size']}.",
         height=0.32 * len(arms) + 1.2,
         width=8.5,
     )
     axes = grid[0, 0]
     ratios = relative(table, settings)
-    middles = [len(arms) - 1 - i for i in range(len(arms))]
-    for number, depth in enumerate(settings["depths"]):
+    middles = np.arange(len(arms))[::-1]
+    for number, depth in enumerate(depths):
         spread = ratios.loc[depth][list(arms)].agg(["median", "min", "max"]).T
-        offset = 0.2 * ((len(settings["depths"]) - 1) / 2 - number)
         axes.errorbar(
             spread["median"],
-            [y + offset for y in middles],
+            middles + 0.2 * ((len(depths) - 1) / 2 - number),
             xerr=[spread["median"] - spread["min"], spread["max"] - spread["median"]],
             color=COLORS[number],
             marker=MARKERS[number],
@@ -145,44 +140,45 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    """What orthogonal steps and waking cost."""
+    """The cost of orthogonal steps and of waking."""
     ratios = relative(table, settings)
-    arms, depths = settings["optimizers"], settings["depths"]
-
-    def of(name: str, depth: int) -> pd.Series:
-        return ratios.loc[depth][name]
-
+    labels = {name: arm["label"] for name, arm in settings["optimizers"].items()}
+    reference = labels[settings["reference"]]
     mine, other = settings["recommended"], settings["orthogonal"]
     without, waking = settings["with_and_without_waking"]
-    extra = {depth: of(waking, depth) - of(without, depth) for depth in depths}
+    by_depth = {depth: ratios.loc[depth] for depth in settings["depths"]}
+    extra = {depth: x[waking] - x[without] for depth, x in by_depth.items()}
     return [
         Claim(
-            f"A step of {arms[mine]['label']} costs less than one of "
-            f"{arms[other]['label']}, in every round.",
-            "; ".join(
-                f"{depth} layers: {median_and_spread(of(mine, depth), 2)} beside "
-                f"{median_and_spread(of(other, depth), 2)} steps of the reference"
-                for depth in depths
+            f"A step of {labels[mine]} costs less than one of {labels[other]}, in "
+            "every round.",
+            f"In steps of {reference}: "
+            + "; ".join(
+                f"{median_and_spread(x[mine], 2)} and {median_and_spread(x[other], 2)} "
+                f"with {depth} layers"
+                for depth, x in by_depth.items()
             )
             + ".",
-            judged([bool((of(mine, d) < of(other, d)).all()) for d in depths]),
+            judged([bool((x[mine] < x[other]).all()) for x in by_depth.values()]),
         ),
         Claim(
-            "Waking costs less than the step of the reference.",
-            "; ".join(
-                f"{depth} layers: {median_and_spread(extra[depth], 2)} of one"
-                for depth in depths
+            f"Waking costs less than a step of {reference}.",
+            f"In steps of {reference}: "
+            + "; ".join(
+                f"{median_and_spread(x, 2)} with {depth} layers"
+                for depth, x in extra.items()
             )
             + ".",
-            judged([extra[depth].median() < 1 for depth in depths]),
+            judged([x.median() < 1 for x in extra.values()]),
         ),
     ]
 
 
 COST = Item(
     title="What a step costs",
-    about="Training steps of each optimizer in turns, one run on each device, so that "
-    "what else the machine does falls on all of them. Compilation is not counted.",
+    about="Training steps of each optimizer, timed in turns, with one run on each "
+    "device. So other work of the machine slows all of them alike. Compilation is not "
+    "counted.",
     cells=cells,
     measure=measure,
     draw=draw,

@@ -4,6 +4,10 @@ A *cell* is a start that optimizers are judged from: a network (``variant`` and
 ``depth``) and an initial scale. Learning rates are chosen by validation accuracy; test
 accuracy is reported. A diverged run counts as accuracy 0: it failed, and is not left
 out.
+
+``runs`` have a row a run: ``optimizer``, the columns of `CELL`, ``learning_rate``,
+``seed``, ``validation_accuracy``, ``test_accuracy``, ``diverged`` and, if they are not
+old, ``test_loss``. The ``reference`` is the optimizer that sets the standard.
 """
 
 import itertools
@@ -16,6 +20,9 @@ import pandas as pd
 CELL = ["variant", "depth", "init_scale"]
 """The columns that name a cell."""
 
+FLAGS = ["is_finite", "has_gradient", "has_signal"]
+"""The columns, of 0 and 1, that say what float32 represents of a start."""
+
 RESCUED = 0.95
 """A cell is rescued if the median test accuracy over the seeds is at least this part of
 the standard of its variant, see `standards`."""
@@ -24,31 +31,25 @@ the standard of its variant, see `standards`."""
 def medians(runs: pd.DataFrame) -> pd.DataFrame:
     """The median over seeds of every optimizer, cell and learning rate.
 
-    Args:
-        runs: a row a run: ``optimizer``, the columns of `CELL`, ``learning_rate``,
-            ``seed``, ``validation_accuracy``, ``test_accuracy`` and ``diverged``.
-
     Returns:
         ``optimizer``, the columns of `CELL` and ``learning_rate``; the medians of both
-        accuracies, ``validation`` and ``test``; and the extremes of the latter over
-        seeds, ``lowest`` and ``highest``.
+        accuracies, ``validation`` and ``test``, and the extremes of the latter,
+        ``test_lowest`` and ``test_highest``. Where runs have a ``test_loss``, likewise
+        ``loss``, ``loss_lowest`` and ``loss_highest``.
     """
-    counted = runs.assign(
-        **{
-            column: runs[column].mask(runs["diverged"], 0.0)
-            for column in ("validation_accuracy", "test_accuracy")
-        }
-    )
-    return (
-        counted.groupby(["optimizer", *CELL, "learning_rate"], sort=False)
-        .agg(
-            validation=("validation_accuracy", "median"),
-            test=("test_accuracy", "median"),
-            lowest=("test_accuracy", "min"),
-            highest=("test_accuracy", "max"),
-        )
-        .reset_index()
-    )
+    runs, diverged = runs.copy(), runs["diverged"]
+    aggregates = {"validation": ("validation_accuracy", "median")}
+    for name, column in (("test", "test_accuracy"), ("loss", "test_loss")):
+        if column in runs:
+            aggregates |= {
+                name: (column, "median"),
+                f"{name}_lowest": (column, "min"),
+                f"{name}_highest": (column, "max"),
+            }
+    for _, (column, _) in aggregates.items():
+        runs[column] = runs[column].mask(diverged, np.inf if "loss" in column else 0.0)
+    groups = runs.groupby(["optimizer", *CELL, "learning_rate"], sort=False)
+    return groups.agg(**aggregates).reset_index()
 
 
 def standards(
@@ -58,19 +59,13 @@ def standards(
 
     It is the part `RESCUED` of what the tuned reference reaches at scale 1 in the
     shallowest network. So the standard does not sink where networks are too deep to be
-    trained.
-
-    Args:
-        runs: as for `medians`.
-        reference: the optimizer that sets the standard.
-        measure: ``"test"``, or ``"validation"`` for choosing without the test data.
+    trained. With the measure ``"validation"``, it is for choosing without test data.
 
     Raises:
         ValueError: if the reference was not run there at scale 1.
     """
-    table = medians(runs)
     found = {}
-    for variant, rows in table.groupby("variant", sort=False):
+    for variant, rows in medians(runs).groupby("variant", sort=False):
         usual = rows[
             (rows["depth"] == rows["depth"].min())
             & (rows["optimizer"] == reference)
@@ -122,21 +117,21 @@ def most_useful_rates(
     alone = _at_rate_of_most(judged).groupby("optimizer")["learning_rate"].first()
     useful = {}
     for name, rows in judged.groupby("optimizer", sort=False):
-        by_rate = rows.pivot(index="learning_rate", columns=CELL, values="validation")
-        rescued = rows.pivot(index="learning_rate", columns=CELL, values="rescued")
-        if len(by_rate) < count:
+        by_rate = rows.pivot(index="learning_rate", columns=CELL)
+        rates = by_rate.index
+        if len(rates) < count:
             raise ValueError(
-                f"{count} rates are to be chosen for {name!r}, "
-                f"which has {len(by_rate)}."
+                f"{count} rates are to be chosen for {name!r}, which has {len(rates)}."
             )
-        choices = np.array(list(itertools.combinations(range(len(by_rate)), count)))
-        given = by_rate.index.get_loc(alone[str(name)])
+        choices = np.array(list(itertools.combinations(range(len(rates)), count)))
+        given = rates.get_loc(alone[str(name)])
         choices = choices[(choices == given).any(axis=1)]
-        accuracy = by_rate.to_numpy()[choices].max(axis=1).mean(axis=1)
-        cells = rescued.to_numpy(bool)[choices].any(axis=1).sum(axis=1)
+        accuracies = by_rate["validation"].to_numpy()[choices]
+        rescued = by_rate["rescued"].to_numpy(bool)[choices].any(axis=1)
         # Rounded: sums in another order must not decide.
-        best = np.lexsort((-accuracy.round(10), -cells))[0]
-        useful[str(name)] = tuple(by_rate.index[choices[best]])
+        means = accuracies.max(axis=1).mean(axis=1).round(10)
+        best = np.lexsort((-means, -rescued.sum(axis=1)))[0]
+        useful[str(name)] = tuple(rates[choices[best]])
     return useful
 
 
@@ -144,15 +139,14 @@ def represented(starts: pd.DataFrame) -> pd.DataFrame:
     """Which cells float32 represents at the start: in most seeds.
 
     Args:
-        starts: a row a cell and seed, with the columns of `CELL` and 0 or 1 in each of
-            ``is_finite``, ``has_gradient`` and ``has_signal``.
+        starts: a row a cell and seed, with the columns of `CELL` and of `FLAGS`.
 
     Returns:
         The columns of `CELL` and ``represented``.
     """
-    flags = starts[["is_finite", "has_gradient", "has_signal"]].min(axis=1)
-    cells = starts.assign(represented=flags).groupby(CELL, sort=False)
-    return (cells["represented"].median() > 0.5).reset_index()
+    cells = starts.assign(represented=starts[FLAGS].min(axis=1))
+    medians = cells.groupby(CELL, sort=False)["represented"].median()
+    return (medians > 0.5).reset_index()
 
 
 def summary(runs: pd.DataFrame, starts: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -169,7 +163,8 @@ def summary(runs: pd.DataFrame, starts: pd.DataFrame, reference: str) -> pd.Data
         ``loss``, and ``loss_lowest`` and ``loss_highest``, those of single seeds.
     """
     standard, can = standards(runs, reference), represented(starts)
-    fixed = one_rate(runs, reference)
+    tuned, fixed = best_rate_per_cell(runs, reference), one_rate(runs, reference)
+    at_rate = ["optimizer", *CELL, "learning_rate"]
     by_optimizer = runs.groupby("optimizer")
     columns = {
         "one_rate": fixed.groupby("optimizer")["learning_rate"].first(),
@@ -177,26 +172,27 @@ def summary(runs: pd.DataFrame, starts: pd.DataFrame, reference: str) -> pd.Data
         "diverged_runs": by_optimizer["diverged"].sum(),
     }
     parts = {"all": can, "represented": can[can["represented"]]}
-    for kind, chosen in (("best", best_rate_per_cell(runs, reference)), ("one", fixed)):
-        alone = runs.merge(chosen[["optimizer", *CELL, "learning_rate"]])
+    for kind, chosen in (("best", tuned), ("one", fixed)):
+        alone = runs.merge(chosen[at_rate])
         reached = alone["test_accuracy"] >= alone["variant"].map(standard)
         alone["rescued"] = ~alone["diverged"] & reached
         for part, cells in parts.items():
-            name = f"{part}_{kind}"
             of_median = chosen.merge(cells[CELL]).groupby("optimizer")["rescued"]
-            by_seed = alone.merge(cells[CELL]).groupby(["optimizer", "seed"])
-            of_seeds = by_seed["rescued"].mean().groupby("optimizer")
+            by_seed = alone.merge(cells[CELL]).groupby(["optimizer", "seed"])["rescued"]
+            name = f"{part}_{kind}"
             columns[name] = of_median.mean()
-            columns[f"{name}_lowest"] = of_seeds.min()
-            columns[f"{name}_highest"] = of_seeds.max()
+            columns |= _extremes(name, by_seed.mean())
     if "test_loss" in runs:
-        chosen = best_rate_per_cell(runs, reference)
-        rescued = chosen[chosen["rescued"]][["optimizer", *CELL, "learning_rate"]]
-        losses = runs.merge(rescued).groupby(["optimizer", "seed"])["test_loss"]
-        by_seed = losses.median().groupby("optimizer")
-        columns["loss"] = by_seed.median()
-        columns["loss_lowest"], columns["loss_highest"] = by_seed.min(), by_seed.max()
+        rescued = runs.merge(tuned[tuned["rescued"]][at_rate])
+        by_seed = rescued.groupby(["optimizer", "seed"])["test_loss"].median()
+        columns["loss"] = by_seed.groupby("optimizer").median()
+        columns |= _extremes("loss", by_seed)
     return pd.DataFrame(columns).reindex(runs["optimizer"].unique())
+
+
+def _extremes(name: str, by_seed: pd.Series) -> dict[str, pd.Series]:
+    groups = by_seed.groupby("optimizer")
+    return {f"{name}_lowest": groups.min(), f"{name}_highest": groups.max()}
 
 
 def coverage_table(
@@ -212,12 +208,6 @@ def coverage_table(
         can: the result of `represented`.
     """
     rows = counts.loc[[name for name in labels if name in counts.index]]
-    losses = {}
-    if "loss" in rows:
-        losses["test loss where rescued"] = [
-            f"{row.loss:.3g} ({row.loss_lowest:.3g} to {row.loss_highest:.3g})"
-            for row in rows.itertuples()
-        ]
     headings = {
         "represented_best": (
             f"of the {int(can['represented'].sum())} starts that float32 represents"
@@ -226,7 +216,7 @@ def coverage_table(
         "all_best": f"of all {len(can)} starts",
         "all_one": "of all with one rate for all",
     }
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "optimizer": [labels[str(name)] for name in rows.index],
             **{
@@ -234,37 +224,44 @@ def coverage_table(
                 for column, heading in headings.items()
             },
             "that rate": [f"{rate:g}" for rate in rows["one_rate"]],
-            **losses,
-            "diverged runs": [
-                f"{row.diverged_runs} of {row.runs}" for row in rows.itertuples()
-            ],
         }
     )
+    if "loss" in rows:
+        losses = [loss_interval(row) for _, row in rows.iterrows()]
+        table["test loss where rescued"] = losses
+    table["diverged runs"] = [
+        f"{row.diverged_runs} of {row.runs}" for row in rows.itertuples()
+    ]
+    return table
 
 
-def interval(row: pd.Series, column: str) -> str:
-    """A part of `summary` in %, in brackets the extremes over single seeds."""
-    low, high = row[f"{column}_lowest"], row[f"{column}_highest"]
-    return f"{100 * row[column]:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
+def interval(row: pd.Series, column: str, digits: int = 1) -> str:
+    """A column of `summary` or `medians` in %, in brackets its extremes over seeds."""
+    values = [
+        100 * row[name] for name in (column, f"{column}_lowest", f"{column}_highest")
+    ]
+    return "{:.{d}f}% ({:.{d}f} to {:.{d}f})".format(*values, d=digits)
+
+
+def loss_interval(row: pd.Series) -> str:
+    """The test loss in a row of `summary` or `medians`, in brackets its extremes."""
+    return f"{row['loss']:.3g} ({row['loss_lowest']:.3g} to {row['loss_highest']:.3g})"
 
 
 def search_space_table(arms: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """The settings and the learning rates of every optimizer, for people."""
+
+    def call(arm: Mapping[str, Any]) -> str:
+        settings = ", ".join(f"{name}={x!r}" for name, x in arm["settings"].items())
+        return f"`{arm['name']}({settings})`"
+
     return pd.DataFrame(
         {
-            "optimizer": [arm["label"] for arm in arms.values()],
-            "is": [
-                "`{}({})`".format(
-                    arm["name"],
-                    ", ".join(f"{k}={v!r}" for k, v in arm["settings"].items()),
-                )
-                for arm in arms.values()
-            ],
-            "learning rates": [
-                ", ".join(f"{rate:g}" for rate in arm["learning_rates"])
-                for arm in arms.values()
-            ],
+            "optimizer": arm["label"],
+            "is": call(arm),
+            "learning rates": ", ".join(f"{rate:g}" for rate in arm["learning_rates"]),
         }
+        for arm in arms.values()
     )
 
 
@@ -277,24 +274,22 @@ def _at_best_rates(table: pd.DataFrame) -> pd.DataFrame:
 
 def _at_rate_of_most(judged: pd.DataFrame) -> pd.DataFrame:
     """The rows at the one rate of each optimizer that rescues the most cells."""
-    score = (
-        judged.groupby(["optimizer", "learning_rate"], sort=True)[
-            ["rescued", "validation"]
-        ]
-        .mean()
-        .reset_index()
-        .sort_values(["rescued", "validation"], ascending=False, kind="stable")
-        .drop_duplicates("optimizer")
+    by_rate = judged.groupby(["optimizer", "learning_rate"])
+    score = by_rate[["rescued", "validation"]].mean().reset_index()
+    best_first = score.sort_values(
+        ["rescued", "validation"], ascending=False, kind="stable"
     )
-    return judged.merge(score[["optimizer", "learning_rate"]])
+    chosen = best_first.drop_duplicates("optimizer")
+    return judged.merge(chosen[["optimizer", "learning_rate"]])
 
 
-def _judged(chosen: pd.DataFrame, standard: Mapping[str, float]) -> pd.DataFrame:
-    reached = chosen["test"] >= chosen["variant"].map(standard)
-    return chosen.assign(rescued=reached).reset_index(drop=True)
+def _judged(
+    table: pd.DataFrame, standard: Mapping[str, float], measure: str = "test"
+) -> pd.DataFrame:
+    reached = table[measure] >= table["variant"].map(standard)
+    return table.assign(rescued=reached).reset_index(drop=True)
 
 
 def _judged_on_validation(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
-    table = medians(runs)
-    standard = standards(runs, reference, "validation")
-    return table.assign(rescued=table["validation"] >= table["variant"].map(standard))
+    measure = "validation"
+    return _judged(medians(runs), standards(runs, reference, measure), measure)

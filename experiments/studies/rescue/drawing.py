@@ -1,5 +1,6 @@
 """Pictures of maps: heat maps, lines over the scale, and accuracies from one start."""
 
+import itertools
 import textwrap
 
 import numpy as np
@@ -12,14 +13,17 @@ from experiments.studies import style
 from experiments.studies.item import Settings
 from experiments.studies.rescue import coverage
 from experiments.studies.rescue.coverage import CELL
-from experiments.studies.rescue.grid import GOOD_START, runs_of, starts_in
+from experiments.studies.rescue.grid import (
+    GOOD_START,
+    from_any_scale,
+    runs_of,
+    starts_in,
+)
 
 COLUMNS = 4
 
-_LINE = style.COLORS[1]
 
-
-def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
+def heat_maps(table: pd.DataFrame, settings: Settings, title: str) -> Figure:
     """Test accuracy with the best rate of each cell, an optimizer a panel.
 
     A dot is a cell that is rescued with the one rate that suits the whole map best, a
@@ -30,40 +34,35 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
     summary = coverage.summary(runs, starts, settings["reference"])
     tuned = coverage.best_rate_per_cell(runs, settings["reference"])
     fixed = coverage.one_rate(runs, settings["reference"])
-    can = coverage.represented(starts)
-    whole = [
-        name
-        for name in summary.index
-        if settings["optimizers"][name]["initialization"] == "scaled"
-    ]
+    represented = _grid(coverage.represented(starts), "represented", settings) > 0.5
+    arms = from_any_scale(settings)
+    whole = [name for name in summary.index if name in arms]
     columns = min(COLUMNS, len(whole))
     rows = -(-len(whole) // columns)
-    lines = len(settings["variants"]) * len(settings["depths"])
-    size = (3 + 3 * max(columns, 3), 1.6 + rows * (0.9 + 0.17 * lines))
+    size = (3 + 3 * max(columns, 3), 1.6 + rows * (0.9 + 0.17 * len(represented)))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     image = None
     for axes, name in zip(panels.flat, whole, strict=False):
-        mine = tuned[tuned["optimizer"] == name]
-        image = axes.imshow(
-            _grid(mine, "test", settings),
-            cmap="cividis",
-            vmin=0,
-            vmax=1,
-            aspect="auto",
-            origin="upper",
-        )
-        _marks(axes, mine, fixed[fixed["optimizer"] == name], settings)
-        inside = _grid(can, "represented", settings) > 0.5
-        for first in range(0, lines, len(settings["depths"])):
-            _physical_line(axes, inside[first : first + len(settings["depths"])], first)
+        mine, with_one = (x[x["optimizer"] == name] for x in (tuned, fixed))
+        accuracies = _grid(mine, "test", settings)
+        image = axes.imshow(accuracies, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        for is_marked, look in (
+            (_grid(with_one, "rescued", settings) == 1, {"marker": "o", "c": "black"}),
+            (_grid(mine, "rescued", settings) == 0, {"marker": "x", "c": "white"}),
+        ):
+            y, x = np.nonzero(is_marked)
+            axes.scatter(x, y, s=7, linewidths=0.7, **look)
+        for first in range(0, len(represented), len(settings["depths"])):
+            inside = represented[first : first + len(settings["depths"])]
+            _draw_borders(axes, inside, first)
         row = summary.loc[name]
         axes.set_title(
-            f"{textwrap.fill(settings['optimizers'][name]['label'], 30)}\n"
+            f"{textwrap.fill(arms[name]['label'], 30)}\n"
             f"{row['all_best']:.1%} of all starts; one rate: {row['all_one']:.1%}",
             fontsize=10,
         )
-        _ticks(axes, settings)
+        _set_ticks(axes, settings)
         axes.tick_params(labelbottom=True)
     for axes in panels.flat[len(whole) :]:
         axes.set_axis_off()
@@ -75,11 +74,11 @@ def heat_maps(table: pd.DataFrame, settings: Settings) -> Figure:
     bar.set_label("test accuracy\n(best rate of each cell,\nmedian over seeds)")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.suptitle(
-        f"Which starts does each optimizer train?  {settings['dataset']}, "
-        f"{settings['num_steps']} steps of {settings['batch_size']}.\n"
-        "Dot: rescued with one rate for the whole map; cross: not rescued with the "
-        "rate that is best there on\nvalidation data; no mark: rescued with that rate "
-        "alone. Between the orange lines float32 represents the start.",
+        f"{title}: which starts does each optimizer train?  {_run_of(settings)}.\n"
+        "Dot: rescued with one rate for the whole map. Cross: not rescued with the "
+        "rate that is best there on validation data.\nNo mark: rescued with that rate "
+        "alone. Dot and cross: with the one rate alone, which can therefore rescue "
+        "more.\nBetween the orange lines float32 represents the start.",
         fontsize=11,
     )
     return figure
@@ -96,13 +95,13 @@ def lines_over_scales(table: pd.DataFrame, settings: Settings) -> Figure:
     counts = coverage.summary(runs, starts_in(table), settings["reference"])
     tuned = coverage.best_rate_per_cell(runs, settings["reference"])
     fixed = coverage.one_rate(runs, settings["reference"])
-    ((_, standard),) = coverage.standards(runs, settings["reference"]).items()
+    (standard,) = coverage.standards(runs, settings["reference"]).values()
     columns = min(COLUMNS, len(counts))
     figure, panels = style.panels(
         -(-len(counts) // columns),
         columns,
-        f"Which initial scales does each optimizer rescue?  {settings['dataset']}, "
-        f"{settings['num_steps']} steps of {settings['batch_size']}.\n"
+        "Which initial scales does each optimizer rescue?  "
+        f"{_run_of(settings)}.\n"
         f"Lines: median of {len(settings['seeds'])} seeds; bands: lowest to highest. "
         "Filled markers: rescued, from the dotted line on.\n"
         "Blue: the best rate of each scale; orange: one rate for all; grey: the "
@@ -117,7 +116,7 @@ def lines_over_scales(table: pd.DataFrame, settings: Settings) -> Figure:
             axes.plot(other["init_scale"], other["test"], color="0.85", linewidth=1)
         axes.axhline(standard, color="0.4", linestyle=":", linewidth=1)
         for number, chosen in ((1, fixed), (0, tuned)):
-            _line(axes, chosen[chosen["optimizer"] == name], number)
+            _draw_line(axes, chosen[chosen["optimizer"] == name], number)
         axes.set(
             title=f"{settings['optimizers'][name]['label']}\n"
             f"rescues {row['all_best']:.0%}, with one rate {row['all_one']:.0%}",
@@ -133,12 +132,65 @@ def lines_over_scales(table: pd.DataFrame, settings: Settings) -> Figure:
     return figure
 
 
-def _line(axes: Axes, rows: pd.DataFrame, number: int) -> None:
+def good_starts(table: pd.DataFrame, settings: Settings) -> Figure:
+    """Test accuracy from one start with the best rate; its loss, if the table has it.
+
+    The band is where an optimizer is as good as the best, within `GOOD_START`.
+    """
+    runs = runs_of(table, settings)
+    chosen = coverage.best_rate_per_cell(runs, settings["reference"])
+    networks = list(chosen.groupby(CELL, sort=False))
+    shown = {"test": "test accuracy", "loss": "test loss (nats)"}
+    shown = {name: label for name, label in shown.items() if name in chosen}
+    columns = min(2, len(networks) * len(shown))
+    figure, grid = style.panels(
+        -(-len(networks) * len(shown) // columns),
+        columns,
+        f"How well does each optimizer train from a good start?  {_run_of(settings)}.\n"
+        f"Best rate on validation data. Points: median of {len(settings['seeds'])} "
+        "seeds; lines: lowest to highest.\n"
+        f"Band: within {100 * GOOD_START:g} points of the best.",
+        height=0.9 + 0.2 * len(settings["optimizers"]),
+        width=5.4,
+    )
+    panels = list(itertools.product(networks, shown.items()))
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, ((cell, rows), (value, label)) in zip(grid.flat, panels, strict=False):
+        assert isinstance(cell, tuple)
+        for y, optimizer in enumerate(rows["optimizer"]):
+            is_ours = optimizer == settings["recommended"]
+            color = style.COLORS[1 if is_ours else 0]
+            row = rows.iloc[y]
+            ends = [row[f"{value}_lowest"], row[f"{value}_highest"]]
+            axes.plot(ends, [y, y], color=color, linewidth=1.6)
+            axes.plot(row[value], y, "D" if is_ours else "o", color=color, markersize=6)
+        labels = [settings["optimizers"][name]["label"] for name in rows["optimizer"]]
+        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        if value == "test":
+            best = rows["test"].max()
+            axes.axvspan(best - GOOD_START, best, color="black", alpha=0.1, linewidth=0)
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        title = f"{cell[0]}, {cell[1]} layers, init_scale {cell[2]:g}"
+        axes.set(xlabel=label, title=title)
+    return figure
+
+
+def _run_of(settings: Settings) -> str:
+    return (
+        f"{settings['dataset']}, {settings['num_steps']} steps of "
+        f"{settings['batch_size']}"
+    )
+
+
+def _draw_line(axes: Axes, rows: pd.DataFrame, number: int) -> None:
     """The median and the spread over seeds; markers of rescued starts are filled."""
     rows = rows.sort_values("init_scale")
     style.line_with_band(
         axes,
-        *(rows[name] for name in ("init_scale", "test", "lowest", "highest")),
+        *(rows[x] for x in ("init_scale", "test", "test_lowest", "test_highest")),
         number=number,
         label="",
         markerfacecolor="white",
@@ -146,52 +198,6 @@ def _line(axes: Axes, rows: pd.DataFrame, number: int) -> None:
     rescued, look = rows[rows["rescued"]], style.look(number)
     look["linestyle"] = "none"
     axes.plot(rescued["init_scale"], rescued["test"], **look, markersize=4.5, zorder=3)
-
-
-def good_starts(table: pd.DataFrame, settings: Settings) -> Figure:
-    """Test accuracy from one start with the best rate, a panel a network.
-
-    Points: the median over seeds; lines: from the lowest to the highest. The band is
-    where an optimizer is as good as the best, within `GOOD_START`.
-    """
-    chosen = coverage.best_rate_per_cell(
-        runs_of(table, settings), settings["reference"]
-    )
-    networks = list(chosen.groupby(CELL, sort=False))
-    columns = min(2, len(networks))
-    figure, grid = style.panels(
-        -(-len(networks) // columns),
-        columns,
-        "How well does each optimizer train from a good start?  "
-        f"{settings['dataset']}, {settings['num_steps']} steps of "
-        f"{settings['batch_size']}.\n"
-        f"Best rate on validation data. Points: median of {len(settings['seeds'])} "
-        "seeds; lines: lowest to highest.\n"
-        f"Band: within {100 * GOOD_START:g} points of the best.",
-        height=0.9 + 0.2 * len(settings["optimizers"]),
-        width=5.4,
-    )
-    for axes in grid.flat[len(networks) :]:
-        axes.set_axis_off()
-    for axes, (cell, rows) in zip(grid.flat, networks, strict=False):
-        assert isinstance(cell, tuple)
-        best = rows["test"].max()
-        axes.axvspan(best - GOOD_START, best, color="black", alpha=0.1, linewidth=0)
-        for y, row in enumerate(rows.itertuples()):
-            is_ours = row.optimizer == settings["recommended"]
-            color = style.COLORS[1 if is_ours else 0]
-            axes.plot([row.lowest, row.highest], [y, y], color=color, linewidth=1.6)
-            axes.plot(row.test, y, "D" if is_ours else "o", color=color, markersize=6)
-        labels = [settings["optimizers"][name]["label"] for name in rows["optimizer"]]
-        axes.set_yticks(range(len(rows)), labels, fontsize=8)
-        axes.invert_yaxis()
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-        axes.set(
-            xlabel="test accuracy",
-            title=f"{cell[0]}, {cell[1]} layers, init_scale {cell[2]:g}",
-        )
-    return figure
 
 
 def _grid(table: pd.DataFrame, column: str, settings: Settings) -> np.ndarray:
@@ -204,34 +210,19 @@ def _grid(table: pd.DataFrame, column: str, settings: Settings) -> np.ndarray:
     return wanted.to_numpy()
 
 
-def _marks(
-    axes: Axes, tuned: pd.DataFrame, fixed: pd.DataFrame, settings: Settings
-) -> None:
-    saved = _grid(tuned, "rescued", settings)
-    with_one = _grid(fixed, "rescued", settings)
-    for where, marker, color in (
-        (with_one == 1, "o", "black"),
-        (saved == 0, "x", "white"),
-    ):
-        y, x = np.nonzero(where)
-        axes.scatter(x, y, s=7, marker=marker, c=color, linewidths=0.7)
+def _draw_borders(axes: Axes, inside: np.ndarray, first: int) -> None:
+    """The borders between true and false cells of one variant, from a row on."""
+    look = {"color": style.COLORS[1], "linewidth": 1.6}
+    for y, x in np.argwhere(inside[:, 1:] != inside[:, :-1]):
+        axes.plot([x + 0.5] * 2, [first + y - 0.5, first + y + 0.5], **look)
+    for y, x in np.argwhere(inside[1:] != inside[:-1]):
+        axes.plot([x - 0.5, x + 0.5], [first + y + 0.5] * 2, **look)
 
 
-def _physical_line(axes: Axes, inside: np.ndarray, first: int) -> None:
-    """The border between true and false cells of one variant, from a row on."""
-    for y, x in zip(*np.nonzero(inside[:, 1:] != inside[:, :-1]), strict=True):
-        ends = [first + y - 0.5, first + y + 0.5]
-        axes.plot([x + 0.5] * 2, ends, color=_LINE, linewidth=1.6)
-    for y, x in zip(*np.nonzero(inside[1:] != inside[:-1]), strict=True):
-        axes.plot([x - 0.5, x + 0.5], [first + y + 0.5] * 2, color=_LINE, linewidth=1.6)
-
-
-def _ticks(axes: Axes, settings: Settings) -> None:
-    scales = settings["init_scales"]
-    axes.set_xticks(
-        range(len(scales)), [f"{s:g}" for s in scales], rotation=90, fontsize=7
-    )
-    depths = settings["depths"]
+def _set_ticks(axes: Axes, settings: Settings) -> None:
+    scales, depths = settings["init_scales"], settings["depths"]
+    labels = [f"{scale:g}" for scale in scales]
+    axes.set_xticks(range(len(scales)), labels, rotation=90, fontsize=7)
     names = [
         f"{variant}  {depth}" if number == 0 else f"{depth}"
         for variant in settings["variants"]

@@ -1,6 +1,6 @@
-"""Runs that are followed step by step: what gradients, updates and kernels are like."""
+"""Runs that are followed step by step: their losses, updates and kernels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from lars.waking import WakingState
 
 
 class ObservedState(NamedTuple):
-    """State of `observed`: what the last step was like, a number a kernel."""
+    """State of `observed`: the last step in numbers, one for each kernel."""
 
     inner_state: optax.OptState
     # shape=(kernels,): `participation_rank` of the update without its part along the
@@ -33,16 +33,6 @@ class ObservedState(NamedTuple):
     turning_rank: jax.Array
     radial_part: jax.Array  # the same shape: |cosine| of the update with the kernel
     moves: jax.Array  # shape=(), float32: by which waking has moved the scale so far
-
-
-class Followed(NamedTuple):
-    """A run, step by step: [steps] or, of each kernel, [steps, kernels]."""
-
-    loss: jax.Array
-    relative_norm: jax.Array  # of `preserving_norm`
-    turning_rank: jax.Array
-    radial_part: jax.Array
-    moves: jax.Array
 
 
 def participation_rank(x: jax.Array) -> jax.Array:
@@ -61,7 +51,7 @@ def participation_rank(x: jax.Array) -> jax.Array:
 
 
 def observed(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer, unchanged, whose state says what its last step was like."""
+    """An optimizer, unchanged, whose state describes its last step."""
 
     def init_fn(params: optax.Params) -> ObservedState:
         zeros = jnp.zeros(len(kernels_of(params)))
@@ -96,12 +86,7 @@ def follow(
 ) -> pd.DataFrame:
     """Trains every seed, and looks at each step.
 
-    Args:
-        setting: what is trained.
-        learning_rate: the peak of the schedule.
-        seeds: of the initial weights and the order of the images.
-        init_scale: what initial kernels are multiplied by.
-        profile: which ones, a name of `experiments.networks.init_scales.PROFILES`.
+    The arguments are those of `experiments.studies.runs.results_of`, with one rate.
 
     Returns:
         A row a seed and step: ``seed``, ``step``, ``loss`` (of the batch, before the
@@ -111,52 +96,41 @@ def follow(
     """
     model, data = network_of(setting)
     training = training_of(setting, model, around=observed)
+    steps = setting.num_steps
 
-    def one(run: Run, data: Data) -> Followed:
-        def step(state: Any, batch: jax.Array) -> tuple[Any, Followed]:
+    def one(run: Run, data: Data) -> tuple[dict[str, jax.Array]]:
+        def step(state: Any, batch: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
             params = state.variables["params"]
             w = [jax.tree.leaves(params)[k.leaf] for k in kernels_of(params)]
             norms = [l2_norm(widen(x)) / preserving_norm(x) for x in w]
             state, report = training.step(state, run, data, batch)
-            seen = state.opt_state
-            return state, Followed(report.loss, jnp.stack(norms), *seen[1:])
+            return state, {
+                "loss": report.loss,
+                "median_norm": jnp.median(jnp.stack(norms)),
+                "turning_rank": jnp.median(state.opt_state.turning_rank),
+                "radial_part": jnp.median(state.opt_state.radial_part),
+                "moves": state.opt_state.moves,
+            }
 
-        positions = batch_positions(
-            run.seed,
-            jnp.zeros((), jnp.int32),
-            setting.num_steps,
-            data.train.labels.shape[0],
-            setting.batch_size,
-        )
-        return jax.lax.scan(step, training.init(run, data), positions)[1]
+        start, count = jnp.zeros((), jnp.int32), data.train.labels.shape[0]
+        batches = batch_positions(run.seed, start, steps, count, setting.batch_size)
+        return (jax.lax.scan(step, training.init(run, data), batches)[1],)
 
     pairs = [(learning_rate, seed) for seed in seeds]
     runs = stacked_runs(model, data, pairs, init_scale, profile)
     devices = jax.devices()[: len(seeds)]
-    followed = shared_among(devices, sweep_over(one, devices, 1), runs, data)
-    return pd.concat(
-        [
-            pd.DataFrame({"seed": seed, **_columns(followed, i)})
-            for i, seed in enumerate(seeds)
-        ],
-        ignore_index=True,
+    (followed,) = shared_among(devices, sweep_over(one, devices, 1), runs, data)
+    return pd.DataFrame(
+        {
+            "seed": np.repeat(seeds, steps),
+            "step": np.tile(np.arange(steps), len(seeds)),
+            **{name: values.ravel() for name, values in followed.items()},
+        }
     )
 
 
-def _columns(followed: Followed, run: int) -> Mapping[str, Any]:
-    x = Followed(*(np.asarray(part)[run] for part in followed))
-    return {
-        "step": np.arange(len(x.loss)),
-        "loss": x.loss,
-        "median_norm": np.median(x.relative_norm, axis=1),
-        "turning_rank": np.median(x.turning_rank, axis=1),
-        "radial_part": np.median(x.radial_part, axis=1),
-        "moves": x.moves,
-    }
-
-
 def _turn(update: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What of the unit update is across the kernel, and how much is along it."""
+    """The part of the unit update across the kernel, and the size of that along it."""
     step, u = unit(update)[0], unit(w)[0]
     along = jnp.sum(step * u)
     across = step - along * u

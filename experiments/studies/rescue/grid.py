@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.studies.item import Settings
-from experiments.studies.rescue.coverage import CELL
+from experiments.studies.rescue.coverage import CELL, FLAGS
 from experiments.studies.rescue.starts import starts_of
 from experiments.studies.runs import results_of, setting_of_arm
 
@@ -20,14 +20,22 @@ START = "start"
 GOOD_START = 0.005
 """How far below the best optimizer the recommended one may be at scale 1."""
 
-_FLAGS = ["is_finite", "has_gradient", "has_signal"]
-_RUN = [
+_RUN = (
     "learning_rate",
     "validation_accuracy",
     "test_accuracy",
-    "test_loss",
+    "test_loss",  # which older tables lack
     "diverged",
-]
+)
+
+
+def from_any_scale(settings: Settings) -> dict[str, Mapping[str, Any]]:
+    """The optimizers whose start is scaled, and not mended."""
+    return {
+        name: arm
+        for name, arm in settings["optimizers"].items()
+        if arm["initialization"] == "scaled"
+    }
 
 
 def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
@@ -44,8 +52,7 @@ def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
 def scales_of(settings: Settings, optimizer: str) -> Sequence[float]:
     """Which scales an optimizer is run from: where none matters, the extremes and 1."""
     scales = settings["init_scales"]
-    arm = settings["optimizers"].get(optimizer, {"initialization": "scaled"})
-    if arm["initialization"] == "scaled":
+    if optimizer == START or optimizer in from_any_scale(settings):
         return scales
     return list(dict.fromkeys([min(scales), 1.0, max(scales)]))
 
@@ -54,36 +61,24 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     """Trains with every rate and seed from one start, or looks at it."""
     variant = settings["variants"][cell["variant"]]
     model = {**variant["model"], "depth": cell["depth"]}
+    start = (settings["seeds"], cell["init_scale"], variant["profile"])
     if cell["optimizer"] == START:
-        return starts_of(
-            settings["dataset"],
-            model,
-            settings["batch_size"],
-            settings["seeds"],
-            cell["init_scale"],
-            variant["profile"],
-        )
+        return starts_of(settings["dataset"], model, settings["batch_size"], *start)
     arm = settings["optimizers"][cell["optimizer"]]
     setting = setting_of_arm(settings, model, arm)
-    runs = results_of(
-        setting._replace(initialization=arm["initialization"]),
-        arm["learning_rates"],
-        settings["seeds"],
-        cell["init_scale"],
-        variant["profile"],
-    )
+    setting = setting._replace(initialization=arm["initialization"])
+    runs = results_of(setting, arm["learning_rates"], *start)
     return runs.drop(columns="train_loss")
 
 
 def runs_of(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The runs of a table that the optimizers of the settings made."""
-    wanted = table["optimizer"].isin(list(settings["optimizers"]))
+    runs = table[table["optimizer"].isin(list(settings["optimizers"]))]
     columns = ["optimizer", *CELL, "seed", *_RUN]
-    # Tables that are older than the test loss have none.
-    runs = table[wanted][[name for name in columns if name in table]]
+    runs = runs[[name for name in columns if name in table]]
     return runs.assign(diverged=runs["diverged"].astype(bool))
 
 
 def starts_in(table: pd.DataFrame) -> pd.DataFrame:
     """The starts that a table has."""
-    return table[table["optimizer"] == START][[*CELL, "seed", *_FLAGS]]
+    return table[table["optimizer"] == START][[*CELL, "seed", *FLAGS]]

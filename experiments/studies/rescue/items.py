@@ -1,6 +1,7 @@
 """The rescue maps: the same computation with different settings."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -8,94 +9,68 @@ from matplotlib.figure import Figure
 from experiments.studies.item import Claim, Item, Settings, judged
 from experiments.studies.rescue import coverage
 from experiments.studies.rescue.coverage import CELL, interval
-from experiments.studies.rescue.drawing import (
-    good_starts,
-    heat_maps,
-    lines_over_scales,
-)
+from experiments.studies.rescue.drawing import good_starts, heat_maps, lines_over_scales
 from experiments.studies.rescue.grid import (
     GOOD_START,
     cells,
+    from_any_scale,
     measure,
     runs_of,
     starts_in,
 )
 
-GOAL_OF_CELLS, GOAL_OF_ALL, GOAL_OF_ONE_RATE = 1.0, 0.95, 0.95
-"""What the recommended setting is to rescue: of the cells that float32 represents and
-of all cells, with a rate for each; and of those it represents, with one rate."""
+GOALS = {
+    "represented_best": (
+        1.0,
+        "The recommended setting rescues every start that float32 represents, with a "
+        "learning rate for each.",
+    ),
+    "represented_one": (
+        0.95,
+        "With one rate for the whole map it rescues 95% of them.",
+    ),
+    "all_best": (0.95, "It rescues 95% of all starts, with a rate for each."),
+}
+"""By columns of `coverage.summary`: the part to rescue, and the claim that it is."""
 
 SEARCHED = 3
 """How many rates each optimizer gets after the search."""
 
 
 def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    """How much the recommended setting rescues, beside the others."""
+    """How much the recommended setting rescues, and how much the best of the others."""
     runs, starts = runs_of(table, settings), starts_in(table)
     counts = coverage.summary(runs, starts, settings["reference"])
     mine = counts.loc[settings["recommended"]]
-    others = counts.loc[
-        [
-            name
-            for name, arm in settings["optimizers"].items()
-            if arm["initialization"] == "scaled" and name != settings["recommended"]
-        ]
-    ]
+    others = counts.loc[list(from_any_scale(settings))].drop(mine.name)
     chosen = coverage.best_rate_per_cell(runs, settings["reference"])
-    chosen = chosen[chosen["optimizer"] == settings["recommended"]]
+    chosen = chosen[chosen["optimizer"] == mine.name]
     left = chosen[~chosen["rescued"]].merge(coverage.represented(starts))
     at = ["optimizer", *CELL]
     by_rate = coverage.medians(runs).set_index(at)
     resisting = [
-        _resisting(row, by_rate.loc[tuple(row[c] for c in at)])
-        for _, row in left.iterrows()
+        _resisting(row, by_rate.loc[tuple(row[at])]) for _, row in left.iterrows()
     ]
 
-    def claim(says: str, column: str, goal: float) -> Claim:
+    claims = []
+    for column, (goal, says) in GOALS.items():
         best = str(others[column].astype(float).idxmax())
-        label = settings["optimizers"][best]["label"]
-        return Claim(
-            says,
-            f"{interval(mine, column)}; of the others the most: {label}, "
-            f"{interval(others.loc[best], column)}.",
-            judged([mine[column] >= goal]),
+        found = (
+            f"{interval(mine, column)}; the best of the others: "
+            f"{settings['optimizers'][best]['label']}, "
+            f"{interval(others.loc[best], column)}."
         )
-
-    return [
-        claim(
-            "The recommended setting rescues every start that float32 represents, with "
-            "a learning rate for each.",
-            "represented_best",
-            GOAL_OF_CELLS,
-        ),
-        claim(
-            f"With one rate for the whole map it rescues {GOAL_OF_ONE_RATE:.0%} of "
-            "them.",
-            "represented_one",
-            GOAL_OF_ONE_RATE,
-        ),
-        claim(
-            f"It rescues {GOAL_OF_ALL:.0%} of all starts, with a rate for each.",
-            "all_best",
-            GOAL_OF_ALL,
-        ),
-        Claim(
-            "There is nothing that it does not rescue.",
-            f"{len(left)} of {len(chosen)} starts resist"
-            + (f": {'; '.join(resisting)}." if resisting else "."),
-            judged([left.empty]),
-        ),
-    ]
+        claims.append(Claim(says, found, judged([mine[column] >= goal])))
+    says = "It rescues every start, with a rate for each."
+    found = f"{len(left)} of {len(chosen)} starts resist"
+    found += f": {'; '.join(resisting)}." if resisting else "."
+    return [*claims, Claim(says, found, judged([left.empty]))]
 
 
 def overview(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """How much each optimizer rescues; without those whose start is mended."""
     runs, starts = runs_of(table, settings), starts_in(table)
-    labels = {
-        name: arm["label"]
-        for name, arm in settings["optimizers"].items()
-        if arm["initialization"] == "scaled"
-    }
+    labels = {name: arm["label"] for name, arm in from_any_scale(settings).items()}
     counts = coverage.summary(runs, starts, settings["reference"])
     return coverage.coverage_table(counts, labels, coverage.represented(starts))
 
@@ -106,7 +81,8 @@ def _resisting(row: pd.Series, by_rate: pd.DataFrame) -> str:
     return (
         f"{row.variant}, {row.depth} layers, from {row.init_scale:g} "
         f"({'' if row.represented else 'not '}represented): {row.test:.3f} "
-        f"({row.lowest:.3f} to {row.highest:.3f}) with {row.learning_rate:g}, "
+        f"({row.test_lowest:.3f} to {row.test_highest:.3f}) with "
+        f"{row.learning_rate:g}, "
         "with the others "
         + ", ".join(f"{x.test:.3f} ({x.learning_rate:g})" for x in others.itertuples())
     )
@@ -114,37 +90,56 @@ def _resisting(row: pd.Series, by_rate: pd.DataFrame) -> str:
 
 def start_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """Whether the recommended setting is as good as the best from a good start."""
-    runs = runs_of(table, settings)
-    chosen = coverage.best_rate_per_cell(runs, settings["reference"])
     claims = []
-    for cell, rows in chosen.groupby(CELL, sort=False):
-        assert isinstance(cell, tuple)
-        by_name = rows.set_index("optimizer")
-        best = str(by_name["test"].idxmax())
-        mine = settings["recommended"]
+    for (variant, depth), rows in _at_best_rates(table, settings):
+        mine = rows.loc[settings["recommended"]]
+        best = rows.loc[rows["test"].idxmax()]
         claims.append(
             Claim(
                 f"From a good start it trains as well as the best optimizer, within "
-                f"{100 * GOOD_START:g} points: {cell[0]}, {cell[1]} layers.",
-                f"{_in_percent(by_name.loc[mine])}; the best: "
-                f"{_in_percent(by_name.loc[best])}, "
-                f"{settings['optimizers'][best]['label']}.",
-                judged([by_name["test"][mine] >= by_name["test"][best] - GOOD_START]),
+                f"{100 * GOOD_START:g} points: {variant}, {depth} layers.",
+                f"{_reached(mine)}; the best: {_reached(best)}, "
+                f"{settings['optimizers'][best.name]['label']}.",
+                judged([mine["test"] >= best["test"] - GOOD_START]),
             )
         )
     return claims
 
 
-def _in_percent(row: pd.Series) -> str:
-    median, lowest, highest = 100 * row[["test", "lowest", "highest"]]
-    return f"{median:.2f}% ({lowest:.2f} to {highest:.2f})"
+def start_overview(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """What each optimizer reaches in each network, with its best rate there."""
+    lines = []
+    for (variant, depth), rows in _at_best_rates(table, settings):
+        for name, row in rows.iterrows():
+            line = {
+                "network": f"{variant}, {depth} layers",
+                "optimizer": settings["optimizers"][name]["label"],
+                "rate": f"{row['learning_rate']:g}",
+                "test accuracy": interval(row, "test", digits=2),
+            }
+            if "loss" in row:
+                line["test loss"] = coverage.loss_interval(row)
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _at_best_rates(table: pd.DataFrame, settings: Settings) -> list[tuple]:
+    """The networks, by variant and depth, each with its rows by optimizer."""
+    runs = runs_of(table, settings)
+    chosen = coverage.best_rate_per_cell(runs, settings["reference"])
+    groups = chosen.groupby(CELL[:2], sort=False)
+    return [(network, rows.set_index("optimizer")) for network, rows in groups]
+
+
+def _reached(row: pd.Series) -> str:
+    loss = f", test loss {coverage.loss_interval(row)}" if "loss" in row else ""
+    return interval(row, "test", digits=2) + loss
 
 
 def search_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     """Which rates the other maps use, and whether they would be others further out."""
-    useful = coverage.most_useful_rates(
-        runs_of(table, settings), settings["reference"], SEARCHED
-    )
+    runs = runs_of(table, settings)
+    useful = coverage.most_useful_rates(runs, settings["reference"], SEARCHED)
     claims = []
     for name, rates in useful.items():
         arm = settings["optimizers"][name]
@@ -153,85 +148,86 @@ def search_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
             Claim(
                 f"{arm['label']}: the {SEARCHED} most useful rates, on validation "
                 "data, are not at the edge of those searched.",
-                ", ".join(f"{rate:g}" for rate in rates)
-                + f"; of {lowest:g} to {highest:g}.",
+                f"{', '.join(f'{rate:g}' for rate in rates)}; the search went from "
+                f"{lowest:g} to {highest:g}.",
                 judged([lowest < rate < highest for rate in rates]),
             )
         )
     return claims
 
 
-def _item(
+def _map(
     title: str,
     about: str,
-    claims: Callable[[pd.DataFrame, Settings], Sequence[Claim]] = rescue_claims,
-    draw: Callable[[pd.DataFrame, Settings], Figure] = heat_maps,
+    claims: Callable[[pd.DataFrame, Settings], list[Claim]] = rescue_claims,
+    draw: Callable[[pd.DataFrame, Settings], Figure] | None = None,
+    overview: Callable[[pd.DataFrame, Settings], pd.DataFrame] = overview,
 ) -> Item:
-    return Item(
-        title=title,
-        about=about,
-        cells=cells,
-        measure=measure,
-        draw=draw,
-        claims=lambda table, settings: list(claims(table, settings)),
-        overview=overview,
-    )
+    draw = draw or functools.partial(heat_maps, title=title)
+    return Item(title, about, cells, measure, draw, claims, overview=overview)
 
 
-SEARCH = _item(
+SEARCH = _map(
     "The search for learning rates",
     "Every optimizer with twelve rates and one seed, on two activations and three "
-    "depths. What the maps give it is, on validation data, the rate that alone rescues "
-    "the most cells, and the two that rescue the most together with it.",
+    "depths. The other maps give it three of them: the rate that alone rescues the "
+    "most cells, and the two that rescue the most together with it, all on validation "
+    "data.",
     search_claims,
 )
-MAP = _item(
+MAP = _map(
     "The rescue map",
-    "A perceptron without normalization on real digits, every kernel times "
+    "A perceptron without normalization on real digits, with every kernel times "
     "`init_scale`. The same steps, batches, seeds and number of rates for each "
     "optimizer.",
 )
-SMALL = _item(
+SMALL = _map(
     "The small map",
     "One perceptron of three layers, ReLU, from more scales: the large map in a "
     "minute. Every optimizer has the rates that it has there.",
     draw=lines_over_scales,
 )
-NORMALIZED = _item(
+NORMALIZED = _map(
     "The map with normalization layers",
     "The same with batch or layer normalization between each hidden layer and its "
-    "activation, ReLU: what they take care of, and what is left.",
+    "activation, ReLU.",
 )
-PROFILES = _item(
+PROFILES = _map(
     "Other profiles of the scale",
     "One layer alone scaled, scales that alternate between s and 1/s, and scales drawn "
-    "from between the two, ReLU.",
+    "from between the two, ReLU. One rate for the whole map may rescue more than a "
+    "rate for each start: the rate of a start is the best one there on validation "
+    "data, and rescues are counted on test data.",
 )
-CNN = _item(
+CNN = _map(
     "The map of convolutional networks",
-    "Plain convolutional networks on Fashion-MNIST, ReLU. Of 8 channels, which are "
-    "easily all shut at once.",
+    "Plain convolutional networks on Fashion-MNIST, ReLU. They have only 8 channels, "
+    "which can easily all become silent at once.",
 )
-WIDER_CNN = _item(
+WIDER_CNN = _map(
     "Convolutional networks of twice the width",
     "The same with 16 channels, from some of the scales.",
 )
-ELSEWHERE = _item(
+ELSEWHERE = _map(
     "Where nothing was chosen",
     "Perceptrons on Fashion-MNIST, with seeds that neither the recommended setting nor "
-    "any rate was chosen with; each optimizer has the rates that it has on digits.",
+    "any rate was chosen with. Each optimizer has the rates that it has on digits.",
 )
-PARTS = _item(
+PARTS = _map(
     "What each part of the recommended setting does",
-    "The recommended setting, and what is left of it without one of its parts.",
+    "The recommended setting as a whole, and without one of its parts at a time.",
 )
-_FROM_A_GOOD_START = (
-    "Scale 1, with the rate that is best on validation data: what the setting that "
-    "rescues costs where nothing is to be rescued."
-)
-START_DIGITS = _item(
-    "From a good start: digits", _FROM_A_GOOD_START, start_claims, good_starts
-)
-START_FASHION = _item(
-    "From a good start: Fashion-MNIST", _FROM_A_GOOD_START, start_claims, good_starts
-)
+
+
+def _good_start(data: str) -> Item:
+    return _map(
+        f"From a good start: {data}",
+        "Scale 1, with the rate that is best on validation data. This is the price of "
+        "the recommended setting where nothing has to be rescued.",
+        start_claims,
+        good_starts,
+        start_overview,
+    )
+
+
+START_DIGITS, START_FASHION = _good_start("digits"), _good_start("Fashion-MNIST")

@@ -19,25 +19,25 @@ from experiments.studies.runs import (
 from experiments.studies.style import COLORS, line_over_seeds, panels
 from experiments.training.training import num_kernels
 
-PANELS = (
-    ("loss", "training loss of a batch (nats),\nmedian of {smoothed} steps"),
-    ("median_norm", "‖w‖ of the median kernel,\nrelative to the preserving norm"),
-    ("turning_rank", "participation rank of what the\nupdate turns (median kernel)"),
-    ("radial_part", "|cosine| between update\nand kernel (median kernel)"),
-)
+PANELS = {
+    "loss": "training loss of a batch (nats),\nmedian of {smoothed} steps",
+    "median_norm": "‖w‖ of the median kernel,\nrelative to the preserving norm",
+    "turning_rank": "participation rank of the part\nacross the kernel (median kernel)",
+    "radial_part": "|cosine| between update\nand kernel (median kernel)",
+}
 
 LOGARITHMIC = ("loss", "median_norm")
 
 LOSSES = (1e-3, 1e2)
-"""What is drawn of losses: exploding starts begin higher than all the rest, and a
-network that has learnt its images loses nothing on most batches."""
+"""Drawn losses are clipped to these: exploding starts begin higher than all the rest,
+and a network that has learnt its images loses nothing on most batches."""
 
 SMOOTHED = 5
 """How many of the steps that are kept a drawn loss is the median of."""
 
 RECOVERED = 0.5
 """A run has recovered once the loss of a batch is below this part of ln(classes), the
-loss of a network that says nothing."""
+loss of a constant guess."""
 
 
 def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
@@ -75,38 +75,29 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
         height=2.7,
         width=4.2,
     )
-    for column, start in enumerate(settings["starts"]):
+    for column, (axes_of_start, start) in enumerate(
+        zip(grid.T, settings["starts"], strict=True)
+    ):
         of_start = table[table["start"] == start]
-        for row, (name, label) in enumerate(PANELS):
-            axes = grid[row, column]
-            for number, optimizer in enumerate(settings["optimizers"]):
+        for axes, (name, label) in zip(axes_of_start, PANELS.items(), strict=True):
+            for number, (optimizer, arm) in enumerate(settings["optimizers"].items()):
                 rows = of_start[of_start["optimizer"] == optimizer]
-                # What is not finite or, on a logarithmic axis, zero has no place.
+                # An infinite value has no place, nor has zero on a logarithmic axis.
                 rows = rows[np.isfinite(rows[name])]
                 if name == "loss":
                     rows = rows.assign(loss=_smoothed(rows).clip(*LOSSES))
                 elif name in LOGARITHMIC:
                     rows = rows[rows[name] > 0]
-                line_over_seeds(
-                    axes,
-                    rows,
-                    "step",
-                    name,
-                    number,
-                    settings["optimizers"][optimizer]["label"],
-                    "median",
-                    markevery=10,
-                )
+                line = (rows, "step", name, number, arm["label"], "median")
+                line_over_seeds(axes, *line, markevery=10)
             if name in LOGARITHMIC:
                 axes.set_yscale("log")
-            if name == "loss":
-                axes.set_ylim(*LOSSES)
-                axes.set_title(start, fontsize=10)
-                _mark_moves(axes, of_start, settings)
             if column == 0:
                 axes.set_ylabel(label.format(smoothed=SMOOTHED * settings["every"]))
-            if row == len(PANELS) - 1:
-                axes.set_xlabel("step")
+        axes_of_start[0].set_ylim(*LOSSES)
+        axes_of_start[0].set_title(start, fontsize=10)
+        _mark_moves(axes_of_start[0], of_start, settings)
+        axes_of_start[-1].set_xlabel("step")
     figure.legend(
         *grid[0, 0].get_legend_handles_labels(),
         loc="outside lower center",
@@ -124,9 +115,9 @@ def _smoothed(rows: pd.DataFrame) -> pd.Series:
 
 
 def _mark_moves(axes: Any, rows: pd.DataFrame, settings: Settings) -> None:
+    first = rows[rows["seed"] == rows["seed"].min()]
     for number, optimizer in enumerate(settings["optimizers"]):
-        mine = rows[rows["optimizer"] == optimizer]
-        mine = mine[mine["seed"] == mine["seed"].min()]
+        mine = first[first["optimizer"] == optimizer]
         moved = mine["step"][mine["moves"].diff().fillna(mine["moves"]) > 0]
         axes.plot(
             moved,
@@ -139,40 +130,37 @@ def _mark_moves(axes: Any, rows: pd.DataFrame, settings: Settings) -> None:
 
 
 def claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    """What waking did, and what the updates were like."""
-    mine = table[table["optimizer"] == settings["recommended"]]
-    other = table[table["optimizer"] == settings["layerwise"]]
+    """When waking ends, and in how many directions updates turn kernels."""
+    steps, layerwise = settings["num_steps"], settings["layerwise"]
+    label = settings["optimizers"][layerwise]["label"]
     made = []
     for start in settings["starts"]:
-        runs = mine[mine["start"] == start]
+        of_start = table[table["start"] == start]
+        runs, others = (
+            of_start[of_start["optimizer"] == name]
+            for name in (settings["recommended"], layerwise)
+        )
         moves = runs.groupby("seed")["moves"].max()
-        last = [
-            int(rows["step"][rows["moves"] == rows["moves"].max()].min())
-            for _, rows in runs.groupby("seed")
-        ]
+        at_last = runs[runs["moves"] == runs["seed"].map(moves)]
+        last = int(at_last.groupby("seed")["step"].min().max())
         made.append(
             Claim(
-                f"{start}: a signal passes, and waking acts no more, in the first "
-                "quarter of the run.",
-                f"{median_and_spread(moves)} moves; the last by step {max(last)} of "
-                f"{settings['num_steps']}.",
-                judged([max(last) < settings["num_steps"] // 4])
-                if moves.any()
-                else "untested",
+                f"{start}: a signal passes before a quarter of the run is over, and "
+                "waking acts no more.",
+                f"Waking moves the scale {median_and_spread(moves)} times, the last "
+                f"time by step {last} of {steps}.",
+                judged([last < steps // 4]) if moves.any() else "untested",
             )
         )
-        ranks = [_rank_of_steps(rows[rows["start"] == start]) for rows in (mine, other)]
-        label = settings["optimizers"][settings["layerwise"]]["label"]
+        ranks = [_rank_of_steps(rows) for rows in (runs, others)]
+        mine, other = (
+            median_and_spread(x) if len(x) else "0 steps turn it" for x in ranks
+        )
         made.append(
             Claim(
                 f"{start}: orthogonal steps turn kernels in more directions.",
-                "Participation rank of what the update of the median kernel turns, "
-                "median over its steps: "
-                + f", beside that of {label}: ".join(
-                    median_and_spread(x) if len(x) else "0 steps are made"
-                    for x in ranks
-                )
-                + ".",
+                "Participation rank of the part of an update across the median kernel, "
+                f"median over the steps: {mine}; with {label}: {other}.",
                 judged([ranks[0].median() > ranks[1].median()])
                 if all(map(len, ranks))
                 else "untested",
@@ -197,7 +185,7 @@ def recovery_cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
 
 
 def measure_recovery(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
-    """The first step whose batch has a loss that says something; NaN if none has."""
+    """The first step whose batch has a loss that has recovered; NaN if none has."""
     arm = settings["optimizers"][cell["optimizer"]]
     setting = setting_of_arm(settings, settings["model"], arm)
     model, data = network_of(setting)
@@ -205,33 +193,19 @@ def measure_recovery(cell: Mapping[str, Any], settings: Settings) -> pd.DataFram
     runs = follow(setting, cell["learning_rate"], seeds, cell["init_scale"], "all")
     recovered = runs[runs["loss"] < RECOVERED * math.log(data.num_classes)]
     first = recovered.groupby("seed")["step"].min()
-    return pd.DataFrame(
-        {
-            "seed": seeds,
-            "steps": first.reindex(seeds).to_numpy(),
-            "least_steps": least_steps(
-                arm,
-                cell["learning_rate"],
-                cell["init_scale"],
-                num_kernels(model, data),
-            ),
-        }
-    )
+    kernels = num_kernels(model, data)
+    bound = least_steps(arm, cell["learning_rate"], cell["init_scale"], kernels)
+    steps = first.reindex(seeds).to_numpy()
+    return pd.DataFrame({"seed": seeds, "steps": steps, "least_steps": bound})
 
 
 def least_steps(
     arm: Mapping[str, Any], learning_rate: float, init_scale: float, kernels: int
 ) -> float:
-    """The bound: |ln s| over what the logarithm of a norm can change by in a step.
+    """The bound: |ln s| over the largest change of the logarithm of a norm in a step.
 
-    That s⁻¹ is how much a kernel must grow is an assumption: one that has turned may
-    need less.
-
-    Args:
-        arm: of `lars.lars` or `lars.polar`, with what the bound depends on.
-        learning_rate: γ, constant.
-        init_scale: s.
-        kernels: how many the network has.
+    That a kernel must grow by s⁻¹ is an assumption: one that has turned may need less.
+    The arm is of `lars.lars` or `lars.polar`, with the settings that the bound has.
     """
     settings = arm["settings"]
     if arm["name"] == "lars":
@@ -244,43 +218,29 @@ def least_steps(
 
 def draw_recovery(table: pd.DataFrame, settings: Settings) -> Figure:
     """Steps to recovery over the initial scale, with the bound of each rate."""
+    arms = settings["optimizers"]
     figure, grid = panels(
         1,
-        len(settings["optimizers"]),
+        len(arms),
         "Steps until the loss of a batch is below half of ln 10, from small starts "
         "(ReLU, two layers,\nconstant rate). Dashed: the bound |ln s| over the largest "
         "change of ln ‖w‖ in a step.",
         width=5,
     )
-    for axes, (name, arm) in zip(
-        grid.flat, settings["optimizers"].items(), strict=True
-    ):
-        for number, rate in enumerate(arm["learning_rates"]):
-            rows = table[
-                (table["optimizer"] == name) & (table["learning_rate"] == rate)
-            ]
-            line_over_seeds(
-                axes,
-                rows.dropna(),
-                "init_scale",
-                "steps",
-                number,
-                f"γ = {rate:g}",
-                "median",
-                linestyle="-",
-            )
+    for axes, (name, arm) in zip(grid.flat, arms.items(), strict=True):
+        of_arm = table[table["optimizer"] == name]
+        for number, (rate, rows) in enumerate(of_arm.groupby("learning_rate")):
+            line = (rows.dropna(), "init_scale", "steps", number, f"γ = {rate:g}")
+            line_over_seeds(axes, *line, "median", linestyle="-")
             bound = rows.groupby("init_scale")["least_steps"].first()
-            axes.plot(
-                bound.index,
-                bound,
-                "--",
-                color=COLORS[number % len(COLORS)],
-                linewidth=1,
-            )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("init_scale s (factor on kernels)")
-        axes.set_ylabel("steps to recovery")
+            color = COLORS[number % len(COLORS)]
+            axes.plot(bound.index, bound, "--", color=color, linewidth=1)
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="init_scale s (factor on kernels)",
+            ylabel="steps to recovery",
+        )
         axes.set_title(arm["label"], fontsize=10)
         axes.legend(fontsize=9)
     return figure
@@ -293,16 +253,14 @@ def recovery_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
         rows = table[table["optimizer"] == name]
         finished = rows.dropna()
         ratios = finished["steps"] / finished["least_steps"]
+        near = (
+            f", in {median_and_spread(ratios)} times its steps" if len(ratios) else ""
+        )
         made.append(
             Claim(
-                f"{arm['label']} recovers from every scale, and no faster than the "
+                f"{arm['label']}: every run recovers, and none in fewer steps than the "
                 "bound.",
-                f"{len(finished)} of {len(rows)} runs recover"
-                + (
-                    f", after {median_and_spread(ratios)} times the bound."
-                    if len(finished)
-                    else "."
-                ),
+                f"{len(finished)} of {len(rows)} runs recover{near}.",
                 judged([len(finished) == len(rows), bool((ratios >= 1).all())]),
             )
         )
@@ -312,10 +270,11 @@ def recovery_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
 MECHANISM = Item(
     title="What happens, step by step",
     about="Single starts, each optimizer with the best of its rates there (on "
-    "validation data): the loss, the kernels' norms relative to those that preserve "
-    "variance, and updates in two parts. That along a kernel only changes its size: "
-    "the cosine is 1 where there is nothing else. Of the rest, the participation rank "
-    "(Σσ²)²/Σσ⁴ counts the directions that it turns the kernel in.",
+    "validation data). The picture has the loss, the norms of kernels relative to "
+    "those that preserve variance, and two parts of each update. The part along a "
+    "kernel only changes its size: the cosine is 1 where there is no other part. The "
+    "part across it turns the kernel, and its participation rank (Σσ²)²/Σσ⁴ counts in "
+    "how many directions.",
     cells=cells,
     measure=measure,
     draw=draw,
@@ -323,12 +282,12 @@ MECHANISM = Item(
 )
 RECOVERY = Item(
     title="How long recovery takes",
-    about="The norm of a layer that moves by a given part of itself can only grow "
-    "exponentially: from s times the norm that is needed, in |ln s| (1 − m)/(γη) steps "
-    "of LARS with momentum m, at least. A step of polar LARS adds γκ/L at most to "
-    "the logarithm of a norm, nearly: what turns is at right angles. What is needed is "
-    "taken to be the norm of the usual start: a kernel that has turned may need less, "
-    "and is then there before. Without waking.",
+    about="A layer that moves by a given part of its own norm can only grow "
+    "exponentially. To grow from s times the norm that is needed, LARS with momentum m "
+    "takes at least |ln s| (1 − m)/(γη) steps. A step of polar LARS adds nearly γκ/L "
+    "at most to the logarithm of a norm, as the step that turns a kernel is at right "
+    "angles to it. The norm of the usual start is taken for the one that is needed. A "
+    "kernel that has turned may need less, and recover earlier. Without waking.",
     cells=recovery_cells,
     measure=measure_recovery,
     draw=draw_recovery,

@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,6 @@ from lars.kernels import kernels_of
 from lars.rules import flatten_with_path, path_string
 
 
-class Start(NamedTuple):
-    """A network before its first step, on its first batch."""
-
-    is_finite: jax.Array  # bool: the loss, and every gradient
-    has_gradient: jax.Array  # bool: every kernel's is not all zero
-    has_signal: jax.Array  # bool: every layer's outputs depend on the image
-
-
 def starts_of(
     dataset: str,
     model: Mapping[str, Any],
@@ -40,35 +32,32 @@ def starts_of(
     init_scale: float,
     profile: str,
 ) -> pd.DataFrame:
-    """Looks at the start of every seed.
+    """Looks at the start of every seed, on its first batch.
 
-    Args:
-        dataset: what to look at it on.
-        model: with its name, as in ``config.model``.
-        batch_size: images of the first batch.
-        seeds: of the initial weights and the batch.
-        init_scale: what initial kernels are multiplied by.
-        profile: which ones, a name of `experiments.networks.init_scales.PROFILES`.
+    Kernels are scaled as in `experiments.studies.runs.results_of`.
 
     Returns:
-        A row a seed: ``seed`` and the fields of `Start`, as 0 or 1.
+        A row a seed: ``seed``, and as 0 or 1 ``is_finite``, whether the loss and all
+        gradients are; ``has_gradient``, whether no kernel's is all zero; and
+        ``has_signal``, whether the outputs of every layer depend on the image.
     """
     network, look = _prepared(json.dumps([dataset, dict(model), batch_size]))
     data = datasets.load(dataset)
-    pairs = [(0.0, seed) for seed in seeds]
-    runs = stacked_runs(network, data, pairs, init_scale, profile)
-    start: Start = shared_among(jax.devices()[:1], look, runs, data)
-    flags = {name: x.astype(float) for name, x in start._asdict().items()}
-    return pd.DataFrame({"seed": list(seeds), **flags})
+    runs = stacked_runs(network, data, [(0.0, x) for x in seeds], init_scale, profile)
+    (flags,) = shared_among(jax.devices()[:1], look, runs, data)
+    return pd.DataFrame({**flags}, dtype=float).assign(seed=list(seeds))
 
 
-def look_at(model: Model, batch_size: int) -> Callable[[Run, Data], Start]:
-    """The function that looks at the start of a run."""
+@functools.lru_cache(maxsize=1)
+def _prepared(description: str) -> tuple[Model, Callable[[Run, Data], Any]]:
+    dataset, settings, batch_size = json.loads(description)
+    num_classes = datasets.load(dataset).num_classes
+    model = MODELS[settings.pop("name")](num_classes, **settings)
     training = make_training(
         model, lambda _: optax.set_to_zero(), num_steps=1, batch_size=batch_size
     )
 
-    def look(run: Run, data: Data) -> Start:
+    def look(run: Run, data: Data) -> tuple[dict[str, jax.Array]]:
         state = training.init(run, data)
         count = len(data.train.labels)
         batch = batch_positions(run.seed, state.step, 1, count, batch_size)[0]
@@ -77,22 +66,22 @@ def look_at(model: Model, batch_size: int) -> Callable[[Run, Data], Start]:
         # A key means training, as far as normalizations are concerned.
         outputs = model.outputs(state.variables, images, jax.random.key(0))
         named, _ = flatten_with_path(state.variables["params"])
-        kernels = [k.leaf for k in kernels_of(state.variables["params"])]
-        return Start(
-            jnp.isfinite(report.loss) & jnp.isfinite(report.gradient_norms).all(),
-            (report.gradient_norms[jnp.asarray(kernels)] != 0).all(),
-            jnp.stack(
-                [
-                    _depends_on_image(
-                        outputs[path_string(named[i][0]).rpartition("/")[0]],
-                        named[i][1].size // named[i][1].shape[-1],
-                    )
-                    for i in kernels
-                ]
-            ).all(),
-        )
+        kernels = [kernel.leaf for kernel in kernels_of(state.variables["params"])]
+        gradient_norms = report.gradient_norms
+        has_signal = [
+            _depends_on_image(
+                outputs[path_string(path).rpartition("/")[0]], w.size // w.shape[-1]
+            )
+            for path, w in (named[i] for i in kernels)
+        ]
+        flags = {
+            "is_finite": jnp.isfinite(report.loss) & jnp.isfinite(gradient_norms).all(),
+            "has_gradient": (gradient_norms[jnp.asarray(kernels)] != 0).all(),
+            "has_signal": jnp.stack(has_signal).all(),
+        }
+        return (flags,)
 
-    return look
+    return model, sweep_over(look, jax.devices()[:1], 1)
 
 
 def _depends_on_image(outputs: jax.Array, terms: int) -> jax.Array:
@@ -104,11 +93,3 @@ def _depends_on_image(outputs: jax.Array, terms: int) -> jax.Array:
     """
     spread = (outputs.max(axis=0) - outputs.min(axis=0)).max()
     return spread > terms * 2.0**-24 * jnp.abs(outputs).max()
-
-
-@functools.lru_cache(maxsize=1)
-def _prepared(description: str) -> tuple[Model, Callable[[Run, Data], Start]]:
-    dataset, settings, batch_size = json.loads(description)
-    num_classes = datasets.load(dataset).num_classes
-    model = MODELS[settings.pop("name")](num_classes, **settings)
-    return model, sweep_over(look_at(model, batch_size), jax.devices()[:1], 1)

@@ -1,8 +1,5 @@
 """The rescue maps: which starts float32 represents, which are rescued, and rates."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,32 +9,24 @@ import pytest
 
 import lars
 from configs.optimizers import ARMS
-from experiments import data as datasets, results
-from experiments.figures import settings_of
-from experiments.studies.rescue import coverage
-from experiments.studies.rescue.cost import (
-    cells as cost_cells,
-    cost_table,
-    measure as measure_cost,
-    relative,
-)
+from experiments import data as datasets, publish
+from experiments.figures import ITEMS, settings_of
+from experiments.studies.rescue import cost, coverage
 from experiments.studies.rescue.drawing import lines_over_scales
 from experiments.studies.rescue.follow import follow, observed, participation_rank
 from experiments.studies.rescue.grid import START, cells, runs_of
 from experiments.studies.rescue.items import SEARCHED
 from experiments.studies.rescue.mechanism import least_steps
-from experiments.studies.rescue.settings import SIZES
+from experiments.studies.rescue.settings import RATES, SIZES, with_rates
 from experiments.studies.rescue.starts import starts_of
-from experiments.studies.runs import Setting, results_of, setting_of_arm
+from experiments.studies.runs import results_of, setting_of_arm
 
-MLP = {
-    "name": "mlp",
-    "width": 32,
-    "activation": "relu",
-    "use_bias": True,
-    "normalization": "none",
-    "compute_dtype": "float32",
-}
+FULL = SIZES["rescue_map"]
+OPTIMIZERS = FULL["optimizers"]
+MLP = {**FULL["variants"]["relu"]["model"], "width": 32}
+SETTING = setting_of_arm(
+    {**FULL, "num_steps": 200, "batch_size": 32}, {**MLP, "depth": 4}, ARMS["sgd"]
+)
 
 
 def table(*rows):
@@ -45,25 +34,17 @@ def table(*rows):
 
     An accuracy of None stands for a run that diverged.
     """
-    runs = []
-    for *names, validation, test in rows:
-        for seed, (v, t) in enumerate(zip(validation, test, strict=True)):
-            failed = v is None
-            runs.append(
-                (*names, seed, 0.99 if failed else v, 0.99 if failed else t, failed)
-            )
-    return pd.DataFrame(
-        runs,
-        columns=[
-            *("optimizer", "variant", "depth", "init_scale", "learning_rate", "seed"),
-            *("validation_accuracy", "test_accuracy", "diverged"),
-        ],
-    )
+    names = ["optimizer", *coverage.CELL, "learning_rate"]
+    accuracies = ["validation_accuracy", "test_accuracy"]
+    runs = pd.DataFrame(rows, columns=names + accuracies).explode(accuracies)
+    runs["seed"] = runs.groupby(names, sort=False).cumcount()
+    runs["diverged"] = runs["test_accuracy"].isna()
+    return runs.fillna(0.99).astype(dict.fromkeys(accuracies, float))
 
 
 def starts(*rows):
     """Rows of variant, depth, scale and the three flags, of one seed."""
-    names = [*coverage.CELL, "is_finite", "has_gradient", "has_signal"]
+    names = [*coverage.CELL, *coverage.FLAGS]
     return pd.DataFrame(rows, columns=names).assign(seed=0)
 
 
@@ -97,11 +78,10 @@ def test_each_variant_has_the_standard_of_its_shallowest_network():
         coverage.standards(RUNS, "adam")
 
 
-def test_rates_are_chosen_on_validation_data():
+def test_each_cell_has_its_rate_and_the_map_has_one():
     chosen = coverage.best_rate_per_cell(RUNS, "sgd").set_index(
         ["optimizer", *coverage.CELL]
     )
-    assert chosen.loc[("ours", "relu", 2, 1.0), "test"] == 0.96
     assert chosen.loc[("ours", "relu", 8, 1e4), "learning_rate"] == 0.2
     assert chosen.loc[("ours", "tanh", 2, 1.0), "rescued"]  # of 0.8, not of 1
     assert not chosen.loc[("sgd", "relu", 8, 1e4), "rescued"]
@@ -123,52 +103,40 @@ def test_rates_are_chosen_on_validation_data_and_rescues_counted_on_test_data():
 
 def test_the_part_of_the_map_that_is_rescued():
     counts = coverage.summary(RUNS, STARTS, "sgd")
-    ours, sgd = counts.loc["ours"], counts.loc["sgd"]
-    assert (ours["all_best"], ours["all_one"]) == (1, 0.75)
-    assert (ours["all_best_lowest"], ours["all_best_highest"]) == (0.75, 1)
-    assert ours["represented_one"] == 1
-    assert ours["represented_one_lowest"] == pytest.approx(2 / 3)
-    assert (sgd["all_best"], sgd["represented_best"]) == (0.5, pytest.approx(2 / 3))
-    assert sgd["all_best_lowest"] == 0.25  # a seed of 0.9 misses 0.95 of the median
-    assert (sgd["diverged_runs"], sgd["runs"]) == (3, 12)
-
-
-def test_coverage_for_people():
-    counts = coverage.summary(RUNS, STARTS, "sgd")
-    table = coverage.coverage_table(
-        counts, {"ours": "Ours", "sgd": "SGD"}, coverage.represented(STARTS)
-    )
-    assert table["optimizer"].tolist() == ["Ours", "SGD"]
-    row = table.iloc[0].tolist()
-    assert row[1:5] == [
+    labels = {"ours": "Ours", "sgd": "SGD"}
+    table = coverage.coverage_table(counts, labels, coverage.represented(STARTS))
+    ours, sgd = table.to_numpy().tolist()
+    assert ours == [
+        "Ours",
         "100.0% (66.7 to 100.0)",
         "100.0% (66.7 to 100.0)",
         "100.0% (75.0 to 100.0)",
         "75.0% (50.0 to 75.0)",
+        *("0.1", "0 of 24"),
     ]
-    assert row[5:] == ["0.1", "0 of 24"]
-
-
-COST = {
-    "optimizers": {"sgd": {"label": "SGD"}, "ours": {"label": "Ours"}},
-    "reference": "sgd",
-    "depths": [2, 8],
-}
+    # A seed of 0.9 misses 0.95 of the median.
+    assert sgd[:2] == ["SGD", "66.7% (33.3 to 66.7)"]
+    assert sgd[3] == "50.0% (25.0 to 50.0)"
+    assert sgd[-1] == "3 of 12"
 
 
 def test_costs_are_relative_to_the_reference_in_the_same_round():
     # The machine is ten times slower in the second round: the ratio is the same.
     times = pd.DataFrame(
         {"depth": depth, "round": i, "optimizer": name, "milliseconds": slower * x}
-        for depth, x_of in (
-            (2, {"sgd": 2.0, "ours": 6.0}),
-            (8, {"sgd": 4.0, "ours": 2}),
+        for depth, name, x in (
+            *((2, "sgd", 2.0), (2, "ours", 6.0)),
+            *((8, "sgd", 4.0), (8, "ours", 2.0)),
         )
         for i, slower in enumerate((1, 10))
-        for name, x in x_of.items()
     )
-    assert (relative(times, COST).loc[2]["ours"] == 3).all()
-    rows = cost_table(times, COST).to_numpy().tolist()
+    settings = {
+        "optimizers": {"sgd": {"label": "SGD"}, "ours": {"label": "Ours"}},
+        "reference": "sgd",
+        "depths": [2, 8],
+    }
+    assert (cost.relative(times, settings).loc[2]["ours"] == 3).all()
+    rows = cost.cost_table(times, settings).to_numpy().tolist()
     assert rows == [
         ["SGD", "1 (1 to 1)", "1 (1 to 1)"],
         ["Ours", "3 (3 to 3)", "0.5 (0.5 to 0.5)"],
@@ -181,16 +149,15 @@ def test_more_work_costs_more():
         "num_steps": 20,
         "depths": (4,),
         "model": {**MLP, "width": 128},
+        "optimizers": {name: OPTIMIZERS[name] for name in ("sgd", "polar_waking")},
     }
-    arms = settings["optimizers"]
-    settings["optimizers"] = {name: arms[name] for name in ("sgd", "polar_waking")}
-    (cell,) = cost_cells(settings)
-    table = measure_cost(cell, settings).assign(**cell)
+    (cell,) = cost.cells(settings)
+    table = cost.measure(cell, settings).assign(**cell)
     assert len(table) == 2 * settings["rounds"]
-    assert (relative(table, settings)["polar_waking"] > 1).all()
+    assert (cost.relative(table, settings)["polar_waking"] > 1).all()
 
 
-@pytest.mark.parametrize("flag", ["is_finite", "has_gradient", "has_signal"])
+@pytest.mark.parametrize("flag", coverage.FLAGS)
 def test_a_start_is_represented_if_nothing_is_missing(flag):
     whole = STARTS.assign(is_finite=1)
     assert coverage.represented(whole)["represented"].all()
@@ -213,32 +180,26 @@ def test_the_most_useful_rates():
 
 
 @pytest.mark.parametrize(
-    ("activation", "depth", "scale", "flags"),
+    ("activation", "profile", "depth", "scale", "flags"),
     [
-        ("relu", 2, 1e-8, (1, 1, 1)),
-        ("relu", 2, 1e8, (1, 1, 1)),
-        ("relu", 8, 1e8, (0, 0, 0)),  # 1e64
-        ("relu", 2, 1e19, (0, 1, 1)),  # the sum of the losses alone
-        ("relu", 8, 1e-8, (1, 0, 0)),  # 1e-64
-        ("tanh", 4, 1e6, (1, 0, 1)),  # saturated: its slope is zero
-        ("sigmoid", 8, 1e-2, (1, 1, 0)),  # 1/2, and less than rounding
-        ("sigmoid", 20, 1.0, (1, 1, 0)),  # rounding, and nothing else
-        ("sigmoid", 8, 1.0, (1, 1, 1)),
+        ("relu", "all", 2, 1e-8, (1, 1, 1)),
+        ("relu", "all", 2, 1e8, (1, 1, 1)),
+        ("relu", "all", 8, 1e8, (0, 0, 0)),  # 1e64
+        ("relu", "all", 2, 1e19, (0, 1, 1)),  # the sum of the losses alone
+        ("relu", "all", 8, 1e-8, (1, 0, 0)),  # 1e-64
+        ("relu", "first", 8, 1e-8, (1, 1, 1)),
+        ("tanh", "all", 4, 1e6, (1, 0, 1)),  # saturated: its slope is zero
+        ("sigmoid", "all", 8, 1e-2, (1, 1, 0)),  # 1/2, and less than rounding
+        ("sigmoid", "all", 20, 1.0, (1, 1, 0)),  # rounding, and nothing else
+        ("sigmoid", "all", 8, 1.0, (1, 1, 1)),
     ],
 )
-def test_what_float32_represents(activation, depth, scale, flags):
+def test_what_float32_represents(activation, profile, depth, scale, flags):
     model = {**MLP, "activation": activation, "depth": depth}
-    found = starts_of("digits", model, 32, [0, 1, 2], scale, "all")
-    names = ["is_finite", "has_gradient", "has_signal"]
-    # Where something overflows, the others have nothing to say.
-    compared = names[:1] if not flags[0] else names
+    found = starts_of("digits", model, 32, [0, 1, 2], scale, profile)
+    # Where something overflows, the other flags mean nothing.
+    compared = coverage.FLAGS if flags[0] else coverage.FLAGS[:1]
     assert tuple(found[compared].median()) == flags[: len(compared)]
-
-
-def test_one_layer_alone_is_scaled():
-    model = {**MLP, "depth": 8}
-    assert starts_of("digits", model, 32, [0], 1e-8, "all")["has_gradient"][0] == 0
-    assert starts_of("digits", model, 32, [0], 1e-8, "first")["has_gradient"][0] == 1
 
 
 def test_the_cells_of_an_optimizer_that_no_scale_matters_to():
@@ -305,31 +266,35 @@ def test_the_least_steps_of_recovery():
 
 
 def test_rates_are_those_that_the_search_found():
-    folder = Path(__file__).parents[3] / "docs" / "rescue" / "rescue_search"
-    table = results.read_table(folder / "rescue_search.csv")
-    settings = json.loads((folder / "config.json").read_text())
+    table, settings = publish.kept_figure("rescue", "rescue_search")
     useful = coverage.most_useful_rates(
         runs_of(table, settings), settings["reference"], SEARCHED
     )
-    for name, arm in SIZES["rescue_map"]["optimizers"].items():
-        assert arm["learning_rates"] == useful[name], name
+    assert {name: arm["learning_rates"] for name, arm in OPTIMIZERS.items()} == useful
 
 
-@pytest.mark.parametrize("name", ARMS)
-def test_the_rate_of_a_single_run_is_the_best_from_a_good_start(name):
-    folder = Path(__file__).parents[3] / "docs" / "rescue" / "rescue_start_digits"
-    table = results.read_table(folder / "rescue_start_digits.csv")
-    settings = json.loads((folder / "config.json").read_text())
+@pytest.mark.parametrize(
+    ("arms", "rates", "where"),
+    [
+        ({**ARMS, "mine": ARMS["sgd"]}, RATES, "'mine' in RATES of .*settings.py"),
+        (ARMS, {**RATES, "sdg": RATES["sgd"]}, "'sdg' in ARMS of configs/optimizers"),
+    ],
+)
+def test_an_optimizer_without_rates_is_named_and_rates_without_one(arms, rates, where):
+    with pytest.raises(ValueError, match=f"need an entry {where}"):
+        with_rates(arms, rates)
+
+
+def test_the_rate_of_a_single_run_is_the_best_from_a_good_start():
+    table, settings = publish.kept_figure("rescue", "rescue_start_digits")
     best = coverage.best_rate_per_cell(runs_of(table, settings), "sgd")
-    found = best[(best["optimizer"] == name) & (best["variant"] == "relu")]
-    assert found["learning_rate"].item() == ARMS[name]["learning_rate"]
+    found = best[best["variant"] == "relu"].set_index("optimizer")["learning_rate"]
+    assert found.to_dict() == {name: arm["learning_rate"] for name, arm in ARMS.items()}
 
 
-def test_the_small_map_shows_the_rates_and_what_is_rescued():
-    settings = {
-        **SIZES["rescue"],
-        "optimizers": {"sgd": {"label": "SGD", "initialization": "scaled"}},
-    }
+def test_the_small_map_shows_the_rates_and_the_rescued_part():
+    sgd = {"label": "SGD", "initialization": "scaled"}
+    settings = {**SIZES["rescue"], "optimizers": {"sgd": sgd}}
     table = RUNS[(RUNS["optimizer"] == "sgd") & (RUNS["variant"] == "relu")]
     flags = STARTS[STARTS["variant"] == "relu"].assign(optimizer=START)
     figure = lines_over_scales(pd.concat([table, flags]), settings)
@@ -338,6 +303,40 @@ def test_the_small_map_shows_the_rates_and_what_is_rescued():
     assert "init_scale" in panel.get_xlabel()
     assert panel.get_title().startswith("SGD\nrescues 33%")
     figure.draw_without_rendering()
+
+
+def test_each_heat_map_has_a_title_of_its_own():
+    for name in ("rescue_profiles", "rescue_normalized"):
+        figure = ITEMS[name].draw(*publish.kept_figure("rescue", name))
+        assert figure.get_suptitle().startswith(f"{ITEMS[name].title}: ")
+
+
+@pytest.mark.parametrize("has_loss", [True, False])
+def test_a_good_start_shows_the_test_loss_where_it_is_known(has_loss):
+    runs = table(
+        ("sgd", "relu", 4, 1.0, 0.1, [0.9] * 3, [0.9, 0.9, 0.9]),
+        ("ours", "relu", 4, 1.0, 0.1, [0.9, 0.9, None], [0.8, 0.9, None]),
+    )
+    if has_loss:  # that of a run that has failed is infinite, wherever it stopped
+        runs["test_loss"] = [0.2, 0.3, 0.4, 0.1, 0.3, 7.0]
+    settings = {
+        **{**SIZES["rescue_start_digits"], "recommended": "ours"},
+        "optimizers": {"sgd": {"label": "SGD"}, "ours": {"label": "Ours"}},
+    }
+    item = ITEMS["rescue_start_digits"]
+    (claim,) = item.claims(runs, settings)
+    row = item.overview(runs, settings).set_index("optimizer").loc["Ours"]
+    panels = item.draw(runs, settings).axes
+    labels = ["test accuracy", "test loss (nats)"] if has_loss else ["test accuracy"]
+    assert [axes.get_xlabel() for axes in panels] == labels
+    assert row["test accuracy"] == "80.00% (0.00 to 90.00)"
+    loss = "test loss 0.3 (0.1 to inf)"
+    assert (f"80.00% (0.00 to 90.00), {loss}" in claim.found) == has_loss
+    assert (row.get("test loss") == loss.removeprefix("test loss ")) == has_loss
+    assert list(panels[0].lines[2].get_xdata()) == [0.0, 0.9]  # the spread of ours
+    assert [line.get_xdata()[0] for line in panels[-1].lines[1::2]] == (
+        [0.3, 0.3] if has_loss else [0.9, 0.8]
+    )
 
 
 def test_the_test_loss_is_that_of_rescued_starts():
@@ -359,47 +358,31 @@ def test_what_is_followed_is_the_run(digits, monkeypatch):
     assert (first["median_norm"].between(1, 4)).all()
 
 
-SETTING = Setting(
-    dataset="digits",
-    model={**MLP, "depth": 4},
-    optimizer={"name": "sgd", "settings": {"momentum": 0.9}},
-    schedule={
-        "decay": "linear",
-        "warmup_steps": 0,
-        "warmup_start": 0.0,
-        "restart_after_warmup": False,
-    },
-    num_steps=200,
-    batch_size=32,
-)
 RESCUED = 0.85
 # Representable or not: too small for float32, too small, too large for a rate of SGD.
 HARD = [
     ("relu", 4, 1e-4),
-    pytest.param("relu", 8, 1e-8, marks=pytest.mark.long),
-    pytest.param("tanh", 4, 1e4, marks=pytest.mark.long),
-    pytest.param("sigmoid", 6, 1e-2, marks=pytest.mark.long),
+    pytest.param(("relu", 8, 1e-8), marks=pytest.mark.long),
+    pytest.param(("tanh", 4, 1e4), marks=pytest.mark.long),
+    pytest.param(("sigmoid", 6, 1e-2), marks=pytest.mark.long),
 ]
 
 
-def accuracy(arm, activation, depth, scale):
-    setting = SETTING._replace(
-        model={**MLP, "activation": activation, "depth": depth},
-        optimizer={name: arm[name] for name in ("name", "settings")},
-    )
+def accuracy(name, activation, depth, scale):
+    arm = OPTIMIZERS[name]
+    model = {**MLP, "activation": activation, "depth": depth}
+    optimizer = {key: arm[key] for key in ("name", "settings")}
+    setting = SETTING._replace(model=model, optimizer=optimizer)
     runs = results_of(setting, arm["learning_rates"], [0], scale)
     chosen = runs["validation_accuracy"].mask(runs["diverged"], 0).idxmax()
     return 0.0 if runs["diverged"][chosen] else runs["test_accuracy"][chosen]
 
 
-@pytest.mark.parametrize(("activation", "depth", "scale"), HARD)
-def test_a_hard_start_is_rescued_by_the_recommended_setting_alone(
-    activation, depth, scale
-):
-    cell = (activation, depth, scale)
-    assert accuracy(SIZES["rescue_map"]["optimizers"]["polar_waking"], *cell) >= RESCUED
-    assert accuracy(SIZES["rescue_map"]["optimizers"]["sgd"], *cell) < RESCUED
-    assert accuracy(SIZES["rescue_map"]["optimizers"]["optax_lars"], *cell) < RESCUED
+@pytest.mark.parametrize("cell", HARD)
+def test_a_hard_start_is_rescued_by_the_recommended_setting_alone(cell):
+    assert accuracy("polar_waking", *cell) >= RESCUED
+    assert accuracy("sgd", *cell) < RESCUED
+    assert accuracy("optax_lars", *cell) < RESCUED
 
 
 def test_a_usual_start_does_not_shrink_to_nothing():
@@ -407,10 +390,7 @@ def test_a_usual_start_does_not_shrink_to_nothing():
 
     Outputs that tell no images apart are too large in every batch.
     """
-    sizes = SIZES["rescue_map"]
-    model = {**sizes["variants"]["relu"]["model"], "depth": 4}
-    setting = setting_of_arm(
-        sizes, model, SIZES["rescue_map"]["optimizers"]["polar_waking"]
-    )
+    model = {**FULL["variants"]["relu"]["model"], "depth": 4}
+    setting = setting_of_arm(FULL, model, OPTIMIZERS["polar_waking"])
     runs = results_of(setting, [0.5], [0], 1.0)
     assert (runs["test_accuracy"] > 0.95).all()

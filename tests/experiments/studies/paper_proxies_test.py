@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from configs import paper_resnet50
+from configs.optimizers import going_on
 from experiments import publish
 from experiments.studies.paper import (
     curves,
@@ -27,7 +28,8 @@ from experiments.studies.paper import (
 from experiments.studies.paper.settings import SIZES
 from experiments.training.schedules import learning_rate_schedule
 
-FULL = SIZES["large_batch"]
+FULL, OF_CURVES = SIZES["large_batch"], SIZES["curves"]
+CONFIRMED, NOT = "confirmed", "not confirmed"
 
 
 def runs(accuracies, model="batch_norm", optimizer="lars", batch_size=128, epochs=8):
@@ -74,26 +76,19 @@ def test_of_equal_rates_the_smallest_is_chosen():
 
 
 def test_every_optimizer_has_as_many_rates_and_only_those_of_sgd_grow():
-    cells = {
-        (name, size): {
-            "model": "batch_norm",
-            "optimizer": name,
-            "batch_size": size,
-            "epochs": 8,
-            "rates": "all",
-        }
-        for name, size in itertools.product(FULL["optimizers"], FULL["batch_sizes"])
-    }
-    rates = {key: grid.learning_rates(FULL, cell) for key, cell in cells.items()}
-    assert {len(values) for values in rates.values()} == {4}
+    def rates(name, size):
+        cell = {"optimizer": name, "batch_size": size, "rates": "all"}
+        return grid.learning_rates(FULL, cell)
+
     assert len(FULL["seeds"]) >= 3
-    for name in FULL["optimizers"]:
-        small, large = rates[name, 128], rates[name, 8192]
-        factor = 64 if name == "sgd" else 1
-        np.testing.assert_allclose(large, np.multiply(small, factor), rtol=1e-3)
+    for name, size in itertools.product(FULL["optimizers"], FULL["batch_sizes"]):
+        factor = size / 128 if name == "sgd" else 1
+        expected = np.multiply(rates(name, 128), factor)
+        assert len(expected) == 4
+        np.testing.assert_allclose(rates(name, size), expected, rtol=1e-3)
 
 
-def test_all_make_whole_epochs_of_the_same_length_and_warm_up(digits, monkeypatch):
+def test_all_make_whole_epochs_of_the_same_length_and_warm_up(monkeypatch):
     monkeypatch.setattr(grid, "images_in", lambda name: 54_000)
     for name, size in itertools.product(FULL["optimizers"], FULL["batch_sizes"]):
         cell = {"model": "plain", "optimizer": name, "batch_size": size, "epochs": 8}
@@ -104,75 +99,71 @@ def test_all_make_whole_epochs_of_the_same_length_and_warm_up(digits, monkeypatc
         assert not setting.schedule["restart_after_warmup"]
 
 
-def verdicts(item, table, settings=FULL):
-    return [claim.verdict for claim in item.ITEM.claims(table, settings)]
+def verdicts(item, *tables, settings=FULL):
+    return [c.verdict for c in item.ITEM.claims(pd.concat(tables), settings)]
 
 
 def lines_of(rates_to_accuracy):
     flat = {rate: [a - 0.001, a, a + 0.001] for rate, a in rates_to_accuracy.items()}
-    return pd.concat(runs(flat, batch_size=size) for size in (8192, 16384))
+    return [runs(flat, batch_size=size) for size in (8192, 16384)]
 
 
 def test_a_plateau_and_a_cliff_are_seen_and_their_absence_too():
     both = {5: 0.8, 15: 0.89, 40: 0.9, 120: 0.895, 240: 0.5}
-    assert verdicts(figure4, lines_of(both)) == ["confirmed", "confirmed"]
+    assert verdicts(figure4, *lines_of(both)) == [CONFIRMED, CONFIRMED]
     peak = {5: 0.7, 15: 0.8, 40: 0.9, 70: 0.87, 240: 0.5}
-    assert verdicts(figure4, lines_of(peak)) == ["not confirmed", "not confirmed"]
-    apart = {5: 0.9, 15: 0.6, 40: 0.6, 120: 0.91, 240: 0.9}
+    assert verdicts(figure4, *lines_of(peak)) == [NOT, NOT]
     # Two peaks with a valley between them are no plateau.
-    assert list(
-        figure4.plateau_of(
-            grid.over_seeds(grid.counted_accuracies(lines_of(apart)), "learning_rate")
-        )
-    ) == [120, 240]
+    apart = pd.Series({5: 0.9, 15: 0.6, 40: 0.6, 120: 0.91, 240: 0.9})
+    assert list(figure4.plateau_of(apart)) == [120, 240]
 
 
-def test_what_sgd_loses_is_judged_against_the_spread():
+@pytest.mark.parametrize(
+    ("plain", "normalized", "verdict"),
+    [
+        (
+            ({0.1: 0.9, 0.3: 0.1}, {0.2: 0.5, 1.0: 0.1}),
+            ({0.1: 0.9, 0.3: 0.8}, {0.2: 0.7, 1.0: 0.8}),
+            CONFIRMED,
+        ),
+        # A network that learns nothing has no highest rate, however high its rates are.
+        (
+            ({0.1: 0.9}, {0.2: 0.1, 9.0: 0.1}),
+            ({0.1: 0.9, 0.3: 0.8}, {0.2: 0.8}),
+            CONFIRMED,
+        ),
+        (({0.1: 0.9}, {12.8: 0.9}), ({0.1: 0.9}, {12.8: 0.8}), NOT),
+    ],
+)
+def test_the_loss_of_sgd_is_judged_against_the_spread(plain, normalized, verdict):
     settings = {**FULL, "batch_sizes": [128, 16384]}
-
-    def table(plain, normalized):
-        return pd.concat(
-            runs(
-                {rate: [a, a + 0.01, a + 0.02] for rate, a in row.items()},
-                model,
-                "sgd",
-                size,
-            )
-            for model, sizes in (("plain", plain), ("batch_norm", normalized))
-            for size, row in zip((128, 16384), sizes, strict=True)
+    tables = [
+        runs(
+            {rate: [a, a + 0.01, a + 0.02] for rate, a in row.items()}, model, "sgd", x
         )
-
-    paper = table(
-        ({0.1: 0.9, 0.3: 0.1}, {0.2: 0.5, 1.0: 0.1}),
-        ({0.1: 0.9, 0.3: 0.8}, {0.2: 0.7, 1.0: 0.8}),
-    )
-    assert verdicts(table1, paper, settings) == ["confirmed"] * 4
-    # A network that learns nothing has no highest rate, however high its rates are.
-    nothing = table(
-        ({0.1: 0.9}, {0.2: 0.1, 9.0: 0.1}), ({0.1: 0.9, 0.3: 0.8}, {0.2: 0.8})
-    )
-    assert verdicts(table1, nothing, settings) == ["confirmed"] * 4
-    other = table(({0.1: 0.9}, {12.8: 0.9}), ({0.1: 0.9}, {12.8: 0.8}))
-    assert verdicts(table1, other, settings) == ["not confirmed"] * 4
-
-
-def test_longer_training_is_judged_by_all_lengths():
-    def table(accuracies):
-        lengths = [
-            runs({15.0: [a, a, a]}, batch_size=16384, epochs=length)
-            for length, a in zip(FULL["longer_epochs"], accuracies, strict=True)
-        ]
-        return pd.concat([*lengths, runs({15.0: [0.9, 0.9, 0.9]})])
-
-    assert verdicts(table5, table([0.7, 0.72, 0.74, 0.78, 0.85])) == ["confirmed"] * 2
-    assert verdicts(table5, table([0.7, 0.74, 0.72, 0.74, 0.75])) == [
-        "partly",
-        "not confirmed",
+        for model, sizes in (("plain", plain), ("batch_norm", normalized))
+        for x, row in zip((128, 16384), sizes, strict=True)
     ]
-    assert verdicts(table5, table([0.7, 0.6, 0.6, 0.6, 0.6])) == ["not confirmed"] * 2
+    assert verdicts(table1, *tables, settings=settings) == [verdict] * 4
 
 
-def curve(optimizer, batch_size, train, test, accuracy):
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [
+        ([0.7, 0.72, 0.74, 0.78, 0.85], [CONFIRMED, CONFIRMED]),
+        ([0.7, 0.74, 0.72, 0.74, 0.75], ["partly", NOT]),
+        ([0.7, 0.6, 0.6, 0.6, 0.6], [NOT, NOT]),
+    ],
+)
+def test_longer_training_is_judged_by_all_lengths(accuracies, expected):
+    lengths = [
+        runs({15.0: [a, a, a]}, batch_size=16384, epochs=length)
+        for length, a in zip(FULL["longer_epochs"], accuracies, strict=True)
+    ]
+    assert verdicts(table5, *lengths, runs({15.0: [0.9, 0.9, 0.9]})) == expected
+
+
+def curve(optimizer, batch_size, accuracy, train=0.2, test=0.5):
     return pd.DataFrame(
         {
             "optimizer": optimizer,
@@ -189,106 +180,89 @@ def curve(optimizer, batch_size, train, test, accuracy):
 def falling(batch_size, losses, gaps):
     """A curve whose training loss and gap change from the first point to the last."""
     train = np.tile(losses, 3)
-    return curve("sgd", batch_size, train, train + np.tile(gaps, 3), accuracy=0.9)
+    return curve("sgd", batch_size, 0.9, train, train + np.tile(gaps, 3))
 
 
 def test_the_gap_is_compared_at_the_same_training_loss():
-    settings = SIZES["curves"]
     # At a loss of 0.4, halfway, the small batch has a gap of 0.2.
     small = falling(128, losses=[0.6, 0.2], gaps=[0.1, 0.3])
-    narrow, wide = (falling(8192, [0.9, 0.4], [0.0, gap]) for gap in (0.19, 0.21))
-    assert figure1.gap_at(figure1._with_gap(small[small.seed == 0]), 0.4) == (
-        pytest.approx(0.2)
-    )
-    assert verdicts(figure1, pd.concat([small, narrow]), settings) == ["confirmed"] * 3
-    assert verdicts(figure1, pd.concat([small, wide]), settings) == [
-        "confirmed",
-        "not confirmed",
-        "confirmed",
-    ]
-    widest = falling(8192, [0.9, 0.4], [0.0, 0.31])
-    assert verdicts(figure1, pd.concat([small, widest]), settings)[0] == "not confirmed"
+    gaps = figure1._with_gap(small[small.seed == 0])
+    assert figure1.gap_at(gaps, 0.4) == pytest.approx(0.2)
+
+    def beside(losses, gaps):
+        return verdicts(figure1, small, falling(8192, losses, gaps), settings=OF_CURVES)
+
+    assert beside([0.9, 0.4], [0.0, 0.19]) == [CONFIRMED] * 3
+    assert beside([0.9, 0.4], [0.0, 0.21]) == [CONFIRMED, NOT, CONFIRMED]
+    assert beside([0.9, 0.4], [0.0, 0.31])[0] == NOT
     # A large batch that has learnt less than the small one at its first point.
-    nothing = falling(8192, [2.3, 2.3], [0.0, 0.0])
-    assert verdicts(figure1, pd.concat([small, nothing]), settings)[1] == "untested"
-    better = falling(8192, [0.9, 0.1], [0.0, 0.5])
-    assert verdicts(figure1, pd.concat([small, better]), settings)[2] == (
-        "not confirmed"
-    )
+    assert beside([2.3, 2.3], [0.0, 0.0])[1] == "untested"
+    assert beside([0.9, 0.1], [0.0, 0.5])[2] == NOT
 
 
-def rates_over_epochs(batch_size, conv1, conv3):
+def rates_over_epochs(batch_size, **rates):
     """Norms that give the local rates of the two kernels, at four points."""
-    points, settings = 4, SIZES["curves"]
-    frames = []
-    for seed in range(3):
-        columns = {}
-        for name, rates in (("conv1", conv1), ("conv3", conv3)):
-            for kind in ("kernel", "bias"):
-                columns[f"weight_norm/{name}/{kind}"] = np.asarray(rates)
-                columns[f"gradient_norm/{name}/{kind}"] = np.full(
-                    points, settings["trust_coefficient"]
-                )
-        frame = {"optimizer": "lars", "batch_size": batch_size, "seed": seed}
-        frames.append(pd.DataFrame({**frame, "epoch": [2.0, 4.0, 6.0, 8.0], **columns}))
-    return pd.concat(frames)
+    columns = {}
+    for name, kind in itertools.product(rates, ("kernel", "bias")):
+        columns[f"weight_norm/{name}/{kind}"] = np.asarray(rates[name])
+        columns[f"gradient_norm/{name}/{kind}"] = OF_CURVES["trust_coefficient"]
+    rows = {"optimizer": "lars", "batch_size": batch_size, **columns}
+    frame = pd.DataFrame({**rows, "epoch": [2.0, 4.0, 6.0, 8.0]})
+    return pd.concat(frame.assign(seed=seed) for seed in range(3))
 
 
 def test_local_rates_are_judged_by_when_they_peak_and_where_they_end():
-    settings = SIZES["curves"]
-
     def of(*curves_of_sizes):
-        return pd.concat(
-            rates_over_epochs(size, *rates)
-            for size, rates in zip((128, 1024, 8192), curves_of_sizes, strict=True)
-        )
+        tables = [
+            rates_over_epochs(size, conv1=conv1, conv3=conv3)
+            for size, (conv1, conv3) in zip(
+                (128, 1024, 8192), curves_of_sizes, strict=True
+            )
+        ]
+        return verdicts(figure2, *tables, settings=OF_CURVES)
 
-    paper = of(
+    of_paper = [
         ([9, 3, 1, 0.9], [30, 90, 40, 20]),
         ([9, 3, 1, 0.5], [30, 90, 40, 15]),
         ([9, 3, 1, 0.3], [30, 90, 40, 10]),
-    )
-    assert verdicts(figure2, paper, settings) == ["confirmed"] * 5
+    ]
+    assert of(*of_paper) == [CONFIRMED] * 5
     late = ([1, 2, 9, 8], [1, 1.1, 1.2, 1.3])
-    other = of(late, late, ([1, 2, 9, 8.5], [1, 1.1, 1.2, 1.4]))
-    assert verdicts(figure2, other, settings) == [
-        "partly",
-        "partly",
-        "not confirmed",
-        "not confirmed",
-        "not confirmed",
+    later = ([1, 2, 9, 8.5], [1, 1.1, 1.2, 1.4])
+    assert of(late, late, later) == ["partly", "partly", NOT, NOT, NOT]
+
+
+@pytest.mark.parametrize(
+    ("lars", "sgd", "expected"),
+    [
+        ([0.587, 0.585, 0.582, 0.55], [0.588, 0.53, 0.448, 0.4], [CONFIRMED] * 4),
+        ([0.9, 0.89, 0.8, 0.7], [0.9, 0.89, 0.81, 0.6], [NOT, NOT, "partly", "partly"]),
+    ],
+)
+def test_lars_is_judged_size_by_size(lars, sgd, expected):
+    tables = [
+        runs({1.0: [a, a + 0.001, a + 0.002]}, model, name, size)
+        for model in FULL["models"]
+        for name, row in (("lars", lars), ("sgd", sgd))
+        for size, a in zip(FULL["batch_sizes"], row, strict=True)
     ]
+    assert verdicts(table3, *tables) == expected
 
 
-def test_what_lars_keeps_is_judged_size_by_size():
-    def table(lars, sgd):
-        return pd.concat(
-            runs({1.0: [a, a + 0.001, a + 0.002]}, model, name, size)
-            for model in FULL["models"]
-            for name, row in (("lars", lars), ("sgd", sgd))
-            for size, a in zip(FULL["batch_sizes"], row, strict=True)
-        )
-
-    paper = table(lars=[0.587, 0.585, 0.582, 0.55], sgd=[0.588, 0.53, 0.448, 0.4])
-    assert verdicts(table3, paper) == ["confirmed"] * 4
-    worse = table(lars=[0.9, 0.89, 0.8, 0.7], sgd=[0.9, 0.89, 0.81, 0.6])
-    assert verdicts(table3, worse) == ["not confirmed"] * 2 + ["partly"] * 2
+@pytest.mark.parametrize(
+    ("accuracy", "expected"), [(0.91, [CONFIRMED] * 3), (0.7, [CONFIRMED, NOT, NOT])]
+)
+def test_a_large_batch_is_judged_at_the_last_point(accuracy, expected):
+    of_sgd = curve("sgd", 128, 0.9), curve("sgd", 8192, 0.8)
+    lars = curve("lars", 8192, accuracy)
+    assert verdicts(figure3, *of_sgd, lars, settings=OF_CURVES) == expected
 
 
-def test_what_a_large_batch_reaches_is_taken_from_the_last_point():
-    settings = SIZES["curves"]
-    small = curve("sgd", 128, 0.2, 0.5, accuracy=0.9)
-    sgd = curve("sgd", 8192, 0.2, 0.5, accuracy=0.8)
-    best = curve("lars", 8192, 0.2, 0.5, accuracy=0.91)
-    assert verdicts(figure3, pd.concat([small, sgd, best]), settings) == (
-        ["confirmed"] * 3
-    )
-    worst = curve("lars", 8192, 0.2, 0.5, accuracy=0.7)
-    assert verdicts(figure3, pd.concat([small, sgd, worst]), settings) == [
-        "confirmed",
-        "not confirmed",
-        "not confirmed",
-    ]
+def test_figure_5_is_judged_at_every_batch_size():
+    small, good = curve("sgd", 128, 0.9), curve("lars", 1024, 0.895)
+    bad = curve("lars", 8192, 0.85)
+    found = verdicts(figure5, small, good, bad, settings=OF_CURVES)
+    assert found == ["partly", CONFIRMED]
 
 
 def test_curves_have_the_rates_that_are_best_on_validation_data():
@@ -296,7 +270,7 @@ def test_curves_have_the_rates_that_are_best_on_validation_data():
     best = grid.chosen(table)
     best = best[best["model"] == curves.MODEL].groupby(["optimizer", "batch_size"])
     rates = best["learning_rate"].first()
-    for optimizer, of_sizes in SIZES["curves"]["rates_of_curves"].items():
+    for optimizer, of_sizes in OF_CURVES["rates_of_curves"].items():
         for size, rate in of_sizes.items():
             assert rates[optimizer, int(size)] == rate, (optimizer, size)
     largest = max(settings["batch_sizes"])
@@ -309,13 +283,12 @@ def test_a_figure_takes_less_than_an_hour(name):
     assert publish.figures.seconds_of(name, table, settings) < 3600
 
 
-def test_a_misprint_is_what_other_sources_contradict(monkeypatch):
-    accuracies = {2.5: [0.4] * 3, 25.0: [0.7] * 3, 70.0: [0.5] * 3}
-    table = pd.concat(runs(accuracies, batch_size=size) for size in (8192, 16384))
-    assert verdicts(table4, table) == ["misprint", "misprint", "untested"]
-    # Would torchlars not reach the paper's accuracies, it would be no evidence.
+def test_a_misprint_is_contradicted_by_other_sources(monkeypatch):
+    tables = lines_of({2.5: 0.4, 25.0: 0.7, 70.0: 0.5})
+    assert verdicts(table4, *tables) == ["misprint", "misprint", "untested"]
+    # If torchlars did not reach the paper's accuracies, it would be no evidence.
     monkeypatch.setitem(table4.OF_TORCHLARS, 16384, 60.0)
-    assert verdicts(table4, table) == ["misprint", "untested", "untested"]
+    assert verdicts(table4, *tables) == ["misprint", "untested", "untested"]
 
 
 @pytest.mark.parametrize("batch_size", figure5.LEGEND)
@@ -333,17 +306,6 @@ def test_figure_5_has_the_schedules_of_the_configurations(batch_size):
             ours(int(part * config.num_steps)),
             rtol=1e-2,
         )
-
-
-def test_figure_5_is_judged_at_every_batch_size():
-    settings = SIZES["curves"]
-    small = curve("sgd", 128, 0.2, 0.5, accuracy=0.9)
-    good, bad = (
-        curve("lars", size, 0.2, 0.5, accuracy=accuracy)
-        for size, accuracy in ((1024, 0.895), (8192, 0.85))
-    )
-    table = pd.concat([small, good, bad])
-    assert verdicts(figure5, table, settings) == ["partly", "confirmed"]
 
 
 @pytest.mark.parametrize(
@@ -368,14 +330,7 @@ def test_lars_is_best_only_beyond_the_spread_of_all_its_peers(item, peers):
 
 def test_the_path_of_a_run_is_the_sum_over_its_schedule():
     steps = 90 * table4.IMAGES // 16384
-    schedule = learning_rate_schedule(
-        2.5,
-        steps,
-        decay="quadratic",
-        warmup_steps=0,
-        warmup_start=0.0,
-        restart_after_warmup=False,
-    )
+    schedule = learning_rate_schedule(2.5, steps, **going_on(0, 0.0))
     total = 0.001 * jax.vmap(schedule)(jnp.arange(steps)).sum()
     # Σ (1 - t/T)² is T/3 + 1/2 + 1/(6T).
     length = table4.path_length(2.5, 16384, 90)

@@ -48,29 +48,18 @@ def test_the_norms_follow_from_shapes_and_initial_values():
 
 
 def test_all_sixteen_are_printed_and_how():
-    expected = table2.expected_norms()
-    ways = {
-        key: table2.agreement(value, table2.printed(*key).weight_norm)
-        for key, value in expected.items()
-    }
-    rounded = {key for key, way in ways.items() if way["rounded"]}
+    not_rounded, apart, wrong = [], [], []
+    for key, value in table2.expected_norms().items():
+        number = table2.printed(*key).weight_norm
+        if not table2.agreement(value, number)["rounded"]:
+            not_rounded.append(key)
+        apart.append(table2.draws_apart(*key, value, number))
+        of_other = table2.printed(*key, swapped=False).weight_norm
+        wrong.append(table2.draws_apart(*key, value, of_other))
     # 1.867, 5.543 and 9.406 are printed 1.86, 5.546 and 9.40.
-    assert {key for key in ways if key not in rounded} == {
-        ("conv1", "weights"),
-        ("conv2", "weights"),
-        ("conv3", "weights"),
-    }
-    apart = {
-        key: table2.draws_apart(*key, value, table2.printed(*key).weight_norm)
-        for key, value in expected.items()
-    }
-    assert max(apart.values()) < 0.5
-    # With the labels as they are, not one is near.
-    wrong = [
-        table2.draws_apart(*key, value, table2.printed(*key, swapped=False).weight_norm)
-        for key, value in expected.items()
-    ]
-    assert min(wrong) > 3
+    assert not_rounded == [(f"conv{i}", "weights") for i in (1, 2, 3)]
+    assert max(apart) < 0.5
+    assert min(wrong) > 3  # with the labels as they are, not one is near
 
 
 @pytest.mark.parametrize(
@@ -112,11 +101,7 @@ def test_a_gradient_at_another_batch_size_follows_from_two():
     draws = np.random.default_rng(0).normal(0.1, 1.0, (4096, 100))
     of_parts = np.linalg.norm(draws.reshape(64, 64, 100).mean(axis=1), axis=1)
     estimate = table2.at_batch_size(
-        np.sqrt(np.mean(of_parts**2)),
-        64,
-        np.linalg.norm(draws.mean(axis=0)),
-        4096,
-        512,
+        np.sqrt(np.mean(of_parts**2)), 64, np.linalg.norm(draws.mean(axis=0)), 4096, 512
     )
     np.testing.assert_allclose(estimate, math.sqrt(1 + 100 / 512), rtol=0.1)
     # Where noise hides the signal, nothing is left but noise.
