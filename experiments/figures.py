@@ -28,8 +28,8 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import data as datasets, results
+from experiments.checks import check_name
 from experiments.cli import command
-from experiments.names import check_name
 from experiments.results import pages
 from experiments.studies import Item, Settings, book, paper, rescue
 from experiments.training.devices import use_every_core
@@ -205,19 +205,17 @@ def computed(
     left = [cell for cell in cells if tuple(cell.values()) not in held]
     if left:
         session = results.Session(folder, parts_before=len(held))
-        started, done = time.monotonic(), len(cells) - len(left)
-        new: list[pd.DataFrame] = []
+        done, new = len(cells) - len(left), []
 
         def save() -> None:
             results.write_table(file, pd.concat([kept, *new], ignore_index=True))
 
+        saved = time.monotonic()
         try:
-            saved = started
             try:
                 for cell, rows in _measured(name, left, len(cells), settings):
                     new.append(rows)
                     held[tuple(cell.values())] = rows
-                    done += 1
                     if time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
                         save()
                         saved = time.monotonic()
@@ -227,15 +225,13 @@ def computed(
                     save()
         except KeyboardInterrupt:
             print(
-                f"{done} of {len(cells)} parts are in {file}; the same command "
-                "continues from there.",
+                f"{done + len(new)} of {len(cells)} parts are in {file}; the same "
+                "command continues from there.",
                 file=sys.stderr,
             )
             raise
         finally:
-            session.record(
-                parts_after=len(held), seconds=round(time.monotonic() - started, 1)
-            )
+            session.record(parts_after=len(held))
     parts = [held[tuple(cell.values())] for cell in cells]
     # Columns that only other items of a shared table have are not this one's.
     return pd.concat(parts, ignore_index=True).dropna(axis="columns", how="all")

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from experiments.names import did_you_mean
+from experiments.checks import did_you_mean
 
 Config = Any
 """A `ConfigDict`. Type checkers know too little of its attributes to be told so."""

@@ -4,6 +4,7 @@ from experiments.results.files import (
     Session as Session,
     claim as claim,
     damaged as damaged,
+    measured_anew as measured_anew,
     read_json as read_json,
     read_table as read_table,
     sessions_of as sessions_of,

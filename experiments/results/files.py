@@ -21,9 +21,10 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import pandas as pd
@@ -90,43 +91,33 @@ def claim(
     return folder
 
 
-_locks: dict[Path, IO[str]] = {}
+_locked: set[Path] = set()
 
 
 def _lock(folder: Path) -> None:
-    """Has a folder until this process ends; the system gives it back, even if killed.
-
-    Raises:
-        OSError: if another process has it.
-    """
+    """Has a folder until this process ends, and the system gives it back."""
     file = folder.resolve() / ".lock"
-    if file in _locks:
+    if file in _locked:
         return
-    stream = file.open("a+", encoding="utf-8")
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT)  # stays open
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        with stream:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
+        os.close(descriptor)
+        holder = file.read_text().strip() or "another process"
         raise OSError(
             f"workdir {str(folder)!r} is being written by {holder}; wait until it has "
             "ended, or give another --workdir."
         ) from error
     except OSError:
         pass  # a file system that has no locks
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    stream.flush()
-    _locks[file] = stream
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    _locked.add(file)
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: if it is damaged, with its name.
-    """
+    """What a JSON file holds; ValueError, with its name, if it is damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -142,11 +133,7 @@ def damaged(file: Path, problem: object) -> ValueError:
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Writes a file so that readers see the old content or the new, never a part.
-
-    Raises:
-        OSError: if it cannot be written, with its name; the old content is still there.
-    """
+    """Writes a file so that readers see the old content or the new, never a part."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with writing(file):
@@ -183,15 +170,10 @@ def read_table(
     float32 numbers are written with the digits that float32 needs: only read as float32
     again are they the same, and written the same.
 
-    Args:
-        file: the table.
-        dtypes: of columns, where they are others.
-        names: columns that must be there.
-
     Raises:
         ValueError: if the file is cut off or damaged, with its name: a line that does
             not end, has fewer or more fields than the first, or has a broken number;
-            or if a column is missing.
+            or if one of the columns `names` is missing.
     """
     try:
         with file.open(encoding="utf-8", newline="") as stream:
@@ -221,11 +203,7 @@ def read_table(
 
 
 def sessions_of(folder: Path) -> list[dict[str, Any]]:
-    """The records of ``provenance.json``; none if there is no such file.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
+    """The records of ``provenance.json``; none if there is no such file."""
     file = folder / "provenance.json"
     sessions = read_json(file) if file.exists() else []
     if not isinstance(sessions, list) or not all(isinstance(x, dict) for x in sessions):
@@ -238,18 +216,36 @@ class Session:
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         """Adds a record with the commit, versions and device, and the given facts."""
+        self._started = time.monotonic()
         self._file = folder / "provenance.json"
         self._earlier = sessions_of(folder)
         self._facts = _provenance()
         self.record(**facts)
 
     def record(self, **facts: Any) -> None:
-        """Adds facts to the record. Of many hosts the first writes."""
+        """Adds facts to the record, and the seconds until now.
+
+        Of many hosts the first writes.
+        """
         if jax.process_index():
             return
-        self._facts.update(facts)
+        seconds = round(time.monotonic() - self._started, 1)
+        self._facts |= {**facts, "seconds": seconds}
         sessions = [*self._earlier, self._facts]
         write_whole(self._file, json.dumps(sessions, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def measured_anew(folder: Path, name: str) -> Iterator[Path]:
+    """The file of a table that is made again, in a session that is recorded."""
+    file = folder / f"{name}.csv"
+    for earlier in (file, folder / "provenance.json"):
+        earlier.unlink(missing_ok=True)
+    session = Session(folder)
+    try:
+        yield file
+    finally:
+        session.record()
 
 
 def _provenance() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.networks.init_scales import (
     PROFILES,
-    count_kernels,
+    kernel_positions,
     profile_scales,
     scale_kernels,
 )
@@ -72,7 +72,7 @@ def test_kernels_are_scaled_in_the_order_of_the_layers():
 
 
 def test_the_number_of_factors_must_be_that_of_the_kernels():
-    assert count_kernels(PARAMS) == 4
+    assert len(kernel_positions(PARAMS)) == 4
     with pytest.raises(ValueError, match=r"4 kernels .* \(3,\)"):
         scale_kernels(PARAMS, jnp.ones(3))
 

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.networks import MODELS, alexnet, cnn, resnet
 from experiments.networks.alexnet import local_response_norm
-from experiments.networks.init_scales import count_kernels, scale_kernels
+from experiments.networks.init_scales import kernel_positions, scale_kernels
 from experiments.networks.model import max_pool
 from experiments.networks.resnet import _Block
 from experiments.training.sharding import device_mesh, put, replicated, split
@@ -64,7 +64,7 @@ def test_depth_bias_and_normalization(name, depth, use_bias, normalization):
     )
     variables = shapes(MODELS[name](10, **settings), 8, channels=1)
     params = variables["params"]
-    assert count_kernels(params) == depth
+    assert len(kernel_positions(params)) == depth
     assert ("bias" in params["output"]) == use_bias
     norms = [layer for layer in params if layer.startswith("norm")]
     assert len(norms) == (0 if normalization == "none" else depth - 1)
@@ -131,8 +131,8 @@ def test_batch_statistics_move_in_training_only(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth": 0}, "model.depth must be at least 1, got 0"),
-        ({"width": -3}, "model.width must be at least 1, got -3"),
+        ({"depth": 0}, "model.depth must be a whole number of at least 1, got 0"),
+        ({"width": -3}, "model.width must be a whole number of at least 1, got -3"),
         ({"activation": "swish"}, "relu, tanh, sigmoid, gelu, got 'swish'"),
         ({"normalization": "group"}, "none, batch, layer, got 'group'"),
         ({"compute_dtype": "float16"}, "float32, bfloat16, got 'float16'"),
@@ -166,7 +166,8 @@ def test_pools_and_widths_of_a_convolutional_network():
     assert deeper["hidden_4"]["kernel"].shape[2:] == (128, 128)
     for name in ("convolutions_per_pool", "widening"):
         with pytest.raises(
-            ValueError, match=rf"model.{name} must be at least 1, got 0"
+            ValueError,
+            match=rf"model.{name} must be .* at least 1, got 0",
         ):
             cnn(10, **{**CNN_SETTINGS, name: 0})
 
@@ -509,8 +510,11 @@ def test_the_miniature_has_the_layers_of_alexnet_in_its_manner(batch_norm):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch_size": 0}, "model.patch_size must be at least 1, got 0"),
-        ({"width": 2.5}, "model.width must be at least 1, got 2.5"),
+        (
+            {"patch_size": 0},
+            "model.patch_size must be .* at least 1, got 0",
+        ),
+        ({"width": 2.5}, "model.width must be a whole number of at least 1, got 2.5"),
         ({"patch_size": 9}, "at least 9x9 pixels, its patch_size, got 8x8"),
     ],
 )

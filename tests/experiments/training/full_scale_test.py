@@ -8,7 +8,7 @@ from configs import paper_alexnet, paper_resnet50
 from experiments import data as datasets
 from experiments.training import plan
 from experiments.training.schedules import learning_rate_schedule
-from experiments.training.setup import model_of, training_of
+from experiments.training.setup import configured_training, model_of
 from experiments.training.sharding import device_mesh
 
 # Batch size and whose rate; optimizer, learning rate, steps, steps of the warm-up.
@@ -65,13 +65,8 @@ def check_what_all_share(config, weight_decay):
     assert config.label_smoothing == 0
     assert config.batch_size % config.microbatches == 0
     assert config.evaluate_every % config.log_every == 0
-    training_of(
-        config,
-        config.optimizer,
-        model_of(config.model, 1000),
-        paper_resnet50.TRAIN_IMAGES,
-        microbatches=config.microbatches,
-    )
+    model = model_of(config.model, 1000)
+    configured_training(config, model, microbatches=config.microbatches)
 
 
 @pytest.mark.parametrize("name", RESNET_RUNS)
@@ -142,7 +137,7 @@ def test_alexnet_makes_two_steps_in_its_own_size(photos_dir, monkeypatch):
     progress = compiled.init(run, source.data)
     before = jax.device_get(progress.state.variables["params"])
     assert before["fc6"]["kernel"].shape == (9216, 4096)
-    for batch in source.batches(0, 4, 0, 2, 1):
+    for batch in source.batches(0, 4, range(2)):
         progress, report = compiled.advance(progress, run, source.data, batch)
         assert np.isfinite(report.loss)
     after = jax.device_get(progress.state.variables["params"])
