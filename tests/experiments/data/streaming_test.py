@@ -274,16 +274,16 @@ def test_what_does_not_fit_is_refused(photos, digits, photos_dir, tmp_path):
         ({"batch_size": 0}, "at least 1"),
         ({"batch_size": 28}, "at most the 27 training images, got 28"),
         ({"process_index": 2, "process_count": 2}, "from 0 to 1 with 2 processes"),
-        ({"first_step": -1}, "first_step must not be negative, got -1"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
-        ({"num_workers": -1}, "num_workers must not be negative, got -1"),
+        ({"first_step": -1}, "first_step .* at least 0, got -1"),
+        ({"seed": -1}, "seed .* at least 0, got -1"),
+        ({"num_workers": -1}, "num_workers .* at least 0, got -1"),
     ]
     for arguments, message in refused:
         with pytest.raises(ValueError, match=message):
             photos.train_batches(**{"seed": 0, "batch_size": 4, **arguments})
     with pytest.raises(ValueError, match="train, validation, test, got 'tset'"):
         photos.evaluation_batches("tset", 4)
-    with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"image_size must be .* at least 1, got 0"):
         datasets.stream("photos", 0, photos_dir)
     with pytest.raises(ValueError, match="stream reads images of all sizes"):
         datasets.load("photos", photos_dir)
