@@ -55,7 +55,7 @@ def main(workdir: str) -> None:
     ):
 
         def begin(part: str) -> None:
-            bar.set_description(part)
+            bar.set_description(part, refresh=not bar.desc.startswith(part))
             bar.update()
 
         for name in names:

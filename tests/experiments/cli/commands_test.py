@@ -150,39 +150,57 @@ def test_one_process_at_a_time_has_a_workdir(environment, tmp_path):
     assert_one_line(third, "config.seed: there 0, asked for 1")  # and not the lock
 
 
-BAD_INPUT = [
-    (TRAIN, ["--config.num_step=3"], 'Did you mean "num_steps"'),
-    (TRAIN, ["--config.optimizer.settings.momentun=3"], "momentun"),
-    (TRAIN, ["--config.num_steps=many"], "--config.num_steps=many"),
-    (TRAIN, ["--config.num_steps=1.5"], "--config.num_steps=1.5"),
-    (TRAIN, ["--config.num_steps=0"], "num_steps .* at least 1, got 0"),
-    (TRAIN, ["--config.num_steps=3000000000"], r"below 2\*\*31 .* got 3000000000"),
-    (TRAIN, ["--config.log_every=3000000000"], r"below 2\*\*31 .* got 3000000000"),
-    (TRAIN, ["--config.batch_size=0"], "batch_size .* at least 1, got 0"),
-    (TRAIN, ["--config.batch_size=2000"], "1077 training images, got 2000"),
-    (TRAIN, ["--config.log_every=-1"], "log_every .* got -1"),
-    (TRAIN, ["--config.seed=-1"], "seed .* got -1"),
-    (TRAIN, ["--config.optimizer.learning_rate=-1"], "learning_rate .* got -1"),
-    (TRAIN, ["--config.optimizer.learning_rate=nan"], "learning_rate .* got nan"),
-    (TRAIN, ["--config.optimizer.name=sdg"], "got 'sdg'; did you mean sgd"),
+# Of `experiments.train` on the digits.
+BAD_SETTINGS = [
+    ("num_step=3", 'Did you mean "num_steps"'),
+    ("optimizer.settings.momentun=3", "momentun"),
+    ("num_steps=many", "--config.num_steps=many"),
+    ("num_steps=1.5", "--config.num_steps=1.5"),
+    ("num_steps=0", "num_steps .* at least 1, got 0"),
+    ("num_steps=3000000000", r"below 2\*\*31 .* got 3000000000"),
+    ("log_every=3000000000", r"below 2\*\*31 .* got 3000000000"),
+    ("log_every=-1", "log_every .* got -1"),
+    ("checkpoint_every=0", "checkpoint_every .* at least 1, got 0"),
+    ("evaluate_every=150", r"multiple of log_every \(100\), got 150"),
+    ("steps_per_call=40", r"log_every .* multiple of steps_per_call \(40\), got 100"),
+    ("image_size=16", r"must be 1 where images are streamed \(image_size 16\)"),
+    ("batch_size=0", "batch_size .* at least 1, got 0"),
+    ("batch_size=2000", "1077 training images, got 2000"),
+    ("batch_size=33", r"batch_size must be a multiple of 8 .* got 33"),
+    ("microbatches=3", r"multiple of 24 \(3 microbatches on 8 dev"),
+    ("data_workers=-1", "data_workers .* at least 0, got -1"),
+    ("placement=zero", "replicated, fsdp, got 'zero'"),
+    ("seed=-1", "seed .* got -1"),
+    ("optimizer.learning_rate=-1", "learning_rate .* got -1"),
+    ("optimizer.learning_rate=nan", "learning_rate .* got nan"),
+    ("optimizer.name=sdg", "got 'sdg'; did you mean sgd"),
     (
-        TRAIN,
-        ["--config.optimizer.name=polar_waking"],
+        "optimizer.name=polar_waking",
         "no setting 'layer', which belongs to lars; it has learning_rate, .*"
         "--config=configs/digits_mlp.py:polar_waking, chooses",
     ),
-    (TRAIN, ["--config.optimizer.settings.layer=net"], "layer .* got 'net'"),
-    (TRAIN, ["--config.schedule.decay=cosin"], "schedule.decay .* got 'cosin'"),
-    (TRAIN, ["--config.dataset=digit"], "no data set 'digit' .* you mean digits"),
-    (TRAIN, ["--config.model.name=cnnn"], "mlp, cnn, .* got 'cnnn'; .* mean cnn"),
-    (TRAIN, ["--config.model.depth=0"], "depth .* got 0"),
-    (TRAIN, ["--config.profile=some"], "profile .* got 'some'"),
-    (TRAIN, ["--config.init_scale=0"], "init_scale .* got 0"),
+    ("optimizer.settings.layer=net", "layer .* got 'net'"),
+    ("schedule.decay=cosin", "schedule.decay .* got 'cosin'"),
+    ("label_smoothing=1.5", "label_smoothing .* got 1.5"),
+    ("augmentation.crop_padding=-1", "crop_padding .* got -1"),
+    ("dataset=digit", "no data set 'digit' .* you mean digits"),
+    ("dataset=fashion_mnits", "did you mean fashion_mnist"),
+    # TFDS alone would try for 205 seconds to find it.
+    ("dataset=cifar10", "not prepared .*download_and_prepare"),
+    ("model.name=cnnn", "mlp, cnn, .* got 'cnnn'; .* mean cnn"),
+    ("model.depth=0", "depth .* got 0"),
+    ("profile=some", "profile .* got 'some'"),
+    ("init_scale=0", "init_scale .* got 0"),
+]
+BENCHMARK, THROUGHPUT = ("experiments.benchmark",), ("experiments.throughput",)
+BAD_INPUT = [
+    *((TRAIN, [f"--config.{given}"], message) for given, message in BAD_SETTINGS),
     (TRAIN[:1], ["--config=configs/digits_mlp.py:sdg"], "got 'sdg'; did you mean sgd"),
     (TRAIN[:1], ["--config=configs/digits_mpl.py"], "no such file; .*digits_mlp.py"),
     (TRAIN, ["--config=configs/models.py"], "--config is given more than once"),
     (TRAIN[:1], ["--config=configs/models.py"], "models.py: it has no get_config"),
     (TRAIN[:1], ["--config=README.md"], "cannot be read .*SyntaxError"),
+    (TRAIN, ["--num_processes=2"], "--coordinator_address and --process_id is missing"),
     (TRAIN, ["--workdir=/proc/run"], "'/proc/run' cannot be written"),
     (TRAIN, ["--workdir="], "--workdir is missing"),
     (TRAIN, ["--wrkdir=x"], "Did you mean: workdir"),
@@ -193,8 +211,16 @@ BAD_INPUT = [
     ((FIGURES,), ["--config=configs/models.py"], "has no --config"),
     ((FIGURES,), ["--config", "configs/digits_mlp.py"], "has no --config"),
     ((FIGURES,), ["extra"], "unexpected argument 'extra'"),
-    (("experiments.benchmark",), ["--workdir="], "--workdir is missing"),
-    (("experiments.throughput",), ["--workdir="], "--workdir is missing"),
+    (BENCHMARK, ["--trees=resnet"], "vmap, got 'resnet'"),
+    (BENCHMARK, ["--rounds=0"], "rounds must be a whole number of at least 1, got 0"),
+    (BENCHMARK, ["--rounds=many"], "--rounds=many"),
+    (BENCHMARK, ["--seconds=0"], "seconds must be above 0, got 0.0"),
+    (BENCHMARK, ["--workdir=/proc/run"], "'/proc/run' cannot be written"),
+    (BENCHMARK, ["--workdir="], "--workdir is missing"),
+    (THROUGHPUT, ["--configs=digits"], "'configs/digits.py'; .* configs/digits_mlp.py"),
+    (THROUGHPUT, ["--rounds=0"], "rounds must be a whole number of at least 1, got 0"),
+    (THROUGHPUT, ["--seconds=-1"], "seconds must be above 0, got -1.0"),
+    (THROUGHPUT, ["--workdir="], "--workdir is missing"),
     (("experiments.publish",), ["extra"], "unexpected argument 'extra'"),
 ]
 
@@ -205,11 +231,13 @@ def test_bad_input_is_named_before_anything_is_written(environment, tmp_path):
         (*command, *([] if "publish" in command[0] else [workdir]), *given)
         for command, given, _ in BAD_INPUT
     ]
-    ends = call_all(environment, cases)
+    started = time.monotonic()
+    ends = call_all({**environment, "JAX_NUM_CPU_DEVICES": "8"}, cases)
     for end, (_, _, message) in zip(ends, BAD_INPUT, strict=True):
         assert_one_line(end, message)
         assert end.out == ""
     assert list(tmp_path.iterdir()) == []
+    assert time.monotonic() - started < 15 * len(cases)
 
 
 def test_help_lists_what_can_be_asked_for(environment):
