@@ -111,13 +111,16 @@ def all_blocks() -> dict[str, str]:
     for source in SOURCES:
         if (DOCS / source).exists():
             blocks |= figure_blocks(source)
-    for name, make in (
-        ("rescue_map", map_blocks),
-        ("rescue_cost", cost_blocks),
-        ("rescue", small_blocks),
-    ):
-        if is_finished("rescue", name):
-            blocks |= make()
+    if is_finished("rescue", "rescue_map"):
+        blocks |= map_blocks()
+    if is_finished("rescue", "rescue_cost"):
+        costs = cost_table(*kept_figure("rescue", "rescue_cost"))
+        blocks["map-cost"] = markdown(costs)
+    if is_finished("rescue", "rescue"):
+        overview = figures.ITEMS["rescue"].overview
+        assert overview is not None
+        small = overview(*kept_figure("rescue", "rescue"))
+        blocks["small-overview"] = markdown(small)
     return blocks
 
 
@@ -131,16 +134,12 @@ def figure_blocks(source: str) -> dict[str, str]:
         sessions = results.sessions_of(DOCS / source / name)
         parts = len(table[list(item.cells(settings)[0])].drop_duplicates())
         seconds = figures.seconds_of(name, table, settings)
-        made = pages.provenance(f"{parts} part(s) in {seconds:.0f} seconds", sessions)
-        entries.append(
-            Entry(
-                name,
-                item,
-                item.claims(table, settings),
-                f"`python -m experiments.figures --figure={name} "
-                f"--recompute --workdir=results/figures`: {made}",
-            )
+        made = pages.provenance(
+            f"`python -m experiments.figures --figure={name} --recompute "
+            f"--workdir=results/figures`: {parts} part(s) in {seconds:.0f} seconds",
+            sessions,
         )
+        entries.append(Entry(name, item, item.claims(table, settings), made))
     return {
         f"{source}-overview": page.overview(entries),
         f"{source}-items": "\n\n".join(page.section_of(e, source) for e in entries),
@@ -167,30 +166,20 @@ def map_blocks() -> dict[str, str]:
     )
     mended = [name for name in counts.index if arms[name]["initialization"] != "scaled"]
     some = ", ".join(f"{x:g}" for x in scales_of(settings, str(mended[0])))
-    rows = counts.loc[mended]
+    mended_table = pd.DataFrame(
+        {
+            "optimizer, and what is done to its start": arms[str(name)]["label"],
+            f"of the starts from {some}": coverage.interval(row, "all_best"),
+            "with one rate for all": coverage.interval(row, "all_one"),
+            "that rate": f"{row['one_rate']:g}",
+        }
+        for name, row in counts.loc[mended].iterrows()
+    )
     standards = coverage.standards(runs, reference)
     return {
         "map-coverage": markdown(whole(table, settings)),
         "map-short": markdown(short.iloc[:, :3]),
-        "map-mended": markdown(
-            pd.DataFrame(
-                {
-                    "optimizer, and what is done to its start": [
-                        arms[str(name)]["label"] for name in mended
-                    ],
-                    **{
-                        heading: [
-                            coverage.interval(row, column) for _, row in rows.iterrows()
-                        ]
-                        for heading, column in (
-                            (f"of the starts from {some}", "all_best"),
-                            ("with one rate for all", "all_one"),
-                        )
-                    },
-                    "that rate": [f"{rate:g}" for rate in rows["one_rate"]],
-                }
-            )
-        ),
+        "map-mended": markdown(mended_table),
         "map-rates": markdown(coverage.search_space_table(arms)),
         "map-standards": (
             "Rescued means a median test accuracy over "
@@ -201,18 +190,6 @@ def map_blocks() -> dict[str, str]:
             f"{min(settings['depths'])} layers."
         ),
     }
-
-
-def cost_blocks() -> dict[str, str]:
-    """What a step of each optimizer of the rescue map costs."""
-    return {"map-cost": markdown(cost_table(*kept_figure("rescue", "rescue_cost")))}
-
-
-def small_blocks() -> dict[str, str]:
-    """The table of the small rescue map."""
-    overview = SOURCES["rescue"]["rescue"].overview
-    assert overview is not None
-    return {"small-overview": markdown(overview(*kept_figure("rescue", "rescue")))}
 
 
 def is_finished(source: str, name: str) -> bool:

@@ -8,6 +8,7 @@ from experiments.results.files import (
     read_json as read_json,
     read_table as read_table,
     sessions_of as sessions_of,
+    write_json as write_json,
     write_table as write_table,
     write_whole as write_whole,
     writing as writing,

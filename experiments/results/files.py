@@ -87,7 +87,7 @@ def claim(
                 "another --workdir, or delete it. " + "; ".join(differences[:5]) + more
             )
     else:
-        write_whole(file, json.dumps(asked, indent=2) + "\n")
+        write_json(file, asked)
     return folder
 
 
@@ -143,6 +143,11 @@ def write_whole(file: Path, content: str | bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes what JSON can hold."""
+    write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -231,8 +236,7 @@ class Session:
             return
         seconds = round(time.monotonic() - self._started, 1)
         self._facts |= {**facts, "seconds": seconds}
-        sessions = [*self._earlier, self._facts]
-        write_whole(self._file, json.dumps(sessions, indent=2) + "\n")
+        write_json(self._file, [*self._earlier, self._facts])
 
 
 @contextlib.contextmanager
@@ -289,26 +293,24 @@ def _git(*arguments: str) -> str | None:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE)
-        if found:
-            return found.group(1)
-    return platform.processor() or platform.machine()
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+_MISSING = object()
 
 
 def _differences(held: Any, asked: Any, path: str = "config") -> list[str]:
     if isinstance(held, dict) and isinstance(asked, dict):
-        missing = object()
         return [
             line
             for key in sorted({*held, *asked})
             for line in _differences(
-                held.get(key, missing), asked.get(key, missing), f"{path}.{key}"
+                held.get(key, _MISSING), asked.get(key, _MISSING), f"{path}.{key}"
             )
         ]
     if held == asked:
         return []
-    there, here = (
-        "nothing" if type(x) is object else json.dumps(x) for x in (held, asked)
-    )
-    return [f"{path}: there {there}, asked for {here}"]
+    texts = ["nothing" if x is _MISSING else json.dumps(x) for x in (held, asked)]
+    return [f"{path}: there {texts[0]}, asked for {texts[1]}"]

@@ -132,11 +132,9 @@ def _digits() -> tuple[Any, datasets.Data, Training, float]:
 
 
 def _runs(config: Any, count: int) -> Run:
-    return Run(
-        seed=jnp.arange(count, dtype=jnp.int32),
-        kernel_scales=jnp.ones((count, config.model.depth)),
-        learning_rate=jnp.full(count, config.optimizer.learning_rate),
-    )
+    seeds = jnp.arange(count, dtype=jnp.int32)
+    rates = jnp.full(count, config.optimizer.learning_rate)
+    return Run(seeds, jnp.ones((count, config.model.depth)), rates)
 
 
 def whole_sweep(what: str, seconds: float) -> Timed:
