@@ -11,15 +11,8 @@ import pandas as pd
 import pytest
 
 from experiments import results
-from experiments.networks import cnn, mlp
 from experiments.speed import throughput
-
-PLAIN = {
-    "activation": "relu",
-    "use_bias": False,
-    "normalization": "none",
-    "compute_dtype": "float32",
-}
+from tests.experiments.small import small_cnn, small_mlp
 
 
 def flops_of(model, *shape):
@@ -29,14 +22,14 @@ def flops_of(model, *shape):
 
 
 def test_the_operations_of_an_mlp():
-    model = mlp(10, depth=3, width=128, **PLAIN)
+    model = small_mlp(width=128, use_bias=False)
     products = 2 * (64 * 128 + 128 * 128 + 128 * 10)
     activations = 2 * 128
     assert flops_of(model, 8, 8, 1) == products + activations
 
 
 def test_the_operations_of_convolutions():
-    model = cnn(10, depth=3, width=16, convolutions_per_pool=2, widening=1, **PLAIN)
+    model = small_cnn(use_bias=False)
     # Along an axis of 12 pixels a 3-wide kernel meets 34 pixels and 2 of padding.
     products = 2 * (34 * 34 * 3 * 16 + 34 * 34 * 16 * 16 + 16 * 10)
     others = 2 * 12 * 12 * 16 + 4 * 36 * 16 + 36 * 16

@@ -6,11 +6,11 @@ import pytest
 
 import lars
 from experiments import data as datasets
-from experiments.networks import mlp
 from experiments.training.sharding import device_mesh
 from experiments.training.single_run import compile_run
 from experiments.training.sources import InMemory, Source, open_source
 from experiments.training.training import Run, batch_positions, make_training
+from tests.experiments.small import small_mlp
 
 # 1077 training images: eight batches an epoch.
 BATCH, STEPS = 128, 20
@@ -24,16 +24,9 @@ def run(digits, monkeypatch):
 
 def run_of(make_optimizer, learning_rate, init_scale=1.0):
     """A training function, and the same compiled for one device."""
-    model = mlp(
-        10,
-        depth=2,
-        width=16,
-        activation="relu",
-        use_bias=True,
-        normalization="none",
-        compute_dtype="float32",
+    training = make_training(
+        small_mlp(depth=2), make_optimizer, num_steps=STEPS, batch_size=BATCH
     )
-    training = make_training(model, make_optimizer, num_steps=STEPS, batch_size=BATCH)
     scales = np.full(2, init_scale, np.float32)
     run = Run(np.int32(3), scales, np.float32(learning_rate))
     mesh = device_mesh(jax.devices()[:1])
