@@ -141,9 +141,9 @@ def test_a_single_run_reads_every_setting(name, photos_dir, tmp_path, monkeypatc
     assert leaves(values) == read
 
 
-# A ResNet compiles for a minute, and of two AlexNets one is enough.
+# A ResNet compiles for a minute, and of two AlexNets or plain networks one is enough.
 LONG = {name for name, run in SINGLE_RUNS.items() if run["model"]["name"] == "resnet"}
-LONG |= {"paper_alexnet"}
+LONG |= {"paper_alexnet", "cifar10_cnn"}
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,7 @@ from experiments.training.sharding import device_mesh
 # Batch size and whose rate; optimizer, learning rate, steps, steps of the warm-up.
 # 1,271,167 images: 90 epochs, and a warm-up of 5.
 RESNET_RUNS = {
-    "256,printed": ("sgd", 0.2, 446_894, 0),
-    "256,figure5": ("sgd", 0.2, 446_894, 0),
-    "256,meant": ("sgd", 0.2, 446_894, 0),
+    **{f"256,{x}": ("sgd", 0.2, 446_894, 0) for x in ("printed", "figure5", "meant")},
     "8192,printed": ("lars", 0.6, 13_965, 775),
     "8192,figure5": ("sgd", 6.4, 13_965, 775),
     "8192,meant": ("lars", 12.8, 13_965, 775),
