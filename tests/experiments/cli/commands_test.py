@@ -16,7 +16,7 @@ from configs import digits_mlp
 from experiments import figures
 from experiments.cli import command as commands_share
 from lars.silence import REASONS
-from tests.experiments.commands import call_all
+from tests.experiments.commands import call_all, ended, start, wait_for
 
 ROOT = Path(__file__).parents[3]
 TRAIN = ("experiments.train", "--config=configs/digits_mlp.py")
@@ -33,22 +33,6 @@ def environment(tmp_path_factory):
     return environment
 
 
-def start(environment, module, *flags):
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *flags],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def call(environment, *arguments):
-    process = start(environment, *arguments)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
 def assert_one_line(end, message, code=2):
     """It ended with one line, which says what a pattern does, and no traceback."""
     lines = [line for line in end.err.splitlines() if not re.search(r"\d+%\|", line)]
@@ -61,18 +45,17 @@ def assert_one_line(end, message, code=2):
 
 @pytest.fixture(scope="module")
 def trained(environment, tmp_path_factory):
-    """A finished run, how its command ended, and where this prepared the digits."""
+    """A finished run, what its command said, and where this prepared the digits."""
     folder, place = (tmp_path_factory.mktemp(name) for name in ("trained", "place"))
     environment = {**environment, "TFDS_DATA_DIR": str(place)}
     flags = ("--config.num_steps=120", f"--workdir={folder}")
-    return folder, call(environment, *TRAIN, *flags), place
+    return folder, *ended(start(environment, *TRAIN, *flags)), place
 
 
 def test_a_training_run_writes_metrics_and_prints_the_test_accuracy(
     environment, trained
 ):
-    folder, (code, out, err), _ = trained
-    assert code == 0, err
+    folder, out, err, _ = trained
     # Nothing comes before the bar but a line on the data, which was not there yet.
     assert err.startswith("Preparing the digits (once) ...\n")
     assert "Generating" not in err
@@ -95,12 +78,12 @@ def test_a_command_starts_anew_with_memory_in_large_pages(environment, tmp_path)
     (tmp_path / "sitecustomize.py").write_text(note)
     environment = {**environment, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     environment.pop("GLIBC_TUNABLES", None)
-    _, out, _ = call(environment, "experiments.cli.command")
+    out, _ = ended(start(environment, "experiments.cli.command"))
     large = "glibc.malloc.hugetlb=1" if sys.platform == "linux" else None
     assert out.split() == (["None", large] if large else ["None"])
     # What the user has chosen stays, and importing starts nothing.
     environment["GLIBC_TUNABLES"] = "glibc.malloc.tcache_count=7"
-    _, out, _ = call(environment, "experiments.cli.command")
+    out, _ = ended(start(environment, "experiments.cli.command"))
     assert out.split() == ["glibc.malloc.tcache_count=7"]
     del environment["GLIBC_TUNABLES"]
     out = subprocess.run(
@@ -115,8 +98,7 @@ def test_the_result_that_the_configuration_states(environment, tmp_path):
     stated = re.search(r"test accuracy (0\.\d+)", digits_mlp.__doc__)[1]
     environment = {**environment}
     environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS")  # as users run it
-    code, out, err = call(environment, *TRAIN, f"--workdir={tmp_path}/run")
-    assert code == 0, err
+    out, _ = ended(start(environment, *TRAIN, f"--workdir={tmp_path}/run"))
     reached = re.search(r"test accuracy (0\.\d+)", out)[1]
     # Other processors round otherwise, which in 600 steps moves some of 360 images.
     assert float(reached) == pytest.approx(float(stated), abs=0.015)
@@ -138,9 +120,7 @@ def test_a_run_that_wakes_logs_why_its_network_was_moved(environment, tmp_path):
 def test_one_process_at_a_time_has_a_workdir(environment, tmp_path):
     command = (*TRAIN, f"--workdir={tmp_path}/run", "--config.num_steps=2000000")
     first = start(environment, *command)
-    while not (tmp_path / "run" / "metrics.jsonl").exists():
-        assert first.poll() is None
-        time.sleep(0.05)
+    wait_for(first, (tmp_path / "run" / "metrics.jsonl").exists)
     (second,) = call_all(environment, [command])
     assert_one_line(second, rf"is being written by process {first.pid} on \S+; wait")
     first.kill()  # as it is, it gives nothing back itself
@@ -340,7 +320,7 @@ def test_damaged_digits_are_named(environment, trained, tmp_path):
         ("digits-train.array_record-00000-of-00001", lambda content: content[:-9]),
     ):
         place = tmp_path / name
-        shutil.copytree(trained[2], place)
+        shutil.copytree(trained[-1], place)
         file = place / "digits" / "1.0.0" / name
         file.write_bytes(damage(file.read_bytes()))
         (end,) = call_all(
@@ -352,11 +332,8 @@ def test_damaged_digits_are_named(environment, trained, tmp_path):
 
 def test_an_interrupted_figure_says_how_it_goes_on(environment, tmp_path):
     process = start(environment, *QUICK, f"--workdir={tmp_path}")
-    while not (tmp_path / "book_underflow" / "provenance.json").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for(process, (tmp_path / "book_underflow" / "provenance.json").exists)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    _, err = ended(process, 130)
     assert re.search(r"\d+ of \d+ parts are in .*the same command continues", err)
     assert err.endswith("Interrupted.\n")

@@ -12,8 +12,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,11 +20,12 @@ import numpy as np
 import pytest
 
 from experiments.training.metrics import MetricsWriter, finished_metrics, read_lines
+from tests.experiments import commands
+from tests.experiments.commands import ended
 
 FIXTURE = Path(__file__).parents[1] / "data" / "fixtures" / "tfds"
 TRAIN = (
-    *(sys.executable, "-m", "experiments.train"),
-    "--config=configs/fashion_mnist_cnn.py",
+    *("experiments.train", "--config=configs/fashion_mnist_cnn.py"),
     *("--config.model.width=4", "--config.model.depth=3", "--config.batch_size=32"),
     *("--config.num_steps=24", "--config.schedule.warmup_steps=3"),
     *("--config.log_every=2", "--config.evaluate_every=4"),
@@ -48,21 +47,8 @@ def environment(tmp_path_factory):
 
 
 def start(environment, workdir, *flags, own_group=False, **changes):
-    return subprocess.Popen(
-        [*TRAIN, f"--workdir={workdir}", *flags],
-        env={**environment, **changes},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=own_group,
-    )
-
-
-def ended(process, status=0):
-    """What a process says until it ends, which it does with a status."""
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == status, err
-    return out, err
+    command = (*TRAIN, f"--workdir={workdir}", *flags)
+    return commands.start({**environment, **changes}, *command, own_group=own_group)
 
 
 def call(*arguments, status=0, **changes):
@@ -71,10 +57,7 @@ def call(*arguments, status=0, **changes):
 
 def wait_for_metrics(process, folder, reached=0):
     """Until there are more than so many lines of metrics."""
-    file = folder / "metrics.jsonl"
-    while not (file.exists() and file.read_text().count("\n") > reached):
-        assert process.poll() is None
-        time.sleep(0.005)
+    commands.wait_for(process, lambda: len(lines(folder)) > reached)
 
 
 def lines(folder):
@@ -213,8 +196,7 @@ def test_a_run_that_says_it_is_finished_has_its_last_checkpoint(
     # Killed as soon as the last line of metrics is there.
     folder = tmp_path / "run"
     process = start(environment, folder)
-    while finished_metrics(folder) is None:
-        assert process.poll() is None
+    commands.wait_for(process, lambda: finished_metrics(folder) is not None)
     process.kill()
     process.communicate()
     assert_same_end(folder, whole[0])
