@@ -98,9 +98,7 @@ class Interruption:
     def is_requested(self, hosts_meet: bool) -> bool:
         """Whether the run should stop now.
 
-        Args:
-            hosts_meet: whether the hosts, if there are many, wait for each other here
-                anyway; elsewhere they do not ask each other.
+        Many hosts ask each other only where they wait for each other anyway.
         """
         if jax.process_count() > 1 and not hosts_meet:
             return False

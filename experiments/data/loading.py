@@ -1,7 +1,6 @@
 """From a data set's name to arrays on the device."""
 
 import functools
-import io
 import os
 import sys
 from typing import Any, NamedTuple
@@ -161,12 +160,10 @@ def _bytes_of(builder: Any, split: str) -> Arrays:
 
 
 def _pixels(file: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(file)) as image:
-            pixels = np.asarray(image.convert(_MODES[shape[-1]]))
-        return pixels.reshape(shape)
-    except Exception as error:  # Pillow raises many
-        raise ValueError(f"{where}: the image cannot be decoded ({error}).") from error
+    def read(image: Image.Image) -> np.ndarray:
+        return np.asarray(image.convert(_MODES[shape[-1]])).reshape(shape)
+
+    return prepared.decode(file, read, where)
 
 
 def _channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,14 +10,18 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from PIL import Image
 
 # tensorflow_datasets is imported where it is used: it takes a while.
 
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name, config and version
 _MAX_HELD_OUT = 10_000
+
+T = TypeVar("T")
 
 
 class Span(NamedTuple):
@@ -80,6 +84,15 @@ def has_files(builder: Any) -> bool:
     import tensorflow_datasets as tfds
 
     return isinstance(builder.info.features["image"], tfds.features.Image)
+
+
+def decode(file: bytes, read: Callable[[Image.Image], T], where: str) -> T:
+    """Reads an image; a ValueError says where it is if it cannot be decoded."""
+    try:
+        with Image.open(io.BytesIO(file)) as image:
+            return read(image)
+    except Exception as error:  # Pillow raises many
+        raise ValueError(f"{where}: the image cannot be decoded ({error}).") from error
 
 
 @contextlib.contextmanager

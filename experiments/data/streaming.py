@@ -7,7 +7,6 @@ For sets whose images vary in size, or are too many to be held: ImageNet and the
 """
 
 import dataclasses
-import io
 import math
 import multiprocessing
 import multiprocessing.connection
@@ -83,9 +82,8 @@ class Stream:
 
         Returns:
             An iterator of images, uint8 [batch_size / process_count, S, S, 3], and
-            labels, int32. Its ``get_state()``, which JSON can hold, is for
-            ``set_state()`` of an iterator with the same arguments. ``close()`` ends the
-            workers, and so does dropping the iterator.
+            labels, int32. ``close()`` ends the workers, and so does dropping the
+            iterator.
 
         Raises:
             ValueError: for numbers that do not fit each other, or, from the iterator,
@@ -189,14 +187,9 @@ class _Records:
         """Decodes an image, as RGB, and gives its label."""
         index = self.span.first + position
         example = self.source[index]
-        try:
-            with Image.open(io.BytesIO(example["image"])) as image:
-                return image.convert("RGB"), np.int32(example["label"])
-        except Exception as error:  # Pillow raises many
-            raise ValueError(
-                f"data set {self.name!r}, split {self.span.split!r}, record {index}: "
-                f"the image cannot be decoded ({error})."
-            ) from error
+        where = f"data set {self.name!r}, split {self.span.split!r}, record {index}"
+        image = prepared.decode(example["image"], lambda x: x.convert("RGB"), where)
+        return image, np.int32(example["label"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,19 +38,10 @@ def convolve(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, as a matrix product where that is faster.
 
-    For ``nn.Conv(..., conv_general_dilated=convolve)``; the parameters are the same.
-    Accelerators convolve as ever.
-
-    Args:
-        images: [B, H, W, C].
-        kernel: [height, width, C / feature_group_count, features].
-        window_strides: pixels between patches, down and across.
-        padding: ``"SAME"``, ``"VALID"``, or pixels of zeros before and behind.
-        lhs_dilation: 1; this and the next two are there for Flax alone.
-        rhs_dilation: 1.
-        dimension_numbers: `LAYOUT`.
-        feature_group_count: in how many parts the channels are convolved each alone.
-        precision: as in `jax.lax.conv_general_dilated`.
+    For ``nn.Conv(..., conv_general_dilated=convolve)``; accelerators convolve as ever.
+    The parameters are the same: dilations, which have to be 1, and the layout are there
+    for Flax alone. Images are [B, H, W, C], kernels [height, width, C /
+    feature_group_count, features].
     """
     dilations = {*lhs_dilation, *rhs_dilation}
     if dilations != {1} or dimension_numbers != LAYOUT:

@@ -64,10 +64,7 @@ def optimizers() -> dict[str, Callable[[], optax.GradientTransformation]]:
 
 def cases(quick: bool = False) -> dict[str, Case]:
     """The trees by their names; ``quick``: small ones of the same kinds."""
-    if quick:
-        width, layers, features, leaves = 8, 2, 32, 5
-    else:
-        width, layers, features, leaves = 64, 12, 768, 5000
+    width, layers, features, leaves = (8, 2, 32, 5) if quick else (64, 12, 768, 5000)
     narrow = width // 4
     return {
         "resnet50": Case(f"ResNet-50{_of(quick, width)}", resnet50(width), ARMS),
@@ -249,10 +246,6 @@ def measure(
 
     Returns:
         One row for each optimizer, with the columns `COLUMNS`.
-
-    Raises:
-        RuntimeError: if an optimizer did not change the parameters, or not to finite
-            ones.
     """
     random = np.random.default_rng(0)
     params, grads = (_normal(random, case) for _ in range(2))
@@ -332,7 +325,7 @@ def summary(
         times: seconds of a step, a row each round and a column each optimizer; NaN
             where it was not timed.
         additions: seconds of an addition of two arrays of the parameters' size.
-        runs: what has the ``compile_seconds`` and ``temporary_bytes`` of each.
+        runs: the `Stepper` of each optimizer.
     """
     size = num_parameters(case)
     floor = additions * PASSES / 3

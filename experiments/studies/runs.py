@@ -150,10 +150,7 @@ def curves_of(
 
 
 def runs_per_vmap(devices: Sequence[Any], runs: int) -> int:
-    """How many of some runs a device vectorises at a time.
-
-    On a CPU one: more are no faster. An accelerator needs many to be busy.
-    """
+    """How many runs a device vectorises: on a CPU one, where more is no faster."""
     return 1 if devices[0].platform == "cpu" else -(-runs // len(devices))
 
 
@@ -168,15 +165,8 @@ def shared_among(
 
     What the parts are too large by is made twice, and left out.
 
-    Args:
-        devices: those of `compute`.
-        compute: what `experiments.training.training.sweep_over` made.
-        runs: the runs.
-        data: what to train and evaluate on.
-        per_vmap: runs that a device vectorises at a time, as in `sweep_over`.
-
-    Returns:
-        What `compute` returns of each run, in NumPy arrays.
+    `experiments.training.training.sweep_over` has made `compute` for these devices and
+    for `per_vmap` runs at a time. The results are NumPy arrays.
     """
     count, at_once = len(runs.seed), len(devices) * per_vmap
     filled = np.arange(-(-count // at_once) * at_once) % count
@@ -191,13 +181,8 @@ def at_best_rate(
 ) -> pd.DataFrame:
     """The runs at the learning rate that is best on validation data.
 
-    For each combination of the keys, that of the highest mean over seeds; of equal
-    ones the smallest.
-
-    Args:
-        table: with the keys, ``learning_rate`` and the measure; a row a run.
-        keys: the columns that a rate is chosen for.
-        measure: the column of accuracies that it is chosen by.
+    For each combination of the keys, that of the highest mean over seeds of the column
+    `measure`; of equal ones the smallest. The table has a row a run.
     """
     means = table.groupby([*keys, "learning_rate"])[measure].mean()
     best = means.groupby(level=list(keys)).idxmax()

@@ -93,9 +93,6 @@ def optimizer_maker(
         schedule: the settings of `schedules.learning_rate_schedule`.
         num_steps: how long the schedule is.
 
-    Raises:
-        ValueError: for an unknown name, or a setting that the optimizer refuses.
-        TypeError: for a setting that the optimizer does not have.
     """
     check_name("optimizer.name", name, OPTIMIZERS)
     factory = OPTIMIZERS[name]

@@ -1,4 +1,7 @@
-"""From a configuration to what it names, with everything checked on the way."""
+"""From a configuration to what it names, with everything checked on the way.
+
+A setting that makes no sense is a ValueError or a TypeError, with its value.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,12 +16,7 @@ from experiments.training.training import Training, make_training
 
 
 def model_of(settings: Mapping[str, Any], num_classes: int) -> Model:
-    """Builds the model that ``config.model`` describes.
-
-    Raises:
-        ValueError: for an unknown model or a setting it refuses.
-        TypeError: for a setting it does not have.
-    """
+    """Builds the model that ``config.model`` describes."""
     arguments = dict(settings)
     name = arguments.pop("name")
     check_name("model.name", name, MODELS)
@@ -41,8 +39,6 @@ def configured_training(
         around: what the optimizer is put into.
         **options: those of `make_training`.
 
-    Raises:
-        ValueError, TypeError: for a setting that makes no sense, with its value.
     """
     for name in ("num_steps", "batch_size"):
         check_count(name, config[name])

@@ -78,16 +78,9 @@ def compile_run(
     there can still be looked at. A loss that is not finite is no end where the
     optimizer finds a step all the same, as `lars.wake_silent_layers` does.
 
-    Args:
-        training: the training function.
-        source: where the batches come from.
-        mesh: the devices.
-        run: whose shapes are compiled for.
-        batch_size: images a step.
-        placement: where the parameters are, as in `sharding.shardings_of`.
-        log_every: the mean loss of the steps begins anew after as many.
-        eval_batch_size: images that are evaluated at a time; rounded up to what the
-            devices can share.
+    The mean loss of the steps begins anew after `log_every`. The images that are
+    evaluated at a time, `eval_batch_size`, are rounded up to what the devices can
+    share.
     """
     count = source.num_train
 
@@ -210,16 +203,9 @@ def where_it_began(
 ) -> dict[str, Any]:
     """The step that was not finite, and the first thing in it that was not.
 
-    Args:
-        training: the training function.
-        progress: of a run that has diverged, which is as it was before that step.
-        run: the run.
-        source: where its batches come from.
-        batch: that of the step.
-
-    Returns:
-        Metrics: ``diverged_at``, and ``first_nonfinite``, the path of the layer whose
-        output it was, or what else `Training.are_finite` names.
+    Progress is as it was before that step, and `batch` what the step was made on. The
+    metrics are ``diverged_at``, and ``first_nonfinite``, the path of the layer whose
+    output it was, or what else `Training.are_finite` names.
     """
     names: list[str] = []
 

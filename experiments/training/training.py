@@ -141,8 +141,7 @@ def make_training(
             to save memory. The gradient is their mean; batch normalization sees each
             part alone.
         augmentation: what to do to the images, if anything.
-        initialization: what is done to the kernels once they are scaled, before the
-            first step.
+        initialization: what is done to the kernels once they are scaled.
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(
@@ -380,12 +379,9 @@ def sweep_over(
 ) -> Callable[[Run, Data], _Outcome]:
     """Compiles a training function for stacked runs, shared among the devices.
 
-    Args:
-        train: `Training.train`, or another function of a run.
-        devices: where to run, of all hosts; each gets an equal part of the runs.
-        runs_per_vmap: how many runs a device vectorises at a time. The stacked runs
-            must be a multiple of ``len(devices) * runs_per_vmap``. More is not faster
-            on a CPU, and necessary to fill a GPU.
+    The stacked runs must be a multiple of ``len(devices) * runs_per_vmap``. A device
+    vectorises `runs_per_vmap` runs at a time: more is not faster on a CPU, and
+    necessary to fill a GPU.
     """
     mesh = device_mesh(devices)
     one, parts = replicated(mesh).spec, split(mesh).spec
