@@ -167,13 +167,8 @@ def write_table(file: Path, table: pd.DataFrame) -> None:
     write_whole(file, table.to_csv(index=False, lineterminator="\n"))
 
 
-def read_table(
-    file: Path, dtypes: Mapping[str, Any] | None = None, names: Sequence[str] = ()
-) -> pd.DataFrame:
-    """Reads what `write_table` wrote; columns are float64 unless told otherwise.
-
-    float32 numbers are written with the digits that float32 needs: only read as float32
-    again are they the same, and written the same.
+def read_table(file: Path, names: Sequence[str] = ()) -> pd.DataFrame:
+    """Reads what `write_table` wrote.
 
     Raises:
         ValueError: if the file is cut off or damaged, with its name: a line that does
@@ -191,7 +186,7 @@ def read_table(
                 raise ValueError(
                     f"line {number} has {len(row)} fields, not {len(rows[0])}"
                 )
-        table = pd.read_csv(file, dtype=dtypes)
+        table = pd.read_csv(file)
     except (ValueError, csv.Error) as error:
         raise damaged(file, error) from error
     for name in names:

@@ -103,6 +103,16 @@ def single_run(name: str, seconds: float) -> Timed:
     return Timed(flops, _device(), measure)
 
 
+def _repeated(
+    flops: float, loop: Callable[[int], Any], seconds: float, images: int
+) -> Timed:
+    """A loop of as many turns, of so many images each, as take about some seconds."""
+    loop(1)
+    count = max(1, round(seconds / _seconds(loop, 1)))
+    total = count * images
+    return Timed(flops, _device(), lambda: {"seconds": _seconds(loop, count) / total})
+
+
 def matrix_product(what: str, seconds: float) -> Timed:
     """Large matrix products on the device, with all of its cores."""
     del what
@@ -115,9 +125,7 @@ def matrix_product(what: str, seconds: float) -> Timed:
             y = multiply(y, x)
         jax.block_until_ready(y)
 
-    loop(1)
-    count = max(1, round(seconds / _seconds(loop, 1)))
-    return Timed(0.0, _device(), lambda: {"seconds": _seconds(loop, count) / count})
+    return _repeated(0.0, loop, seconds, images=1)
 
 
 def _digits() -> tuple[Any, datasets.Data, Training, float]:
@@ -170,10 +178,7 @@ def plain_loop(what: str, seconds: float) -> Timed:
             run = jax.tree.map(lambda x, i=i: x[i % 8], runs)
             jax.block_until_ready(train(run, data))
 
-    loop(1)
-    count = max(1, round(seconds / _seconds(loop, 1)))
-    images = count * config.num_steps * config.batch_size
-    return Timed(flops, _device(), lambda: {"seconds": _seconds(loop, count) / images})
+    return _repeated(flops, loop, seconds, config.num_steps * config.batch_size)
 
 
 def torch_loop(what: str, seconds: float) -> Timed:

@@ -50,14 +50,13 @@ def test_a_table_comes_back_exactly(tmp_path):
     table = pd.DataFrame(
         {
             "name": ["a", "b", "c", "d"],
-            "float32": rng.standard_normal(4).astype(np.float32) * np.float32(1e-30),
             "float64": rng.standard_normal(4),
             "special": [np.nan, np.inf, -np.inf, 0.0],
             "flag": [True, False, True, False],
         }
     )
     results.write_table(tmp_path / "t.csv", table)
-    again = results.read_table(tmp_path / "t.csv", {"float32": "float32"})
+    again = results.read_table(tmp_path / "t.csv")
     for column in table:
         np.testing.assert_array_equal(again[column], table[column])
     results.write_table(tmp_path / "again.csv", again)
