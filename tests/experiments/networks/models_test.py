@@ -225,11 +225,17 @@ def test_alexnet_without_normalization_has_the_biases_of_its_model():
         [biases[name] for name in WEIGHT_NORMS], [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]
     )
     assert "batch_stats" not in variables
+    # Local response normalization, after the first two convolutions.
+    images = jnp.zeros((1, 32, 32, 3))
+    traced = jax.make_jaxpr(lambda x: model.apply(variables, x, None)[0])(images)
+    assert str(traced).count("reduce_window_sum") == 2
 
 
 @pytest.mark.parametrize("size", [28, 32])
 def test_the_small_alexnet_has_the_same_layers(size):
     model = small_alexnet()
+    norms = shapes(model, size)["batch_stats"].keys()
+    assert norms == {"norm1", "norm2", "norm3", "norm4"}
     small, large = (shapes(model, x)["params"] for x in (size, 227))
     assert small.keys() == large.keys()
     # Two groups: half of the inputs a kernel, in the second, fourth and fifth layer.

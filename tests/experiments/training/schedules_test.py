@@ -47,15 +47,6 @@ def test_learning_rates_are_their_formulas(decay, restart, warmup):
             np.testing.assert_allclose(made(jnp.int32(step)), expected, 2e-5, 1e-6)
 
 
-def test_the_papers_rate_falls_where_its_warm_up_ends():
-    # 5 of 100 epochs: from 0.99... of the peak to (1 - 0.05)² = 0.9025 of it.
-    made = schedule(1000, 1.0, warmup_steps=50)
-    np.testing.assert_allclose(made(49), 0.98, rtol=1e-6)
-    np.testing.assert_allclose(made(50), 0.9025, rtol=1e-6)
-    restarted = schedule(1000, 1.0, warmup_steps=50, restart_after_warmup=True)
-    np.testing.assert_allclose(restarted(50), 1.0, rtol=1e-6)
-
-
 def test_corner_values_are_those_of_the_schedule():
     values = corner_values(schedule(100, 1.0, warmup_steps=10), 100, 10)
     expected = {

@@ -56,21 +56,21 @@ def made(run, source, compiled, steps_per_call):
     return progress, losses
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 5, 7, 20])
-def test_steps_are_the_same_however_many_a_call_makes(run, steps_per_call):
+def test_steps_are_the_same_however_many_a_call_makes(run):
     training, run, source, compiled = run
     advance = jax.jit(training.advance, static_argnums=3)
     state, losses = advance(training.init(run, source.data), run, source.data, STEPS)
-    progress, seen = made(run, source, compiled, steps_per_call)
-    for step, loss in seen.items():
-        np.testing.assert_allclose(loss, losses[step - 1], rtol=1e-4)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-        progress.state.variables,
-        state.variables,
-    )
-    # Since the last multiple of `log_every`, 10.
-    np.testing.assert_allclose(progress.mean_loss(), losses[10:].mean(), rtol=1e-4)
+    for steps_per_call in (1, 5, 7, 20):
+        progress, seen = made(run, source, compiled, steps_per_call)
+        for step, loss in seen.items():
+            np.testing.assert_allclose(loss, losses[step - 1], rtol=1e-4)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+            progress.state.variables,
+            state.variables,
+        )
+        # Since the last multiple of `log_every`, 10.
+        np.testing.assert_allclose(progress.mean_loss(), losses[10:].mean(), rtol=1e-4)
 
 
 def test_what_a_step_was_made_on_can_be_told_afterwards(run):
