@@ -34,7 +34,7 @@ _GAINS = {"relu": 2.0, "gelu": 2.0, "tanh": 1.0, "sigmoid": 1.0}
 
 
 class Settings(TypedDict):
-    """What both networks are told."""
+    """The settings of both networks."""
 
     depth: int  # layers with weights, the output layer included
     width: int  # units of each hidden layer, or channels of the first convolution

@@ -236,7 +236,7 @@ class Session:
 
 @contextlib.contextmanager
 def measured_anew(folder: Path, name: str) -> Iterator[Path]:
-    """The file of a table that is made again, in a session that is recorded."""
+    """Yields the file of a table that is measured anew, and records the session."""
     file = folder / f"{name}.csv"
     for earlier in (file, folder / "provenance.json"):
         earlier.unlink(missing_ok=True)

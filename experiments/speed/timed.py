@@ -106,7 +106,7 @@ def single_run(name: str, seconds: float) -> Timed:
 def _repeated(
     flops: float, loop: Callable[[int], Any], seconds: float, images: int
 ) -> Timed:
-    """A loop of as many turns, of so many images each, as take about some seconds."""
+    """Times as many turns of a loop as take `seconds`; a turn is of `images` images."""
     loop(1)
     count = max(1, round(seconds / _seconds(loop, 1)))
     total = count * images

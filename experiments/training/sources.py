@@ -37,11 +37,11 @@ class Source:
     evaluated = ("validation", "test")  # after the last step
 
     def batches(self, seed: int, batch_size: int, steps: range) -> Batches:
-        """What steps are made on, as many at a time as the stride of the range.
+        """Yields the batches of as many steps at a time as the range strides.
 
-        Fewer at its end. Either the numbers [steps] of the steps, whose images are
-        found in memory, or images and labels [steps, B, ...]. To be closed, which ends
-        the processes that read ahead.
+        Where images are in memory it yields the numbers [steps] of the steps, and else
+        images and labels [steps, B, ...]; at the end of the range for fewer steps.
+        Closing it ends the processes that read ahead.
         """
         raise NotImplementedError
 
@@ -124,7 +124,7 @@ class Streamed(Source):
             yield from ahead
 
     def parts(self, name: str, batch_size: int) -> Iterator[Part]:
-        """Images, and none of them as a position."""
+        """Images and labels, without positions."""
         sharding = split(self._mesh)
         for images, mask in self._stream.evaluation_batches(
             name, batch_size, **self._reader
