@@ -417,14 +417,14 @@ def test_the_miniature_has_the_layers_of_alexnet_in_its_manner(batch_norm):
     model = MODELS["miniature_alexnet"](
         10, patch_size=4, width=8, batch_norm=batch_norm
     )
-    variables = jax.jit(model.init)(KEY, normal(1, 28, 28, 1))
+    variables = jax.jit(model.init)(KEY, normal(1, 32, 32, 1))
     params = variables["params"]
-    # 28 pixels are 7 patches; maxima leave 3 and then 1 of them, with 32 channels.
+    # 32 pixels are 8 patches; maxima leave 4 and then 2 a side, with 32 channels.
     assert {name: layer["kernel"].shape for name, layer in params.items()} == {
         "conv1": (4, 4, 1, 8),
         "conv2": (3, 3, 8, 16),
         "conv3": (3, 3, 16, 32),
-        "fc4": (32, 64),
+        "fc4": (2 * 2 * 32, 64),
         "fc5": (64, 10),
     }
     for layer in params.values():
@@ -433,7 +433,7 @@ def test_the_miniature_has_the_layers_of_alexnet_in_its_manner(batch_norm):
         np.testing.assert_allclose(layer["kernel"].var() * fan_in, 2, rtol=0.25)
     # Normalization has statistics and, as in AlexNet-BN, no parameters.
     assert ("batch_stats" in variables) == batch_norm
-    images = normal(64, 28, 28, 1, seed=1)
+    images = normal(64, 32, 32, 1, seed=1)
     logits, updated = jax.jit(model.apply)(variables, images, KEY)
     assert logits.shape == (64, 10)
     if batch_norm:
