@@ -13,7 +13,7 @@ import math
 
 from ml_collections import config_dict
 
-from configs import optimizers
+from configs import models, optimizers
 from configs.run import run_config
 
 TRAIN_IMAGES = 45_000
@@ -25,12 +25,7 @@ def get_config() -> config_dict.ConfigDict:
     steps_per_epoch = TRAIN_IMAGES // BATCH_SIZE
     return run_config(
         dataset="cifar10",
-        model={
-            "name": "resnet",
-            "depth": 18,
-            "zero_init_last_scale": True,
-            "compute_dtype": "bfloat16",
-        },
+        model={**models.RESNET50, "depth": 18},
         num_steps=100 * steps_per_epoch,
         batch_size=BATCH_SIZE,
         schedule=optimizers.warmed_up(5 * steps_per_epoch),

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from configs import models, optimizers
 from configs.run import run_config
-from experiments.names import check_name
+from experiments.checks import check_name
 
 
 def get_config(optimizer: str = "module") -> config_dict.ConfigDict:

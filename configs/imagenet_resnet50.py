@@ -17,37 +17,25 @@ import math
 
 from ml_collections import config_dict
 
-from configs import optimizers
-from configs.run import run_config
+from configs import models, optimizers
+from configs.run import IMAGENET_IMAGES, imagenet_config
 
-TRAIN_IMAGES = 1_271_167
 BATCH_SIZE = 8192
 EPOCHS, WARMUP_EPOCHS = 90, 5
 
 
 def get_config() -> config_dict.ConfigDict:
     """Returns the configuration."""
-    steps_per_epoch = TRAIN_IMAGES // BATCH_SIZE
-    return run_config(
-        dataset="imagenet2012",
-        image_size=224,
-        data_workers=16,
-        model={
-            "name": "resnet",
-            "depth": 50,
-            "zero_init_last_scale": True,
-            "compute_dtype": "bfloat16",
-        },
-        num_steps=EPOCHS * TRAIN_IMAGES // BATCH_SIZE,
+    return imagenet_config(
         batch_size=BATCH_SIZE,
+        logs_per_epoch=5,
+        image_size=224,
+        model=models.RESNET50,
+        num_steps=EPOCHS * IMAGENET_IMAGES // BATCH_SIZE,
         microbatches=8,
         label_smoothing=0.1,
-        schedule=optimizers.warmed_up(WARMUP_EPOCHS * TRAIN_IMAGES // BATCH_SIZE),
+        schedule=optimizers.warmed_up(WARMUP_EPOCHS * IMAGENET_IMAGES // BATCH_SIZE),
         optimizer=optimizers.lars_with_decay(
             4 * math.sqrt(BATCH_SIZE / 512), weight_decay=1e-4
         ),
-        log_every=steps_per_epoch // 5,
-        evaluate_every=steps_per_epoch // 5 * 5,
-        checkpoint_every=steps_per_epoch // 5,
-        eval_batch_size=1024,
     )

@@ -23,3 +23,10 @@ SMALL_CNN: dict[str, Any] = {
     "convolutions_per_pool": 1,
     "widening": 2,
 }
+
+RESNET50: dict[str, Any] = {
+    "name": "resnet",
+    "depth": 50,
+    "zero_init_last_scale": True,
+    "compute_dtype": "bfloat16",
+}

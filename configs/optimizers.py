@@ -17,14 +17,19 @@ LINEAR: dict[str, Any] = {
 }
 
 
-def warmed_up(warmup_steps: int) -> dict[str, Any]:
-    """The paper's decay, begun after a warm-up from 0, as MLPerf has it."""
+def going_on(warmup_steps: int, warmup_start: float) -> dict[str, Any]:
+    """The paper's decay as the paper has it: it goes on from under the warm-up."""
     return {
         "decay": "quadratic",
         "warmup_steps": warmup_steps,
-        "warmup_start": 0.0,
-        "restart_after_warmup": True,
+        "warmup_start": warmup_start,
+        "restart_after_warmup": False,
     }
+
+
+def warmed_up(warmup_steps: int) -> dict[str, Any]:
+    """The paper's decay, begun after a warm-up from 0, as MLPerf has it."""
+    return {**going_on(warmup_steps, 0.0), "restart_after_warmup": True}
 
 
 def lars_with_decay(learning_rate: float, weight_decay: float) -> dict[str, Any]:
@@ -37,16 +42,6 @@ def lars_with_decay(learning_rate: float, weight_decay: float) -> dict[str, Any]
             "weight_decay_mask": {"rank": (2, 4)},
         },
         "learning_rate": learning_rate,
-    }
-
-
-def going_on(warmup_steps: int, warmup_start: float) -> dict[str, Any]:
-    """The paper's decay as the paper has it: it goes on from under the warm-up."""
-    return {
-        "decay": "quadratic",
-        "warmup_steps": warmup_steps,
-        "warmup_start": warmup_start,
-        "restart_after_warmup": False,
     }
 
 

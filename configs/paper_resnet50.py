@@ -24,10 +24,9 @@ choices made here. A batch is worked on in parts of 256, for the memory of one d
 
 from ml_collections import config_dict
 
-from configs import optimizers
-from configs.run import run_config
+from configs import models, optimizers
+from configs.run import IMAGENET_IMAGES, imagenet_config
 
-TRAIN_IMAGES = 1_271_167
 EPOCHS, WARMUP_EPOCHS = 90, 5
 PART = 256  # images
 
@@ -58,27 +57,16 @@ def get_config(run: str = "16384,meant") -> config_dict.ConfigDict:
             f"{'; '.join(sorted(known))}, got {size!r} and {whose!r}."
         )
     name, batch_size, learning_rate = known[run]
-    steps_per_epoch = TRAIN_IMAGES // batch_size
     warmup_epochs = WARMUP_EPOCHS if batch_size > 256 else 0
-    return run_config(
-        dataset="imagenet2012",
-        image_size=224,
-        data_workers=16,
-        model={
-            "name": "resnet",
-            "depth": 50,
-            "zero_init_last_scale": False,
-            "compute_dtype": "bfloat16",
-        },
-        num_steps=EPOCHS * TRAIN_IMAGES // batch_size,
+    return imagenet_config(
         batch_size=batch_size,
+        logs_per_epoch=5,
+        image_size=224,
+        model={**models.RESNET50, "zero_init_last_scale": False},
+        num_steps=EPOCHS * IMAGENET_IMAGES // batch_size,
         microbatches=batch_size // PART,
         schedule=optimizers.going_on(
-            warmup_epochs * TRAIN_IMAGES // batch_size, warmup_start=0.0
+            warmup_epochs * IMAGENET_IMAGES // batch_size, warmup_start=0.0
         ),
         optimizer=optimizers.of_the_paper(name, learning_rate, weight_decay=1e-4),
-        log_every=steps_per_epoch // 5,
-        evaluate_every=steps_per_epoch // 5 * 5,
-        checkpoint_every=steps_per_epoch // 5,
-        eval_batch_size=1024,
     )

@@ -28,3 +28,24 @@ def run_config(**settings: Any) -> config_dict.ConfigDict:
     with config.unlocked():
         config.update(settings)
     return config
+
+
+IMAGENET_IMAGES = 1_271_167
+"""The training images of ImageNet, without the 10,000 that are for validation."""
+
+
+def imagenet_config(
+    *, batch_size: int, logs_per_epoch: int, **settings: Any
+) -> config_dict.ConfigDict:
+    """A single run on ImageNet, whose images are streamed."""
+    log_every = IMAGENET_IMAGES // batch_size // logs_per_epoch
+    return run_config(
+        dataset="imagenet2012",
+        data_workers=16,
+        batch_size=batch_size,
+        log_every=log_every,
+        evaluate_every=log_every * logs_per_epoch,
+        checkpoint_every=log_every,
+        eval_batch_size=1024,
+        **settings,
+    )

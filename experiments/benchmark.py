@@ -7,10 +7,7 @@ place of those of an earlier run, and prints the table. ``--trees=resnet50,vmap`
 measures some of the trees, ``--quick`` small ones, ``--rounds`` less or more often.
 """
 
-import contextlib
 import sys
-import time
-from collections.abc import Iterator
 
 import jax
 import pandas as pd
@@ -18,10 +15,9 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import results
+from experiments.checks import check_count, check_name, check_positive
 from experiments.cli import command
-from experiments.names import check_name
 from experiments.speed import step_cost as benchmark
-from experiments.training.setup import check_count, check_positive
 
 TREES = flags.DEFINE_list("trees", None, "Which trees, such as resnet50,vmap.")
 ROUNDS = flags.DEFINE_integer("rounds", 30, "How often each optimizer is timed.")
@@ -46,36 +42,26 @@ def main(workdir: str) -> None:
 
     # What is compiled is to be timed, not to be found from an earlier run.
     jax.config.update("jax_enable_compilation_cache", False)
-    file = folder / "benchmark.csv"
-    for earlier in (file, folder / "provenance.json"):
-        earlier.unlink(missing_ok=True)
-    session = results.Session(folder)
-    started = time.monotonic()
     tables = []
     parts = sum(benchmark.num_parts(cases[name], ROUNDS.value) for name in names)
-    try:
-        with tqdm(
+    with (
+        results.measured_anew(folder, "benchmark") as file,
+        tqdm(
             total=parts,
             unit="part",
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 10,
-        ) as bar:
+        ) as bar,
+    ):
 
-            @contextlib.contextmanager
-            def doing(what: str) -> Iterator[None]:
-                if not bar.desc.startswith(what):
-                    bar.set_description(what)
-                yield
-                bar.update()
+        def begin(part: str) -> None:
+            bar.set_description(part, refresh=not bar.desc.startswith(part))
+            bar.update()
 
-            for name in names:
-                case = cases[name]
-                tables.append(
-                    benchmark.measure(name, case, ROUNDS.value, SECONDS.value, doing)
-                )
-                results.write_table(file, pd.concat(tables))
-    finally:
-        session.record(seconds=round(time.monotonic() - started, 1))
+        for name in names:
+            times = ROUNDS.value, SECONDS.value
+            tables.append(benchmark.measure(name, cases[name], *times, begin))
+            results.write_table(file, pd.concat(tables))
     print(benchmark.markdown(pd.concat(tables)))
     print(f"\nAll columns: {file}")
 

@@ -28,8 +28,8 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import data as datasets, results
+from experiments.checks import check_name
 from experiments.cli import command
-from experiments.names import check_name
 from experiments.results import pages
 from experiments.studies import Item, Settings, book, paper, rescue
 from experiments.training.devices import use_every_core
@@ -40,9 +40,7 @@ STUDIES = {"paper": paper, "book": book, "rescue": rescue}
 SOURCES: dict[str, Mapping[str, Item]] = {
     name: study.ITEMS for name, study in STUDIES.items()
 }
-ITEMS: dict[str, Item] = {
-    name: item for items in SOURCES.values() for name, item in items.items()
-}
+ITEMS: dict[str, Item] = {**paper.ITEMS, **book.ITEMS, **rescue.ITEMS}
 GROUPS: dict[str, Mapping[str, Item]] = {
     "paper": paper.ITEMS,
     "book": book.ITEMS,
@@ -142,8 +140,7 @@ def take_published(name: str, folder: Path, settings: Settings) -> None:
     whole = pd.concat([kept, *new], ignore_index=True)
     results.write_table(folder / "results.csv", whole)
     sessions = [*results.sessions_of(folder), *results.sessions_of(published)]
-    provenance = json.dumps(sessions, indent=2) + "\n"
-    results.write_whole(folder / "provenance.json", provenance)
+    results.write_json(folder / "provenance.json", sessions)
     print(f"{name}: results of {published}; --recompute computes them anew.")
 
 
@@ -154,12 +151,7 @@ def held_table(name: str, folder: Path, settings: Settings) -> pd.DataFrame:
 
 
 def table_in(file: Path, name: str, settings: Settings) -> pd.DataFrame:
-    """Reads the table of an item.
-
-    Raises:
-        ValueError: if the table is damaged, as `results.read_table` says, or a part has
-            not the rows that it had.
-    """
+    """Reads the table of an item; ValueError if one of its parts has lost rows."""
     table = results.read_table(file, names=_keys(name, settings))
     for key, rows in by_cell(table, name, settings).items():
         # Tables of earlier code do not say how many rows a part has.
@@ -205,19 +197,17 @@ def computed(
     left = [cell for cell in cells if tuple(cell.values()) not in held]
     if left:
         session = results.Session(folder, parts_before=len(held))
-        started, done = time.monotonic(), len(cells) - len(left)
-        new: list[pd.DataFrame] = []
+        done, new = len(cells) - len(left), []
 
         def save() -> None:
             results.write_table(file, pd.concat([kept, *new], ignore_index=True))
 
+        saved = time.monotonic()
         try:
-            saved = started
             try:
                 for cell, rows in _measured(name, left, len(cells), settings):
                     new.append(rows)
                     held[tuple(cell.values())] = rows
-                    done += 1
                     if time.monotonic() > saved + SECONDS_BETWEEN_SAVES:
                         save()
                         saved = time.monotonic()
@@ -227,15 +217,13 @@ def computed(
                     save()
         except KeyboardInterrupt:
             print(
-                f"{done} of {len(cells)} parts are in {file}; the same command "
-                "continues from there.",
+                f"{done + len(new)} of {len(cells)} parts are in {file}; the same "
+                "command continues from there.",
                 file=sys.stderr,
             )
             raise
         finally:
-            session.record(
-                parts_after=len(held), seconds=round(time.monotonic() - started, 1)
-            )
+            session.record(parts_after=len(held))
     parts = [held[tuple(cell.values())] for cell in cells]
     # Columns that only other items of a shared table have are not this one's.
     return pd.concat(parts, ignore_index=True).dropna(axis="columns", how="all")
@@ -245,12 +233,9 @@ def _measured(
     name: str, left: Sequence[Mapping[str, Any]], total: int, settings: Settings
 ) -> Iterator[tuple[Mapping[str, Any], pd.DataFrame]]:
     """Computes parts, with progress; each row says how long its part took."""
+    done = total - len(left)
     with tqdm(
-        desc=name,
-        total=total,
-        initial=total - len(left),
-        unit="part",
-        dynamic_ncols=True,
+        desc=name, total=total, initial=done, unit="part", dynamic_ncols=True
     ) as bar:
         for cell in left:
             bar.set_postfix_str(", ".join(str(value) for value in cell.values()))
@@ -275,11 +260,7 @@ def settings_of(name: str, quick: bool) -> dict[str, Any]:
 
 
 def chosen(names: Sequence[str] | None) -> list[str]:
-    """The items that are asked for.
-
-    Raises:
-        ValueError: for a name that there is not.
-    """
+    """The items that are asked for; ValueError for a name that there is not."""
     known = [*GROUPS, *ITEMS]
     if not names:
         raise ValueError(
@@ -302,13 +283,8 @@ def kept_place(workdir: str, name: str) -> Path:
 
 def _in_float64(rows: pd.DataFrame) -> pd.DataFrame:
     """float32 numbers as the shortest decimals that give them, as a file has them."""
-    return rows.assign(
-        **{
-            name: rows[name].astype(str).astype(np.float64)
-            for name in rows.columns
-            if rows[name].dtype == np.float32
-        }
-    )
+    narrow = rows.select_dtypes(np.float32)
+    return rows.assign(**narrow.astype(str).astype(np.float64))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ what the pages say, and a test compares the two.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,11 @@ PAGES = (
 RUNS = ("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn")
 
 
-def _files_of(item: str) -> tuple[str, ...]:
-    return ("config.json", f"{item}.csv", "provenance.json", f"{item}.png")
-
-
 KEPT = {  # of results/NAME, in docs/FOLDER
-    "benchmark": ("benchmark", ("benchmark.csv", "provenance.json")),
-    "throughput": ("throughput", ("throughput.csv", "provenance.json")),
+    **{
+        name: (name, (f"{name}.csv", "provenance.json"))
+        for name in ("benchmark", "throughput")
+    },
     **{
         f"runs/{name}": (
             f"runs/{name}",
@@ -55,12 +53,11 @@ KEPT = {  # of results/NAME, in docs/FOLDER
         )
         for name in RUNS
     },
-    # What `make rescue` has made, and the figures of each study.
-    "rescue": ("rescue/rescue", _files_of("rescue")),
     **{
-        f"figures/{name}": (
+        # `make rescue` has a place of its own.
+        "rescue" if name == "rescue" else f"figures/{name}": (
             f"{source}/{name}",
-            _files_of(name),
+            ("config.json", f"{name}.csv", "provenance.json", f"{name}.png"),
         )
         for source, items in SOURCES.items()
         for name in items
@@ -102,29 +99,29 @@ def check_files(folder: Path, files: Sequence[str]) -> None:
 
 def all_blocks() -> dict[str, str]:
     """What the pages mark places for."""
-    measured = {
-        name: (DOCS / name, module.markdown)
-        for name, module in (("benchmark", benchmark), ("throughput", throughput))
-    }
-    return {
-        **{
-            mark: text
-            for name, (folder, markdown) in measured.items()
-            if folder.exists()
-            for mark, text in benchmark.blocks(name, folder, markdown).items()
-        },
-        "variants": markdown(variants_table()),
-        **runs_blocks(),
-        **{
-            mark: text
-            for source in SOURCES
-            if (DOCS / source).exists()
-            for mark, text in figure_blocks(source).items()
-        },
-        **(map_blocks() if is_finished("rescue", "rescue_map") else {}),
-        **(cost_blocks() if is_finished("rescue", "rescue_cost") else {}),
-        **(small_blocks() if is_finished("rescue", "rescue") else {}),
-    }
+    blocks = {"variants": markdown(variants_table()), **runs_blocks()}
+    for module, name in ((benchmark, "benchmark"), (throughput, "throughput")):
+        if (DOCS / name).exists():
+            table = results.read_table(DOCS / name / f"{name}.csv")
+            blocks[name] = module.markdown(table)
+            (session,) = sessions = results.sessions_of(DOCS / name)
+            blocks[f"{name}-provenance"] = pages.provenance(
+                f"One run of {session['seconds']:.0f} seconds", sessions
+            )
+    for source in SOURCES:
+        if (DOCS / source).exists():
+            blocks |= figure_blocks(source)
+    if is_finished("rescue", "rescue_map"):
+        blocks |= map_blocks()
+    if is_finished("rescue", "rescue_cost"):
+        costs = cost_table(*kept_figure("rescue", "rescue_cost"))
+        blocks["map-cost"] = markdown(costs)
+    if is_finished("rescue", "rescue"):
+        overview = figures.ITEMS["rescue"].overview
+        assert overview is not None
+        small = overview(*kept_figure("rescue", "rescue"))
+        blocks["small-overview"] = markdown(small)
+    return blocks
 
 
 def figure_blocks(source: str) -> dict[str, str]:
@@ -137,16 +134,12 @@ def figure_blocks(source: str) -> dict[str, str]:
         sessions = results.sessions_of(DOCS / source / name)
         parts = len(table[list(item.cells(settings)[0])].drop_duplicates())
         seconds = figures.seconds_of(name, table, settings)
-        made = provenance(parts, sessions, seconds, "part(s)")
-        entries.append(
-            Entry(
-                name,
-                item,
-                item.claims(table, settings),
-                f"`python -m experiments.figures --figure={name} "
-                f"--recompute --workdir=results/figures`: {made}",
-            )
+        made = pages.provenance(
+            f"`python -m experiments.figures --figure={name} --recompute "
+            f"--workdir=results/figures`: {parts} part(s) in {seconds:.0f} seconds",
+            sessions,
         )
+        entries.append(Entry(name, item, item.claims(table, settings), made))
     return {
         f"{source}-overview": page.overview(entries),
         f"{source}-items": "\n\n".join(page.section_of(e, source) for e in entries),
@@ -173,30 +166,20 @@ def map_blocks() -> dict[str, str]:
     )
     mended = [name for name in counts.index if arms[name]["initialization"] != "scaled"]
     some = ", ".join(f"{x:g}" for x in scales_of(settings, str(mended[0])))
-    rows = counts.loc[mended]
+    mended_table = pd.DataFrame(
+        {
+            "optimizer, and what is done to its start": arms[str(name)]["label"],
+            f"of the starts from {some}": coverage.interval(row, "all_best"),
+            "with one rate for all": coverage.interval(row, "all_one"),
+            "that rate": f"{row['one_rate']:g}",
+        }
+        for name, row in counts.loc[mended].iterrows()
+    )
     standards = coverage.standards(runs, reference)
     return {
         "map-coverage": markdown(whole(table, settings)),
         "map-short": markdown(short.iloc[:, :3]),
-        "map-mended": markdown(
-            pd.DataFrame(
-                {
-                    "optimizer, and what is done to its start": [
-                        arms[str(name)]["label"] for name in mended
-                    ],
-                    **{
-                        heading: [
-                            coverage.interval(row, column) for _, row in rows.iterrows()
-                        ]
-                        for heading, column in (
-                            (f"of the starts from {some}", "all_best"),
-                            ("with one rate for all", "all_one"),
-                        )
-                    },
-                    "that rate": [f"{rate:g}" for rate in rows["one_rate"]],
-                }
-            )
-        ),
+        "map-mended": markdown(mended_table),
         "map-rates": markdown(coverage.search_space_table(arms)),
         "map-standards": (
             "Rescued means a median test accuracy over "
@@ -207,18 +190,6 @@ def map_blocks() -> dict[str, str]:
             f"{min(settings['depths'])} layers."
         ),
     }
-
-
-def cost_blocks() -> dict[str, str]:
-    """What a step of each optimizer of the rescue map costs."""
-    return {"map-cost": markdown(cost_table(*kept_figure("rescue", "rescue_cost")))}
-
-
-def small_blocks() -> dict[str, str]:
-    """The table of the small rescue map."""
-    overview = SOURCES["rescue"]["rescue"].overview
-    assert overview is not None
-    return {"small-overview": markdown(overview(*kept_figure("rescue", "rescue")))}
 
 
 def is_finished(source: str, name: str) -> bool:
@@ -280,55 +251,11 @@ def runs_blocks() -> dict[str, str]:
         )
     return {
         "runs": markdown(pd.DataFrame(rows)),
-        "runs-provenance": provenance(len(rows), sessions),
+        "runs-provenance": pages.provenance(
+            f"{len(rows)} runs in {sum(s['seconds'] for s in sessions):.0f} seconds",
+            sessions,
+        ),
     }
-
-
-def provenance(
-    runs: int,
-    sessions: list[dict[str, Any]],
-    seconds: float | None = None,
-    noun: str = "runs",
-) -> str:
-    """One sentence of all the sessions that made a table.
-
-    Args:
-        runs: how many runs, or parts, it has.
-        sessions: the sessions.
-        seconds: how long it took; None if it is what the sessions took.
-        noun: what they are.
-
-    Raises:
-        ValueError: if a session's code is not known: results that no commit can give
-            again are not published.
-    """
-    for session in sessions:
-        if session["commit"] is None or session["uncommitted_changes"]:
-            raise ValueError(
-                f"the session of {session['started']} ran on code that is in no "
-                "commit: commit, delete the results and make them again."
-            )
-
-    def all_of(describe: Callable[[dict[str, Any]], str]) -> str:
-        return " and ".join(dict.fromkeys(map(describe, sessions)))
-
-    devices = all_of(
-        lambda s: (
-            f"{s['device']['count']} {s['device']['platform']} device(s), "
-            f"{s['device']['kind']}"
-        )
-    )
-    if seconds is None:
-        seconds = sum(s["seconds"] for s in sessions)
-    versions = all_of(lambda s: ", ".join(f"{k} {v}" for k, v in s["versions"].items()))
-    noted = [s for s in sessions if "note" in s]  # added by whoever ran it
-    notes = "".join(
-        dict.fromkeys(f" Commit {s['commit'][:10]}: {s['note']}." for s in noted)
-    )
-    return (
-        f"{runs} {noun} in {seconds:.0f} seconds on "
-        f"{devices}; {versions}; commit {all_of(lambda s: s['commit'][:10])}.{notes}"
-    )
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ For an accelerator, there are ``--configs=imagenet_resnet50,cifar10_resnet18``; 
 images stand for those of ImageNet.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from typing import IO, Any, NamedTuple
 
 import pandas as pd
@@ -23,11 +23,10 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import results
+from experiments.checks import check_count, check_name, check_positive
 from experiments.cli import command
-from experiments.names import check_name
 from experiments.speed import throughput
 from experiments.speed.timed import JOBS
-from experiments.training.setup import check_count, check_positive
 
 CONFIGS = flags.DEFINE_list(
     "configs",
@@ -92,44 +91,40 @@ def main(workdir: str) -> None:
         settings["seconds"], settings["sweep"] = SECONDS.value, SWEEP.value
         folder = results.claim(workdir, settings, files=["throughput.csv"])
 
-    file = folder / "throughput.csv"
-    for earlier in (file, folder / "provenance.json"):
-        earlier.unlink(missing_ok=True)
-    session, started = results.Session(folder), time.monotonic()
     jobs = dict.fromkeys(CONFIGS.value, "run")
     jobs[throughput.PRODUCT] = throughput.PRODUCT
     if SWEEP.value:
         jobs |= {what: what for what in JOBS if what != "run"}
     workers: dict[str, Worker] = {}
-    try:
-        with tqdm(
+    rounds: list[dict[tuple[str, str], float]] = []
+    with (
+        results.measured_anew(folder, "throughput") as file,
+        contextlib.ExitStack() as stack,
+        tqdm(
             total=len(jobs) + ROUNDS.value,
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 10,
-        ) as bar:
-            for what, job in jobs.items():
-                bar.set_description(f"compiling: {what}")
-                worker = Worker.start(job, f"{what}:{SECONDS.value}")
-                if isinstance(worker, str):
-                    tqdm.write(f"{what} is left out: {worker}", file=sys.stderr)
-                else:
-                    workers[what] = worker
-                bar.update()
-            rounds = []
-            for _ in range(ROUNDS.value):
-                bar.set_description("timing")
-                rounds.append(
-                    {
-                        (what, quantity): value
-                        for what, worker in workers.items()
-                        for quantity, value in worker.measure().items()
-                    }
-                )
-                bar.update()
-    finally:
-        for worker in workers.values():
-            worker.process.kill()
-        session.record(seconds=round(time.monotonic() - started, 1))
+        ) as bar,
+    ):
+        for what, job in jobs.items():
+            bar.set_description(f"compiling: {what}")
+            worker = Worker.start(job, f"{what}:{SECONDS.value}")
+            if isinstance(worker, str):
+                tqdm.write(f"{what} is left out: {worker}", file=sys.stderr)
+            else:
+                workers[what] = worker
+                stack.callback(worker.process.kill)
+            bar.update()
+        for _ in range(ROUNDS.value):
+            bar.set_description("timing")
+            rounds.append(
+                {
+                    (what, quantity): value
+                    for what, worker in workers.items()
+                    for quantity, value in worker.measure().items()
+                }
+            )
+            bar.update()
     table = throughput.summary(
         pd.DataFrame(rounds),
         {

@@ -15,7 +15,6 @@ they are told.
 """
 
 import contextlib
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -67,34 +66,22 @@ def main(config: command.Config, workdir: str) -> None:
 def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
     """Makes the steps that are left, and returns the last metrics."""
     run, source, compiled = plan.run, plan.source, plan.compiled
-    started = time.monotonic()
-    with (
-        Interruption() as interruption,
-        contextlib.ExitStack() as stack,
-    ):
+    with Interruption() as interruption, contextlib.ExitStack() as stack:
         with command.reported_errors():
             checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints"))
             restored = checkpoints.restore_newest(compiled.like)
             if restored is not None:
-                steps = logged_steps(config, *restored)
-                hosts.first(lambda: check_lines(folder, steps), None)
+                logged = logged_steps(config, *restored)
+                hosts.first(lambda: check_lines(folder, logged), None)
             step, progress = restored or (0, compiled.init(run, source.data))
             writer = MetricsWriter(folder, step)
             stack.callback(writer.close)
-            session = results.Session(folder, first_step=step, seconds=0.0)
+            session = results.Session(folder, first_step=step)
         display = Display(config.num_steps, step, config.batch_size)
         stack.callback(display.close)
-        batches = stack.enter_context(
-            contextlib.closing(
-                source.batches(
-                    config.seed,
-                    config.batch_size,
-                    step,
-                    config.num_steps,
-                    config.steps_per_call,
-                )
-            )
-        )
+        steps = range(step, config.num_steps, config.steps_per_call)
+        batches = source.batches(config.seed, config.batch_size, steps)
+        stack.enter_context(contextlib.closing(batches))
 
         for batch in batches:
             progress, seen = compiled.advance(progress, run, source.data, batch)
@@ -113,7 +100,7 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
                     line |= compiled.evaluate(progress, source, "validation")
                 writer.write(line, speed)
                 display.show(line, speed)
-                session.record(seconds=round(time.monotonic() - started, 1))
+                session.record()
 
             stops = interruption.is_requested(hosts_meet=step % config.log_every == 0)
             if step % config.checkpoint_every == 0 or is_last or stops:
@@ -138,7 +125,7 @@ def train(config: command.Config, plan: Plan, folder: Path) -> dict[str, Any]:
         writer.write(last, {})
         writer.sync()
         display.close()
-        session.record(seconds=round(time.monotonic() - started, 1))
+        session.record()
     return last
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 LEVELS = (
-    ("experiments.names", "lars"),
+    ("experiments.checks", "lars"),
     ("configs",),
     ("experiments.data", "experiments.networks", "experiments.results"),
     ("experiments.training",),

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from experiments.names import did_you_mean
+from experiments.checks import did_you_mean
 
 Config = Any
 """A `ConfigDict`. Type checkers know too little of its attributes to be told so."""
@@ -53,16 +53,13 @@ def run(
 
 
 def run_measurement(main: Callable[[str], None]) -> None:
-    """Parses the flags of a command without a configuration; calls ``main(workdir)``.
-
-    It ends as in `run`.
-    """
+    """Calls ``main(workdir)`` of a command without a configuration, as `run` does."""
     flags.mark_flag_as_required("workdir")
     _run(lambda _: main(_workdir()), _parse)
 
 
 def run_bare(main: Callable[[list[str]], None]) -> None:
-    """Calls ``main`` of a command that has no flags. It ends as in `run`."""
+    """Calls ``main`` of a command that has no flags, as `run` does."""
     _run(main, _parse)
 
 
@@ -124,7 +121,10 @@ def whole_command() -> Iterator[None]:
         print("Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     finally:
-        _drop_what_cannot_be_printed()
+        try:
+            sys.stdout.flush()
+        except OSError:  # else Python would print a traceback when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(
@@ -207,11 +207,3 @@ def _stop_at_config(name: str, problem: str) -> NoReturn:
 
 def _without_help(error: Exception) -> str:
     return re.sub(r"Pass --help\S* .*", "", str(error)).strip()
-
-
-def _drop_what_cannot_be_printed() -> None:
-    """Without this Python would print a traceback when it ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

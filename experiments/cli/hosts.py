@@ -22,12 +22,7 @@ T = TypeVar("T")
 
 
 def connect() -> None:
-    """Joins the other hosts if the flags say that there are any.
-
-    Raises:
-        ValueError: if some of the flags that tell the hosts of each other are missing,
-            or the cluster does not tell.
-    """
+    """Joins the other hosts if the flags say that there are any."""
     told = {
         "coordinator_address": COORDINATOR.value,
         "num_processes": NUM_PROCESSES.value,
@@ -66,12 +61,7 @@ def together(do: Callable[[], T]) -> T:
 
 
 def first(do: Callable[[], T], otherwise: T) -> T:
-    """What the first host does for all of them.
-
-    Args:
-        do: called on the first host only.
-        otherwise: what the others get.
-    """
+    """What the first host does for all of them, and what the others get instead."""
     return together(lambda: otherwise if jax.process_index() else do())
 
 

@@ -4,7 +4,7 @@ import collections
 import signal
 import sys
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn, Self
 
 import jax
@@ -91,21 +91,14 @@ class Interruption:
         }
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
     def is_requested(self, hosts_meet: bool) -> bool:
         """Whether the run should stop now.
 
-        Args:
-            hosts_meet: whether the hosts, if there are many, wait for each other here
-                anyway; elsewhere they do not ask each other.
+        Many hosts ask each other only where they wait for each other anyway.
         """
         if jax.process_count() > 1 and not hosts_meet:
             return False

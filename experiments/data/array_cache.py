@@ -29,16 +29,12 @@ def cached(builder: Any, split: str, decode: Callable[[], Arrays]) -> Arrays:
     A damaged file is made again, and where nothing can be written nothing is kept;
     stderr says so.
 
-    Args:
-        builder: of the prepared set. What identifies it on disk identifies the arrays:
-            its description, and the sizes and times of its files.
-        split: a split that the set has.
-        decode: makes the arrays. Images are uint8.
-
-    Returns:
-        What `decode` returns.
+    What identifies the prepared set of `builder` on disk identifies the arrays: its
+    description, and the sizes and times of its files. Images are uint8.
     """
-    file = _cache_folder() / builder.info.full_name / _file_name(builder, split)
+    place = os.environ.get("LARS_CACHE_DIR") or "~/.cache/lars/arrays"
+    folder = Path(os.path.expanduser(place)) / builder.info.full_name
+    file = folder / _file_name(builder, split)
     count = builder.info.splits[split].num_examples
     try:
         return _read(file, (count, *builder.info.features["image"].shape))
@@ -55,11 +51,6 @@ def cached(builder: Any, split: str, decode: Callable[[], Arrays]) -> Arrays:
             "LARS_CACHE_DIR to a folder that can be written."
         )
     return arrays
-
-
-def _cache_folder() -> Path:
-    place = os.environ.get("LARS_CACHE_DIR") or "~/.cache/lars/arrays"
-    return Path(os.path.expanduser(place))
 
 
 def _file_name(builder: Any, split: str) -> str:

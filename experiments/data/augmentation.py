@@ -20,14 +20,7 @@ def augment(key: jax.Array, images: jax.Array, augmentation: Augmentation) -> ja
     and flips for CIFAR-10. What is drawn for an image depends on the key and on its
     place in the batch, and not on the number of devices that share the batch.
 
-    Args:
-        key: PRNG key.
-        images: [B, H, W, C], standardised, so that the padding, which is zero, is the
-            mean pixel.
-        augmentation: what may happen.
-
-    Returns:
-        Images of the same shape and dtype.
+    Images [B, H, W, C] are standardised: the padding, which is zero, is the mean pixel.
     """
     count, height, width, _ = images.shape
     crop_key, flip_key = jax.random.split(key)

@@ -1,7 +1,6 @@
 """From a data set's name to arrays on the device."""
 
 import functools
-import io
 import os
 import sys
 from typing import Any, NamedTuple
@@ -49,13 +48,8 @@ class Data(NamedTuple):
 def standardise(images: jax.Array, mean: jax.Array, deviation: jax.Array) -> jax.Array:
     """Gives the channels of the training images mean 0 and standard deviation 1.
 
-    Args:
-        images: [..., H, W, C], of bytes or numbers.
-        mean: [C], as in `Data`. Mean 0 and deviation 1 leave numbers as they are.
-        deviation: [C], as in `Data`.
-
-    Returns:
-        float32 array of the same shape.
+    From images [..., H, W, C] of bytes or numbers to float32 ones. Mean 0 and deviation
+    1 leave numbers as they are.
     """
     channels = (1,) * (jnp.ndim(images) - 1) + (-1,)
     mean = jnp.reshape(mean, channels)
@@ -85,7 +79,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Data:
 
     Raises:
         ValueError: for an unknown name, or a set that is not one of images of one size
-            with a class each.
+            with a class each, or cannot be read.
         FileNotFoundError: if the set is not prepared; the message says how it is.
         OSError: if the place of the digits cannot be written.
     """
@@ -97,7 +91,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Data:
             "width and number of channels makes an array. experiments.data.stream "
             "reads images of all sizes."
         )
-    has_files = _has_files(builder)
+    has_files = prepared.has_files(builder)
     read = _bytes_of if has_files else _numbers_of
     with prepared.readable(builder.info.full_name, builder.data_path):
         spans = prepared.spans(builder)
@@ -121,24 +115,12 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Data:
             for part, arrays in parts.items()
         }
         mean, deviation = np.zeros(shape[-1]), np.ones(shape[-1])
-    dtype = jnp.uint8 if has_files else jnp.float32
+    dtypes = jnp.uint8 if has_files else jnp.float32, jnp.int32
     return Data(
-        **{
-            part: Split(
-                jnp.asarray(arrays.images, dtype), jnp.asarray(arrays.labels, jnp.int32)
-            )
-            for part, arrays in parts.items()
-        },
+        **{part: Split(*map(jnp.asarray, x, dtypes)) for part, x in parts.items()},
         mean=jnp.asarray(mean, jnp.float32),
         deviation=jnp.asarray(deviation, jnp.float32),
     )
-
-
-def _has_files(builder: Any) -> bool:
-    """Whether images are PNG or JPEG files, and not arrays of numbers."""
-    import tensorflow_datasets as tfds
-
-    return isinstance(builder.info.features["image"], tfds.features.Image)
 
 
 def _numbers_of(builder: Any, split: str) -> Arrays:
@@ -178,12 +160,10 @@ def _bytes_of(builder: Any, split: str) -> Arrays:
 
 
 def _pixels(file: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(file)) as image:
-            pixels = np.asarray(image.convert(_MODES[shape[-1]]))
-        return pixels.reshape(shape)
-    except Exception as error:  # Pillow raises many
-        raise ValueError(f"{where}: the image cannot be decoded ({error}).") from error
+    def read(image: Image.Image) -> np.ndarray:
+        return np.asarray(image.convert(_MODES[shape[-1]])).reshape(shape)
+
+    return prepared.decode(file, read, where)
 
 
 def _channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,11 +176,7 @@ def _channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sums, squares = sums.sum((0, 1)), squares.sum((0, 1))
     count = images[..., 0].size
     # Python's integers have no end: a difference of float64 could lose digits.
-    variances = np.array(
-        [
-            (count * int(square) - int(total) ** 2) / count**2
-            for total, square in zip(sums, squares, strict=True)
-        ]
-    )
+    exact = zip(map(int, sums), map(int, squares), strict=True)
+    variances = np.array([(count * s - m**2) / count**2 for m, s in exact])
     # A channel without variation has nothing to divide by.
     return sums / count, np.sqrt(np.where(variances > 0, variances, 1.0))

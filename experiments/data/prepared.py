@@ -10,14 +10,18 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from PIL import Image
 
 # tensorflow_datasets is imported where it is used: it takes a while.
 
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name, config and version
 _MAX_HELD_OUT = 10_000
+
+T = TypeVar("T")
 
 
 class Span(NamedTuple):
@@ -37,17 +41,10 @@ def find(name: str, data_dir: str | os.PathLike | None) -> Any:
         name: the name in TFDS, with ``/config`` and ``:version`` if wanted, or that of
             a folder with a prepared set of one's own. Without a version, the latest
             that is on disk.
-        data_dir: where prepared data is; None is TFDS's own place, the environment's
-            ``TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
+        data_dir: where prepared data is, as in `experiments.data.load`.
 
     Returns:
         A `tfds.core.DatasetBuilder`, whose examples have "image" and "label".
-
-    Raises:
-        ValueError: if there is no set of this name, or it is not one of images and
-            labels, or not in the format that can be read.
-        FileNotFoundError: if the set is not prepared; the message says how it is.
-        OSError: if the place of the digits cannot be written.
     """
     from tensorflow_datasets.core import file_adapters, read_only_builder, registered
 
@@ -78,12 +75,24 @@ def records(builder: Any, split: str) -> Any:
     """The examples of a split, by position; images that are files stay undecoded."""
     import tensorflow_datasets as tfds
 
-    is_file = isinstance(builder.info.features["image"], tfds.features.Image)
-    return builder.as_data_source(
-        split,
-        decoders={"image": tfds.decode.SkipDecoding()} if is_file else None,
-        file_format="array_record",
-    )
+    undecoded = {"image": tfds.decode.SkipDecoding()} if has_files(builder) else None
+    return builder.as_data_source(split, decoders=undecoded, file_format="array_record")
+
+
+def has_files(builder: Any) -> bool:
+    """Whether images are PNG or JPEG files, and not arrays of numbers."""
+    import tensorflow_datasets as tfds
+
+    return isinstance(builder.info.features["image"], tfds.features.Image)
+
+
+def decode(file: bytes, read: Callable[[Image.Image], T], where: str) -> T:
+    """Reads an image; a ValueError says where it is if it cannot be decoded."""
+    try:
+        with Image.open(io.BytesIO(file)) as image:
+            return read(image)
+    except Exception as error:  # Pillow raises many
+        raise ValueError(f"{where}: the image cannot be decoded ({error}).") from error
 
 
 @contextlib.contextmanager
@@ -118,11 +127,6 @@ def spans(builder: Any) -> dict[str, Span]:
     when it prepares, in an order that the version of the set fixes, so that this tenth
     is a random one and everywhere the same.
 
-    Returns:
-        A span for each of "train", "validation" and "test".
-
-    Raises:
-        ValueError: if the set has only one split.
     """
     sizes = {x: info.num_examples for x, info in builder.info.splits.items()}
     if not sizes:
@@ -139,14 +143,14 @@ def spans(builder: Any) -> dict[str, Span]:
             f"data set {builder.info.full_name!r} needs a train split, and a test or a "
             f"validation split with labels; it has {', '.join(sizes)}."
         )
-    num_train = sizes["train"]
     if {"validation", "test"} <= sizes.keys():
         return {x: Span(x, 0, sizes[x]) for x in ("train", "validation", "test")}
     reported = "test" if "test" in sizes else "validation"
-    first_held_out = num_train - min(-(-num_train // 10), _MAX_HELD_OUT)
+    count = sizes["train"]
+    first_held_out = count - min(-(-count // 10), _MAX_HELD_OUT)
     return {
         "train": Span("train", 0, first_held_out),
-        "validation": Span("train", first_held_out, num_train),
+        "validation": Span("train", first_held_out, count),
         "test": Span(reported, 0, sizes[reported]),
     }
 

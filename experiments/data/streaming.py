@@ -7,7 +7,6 @@ For sets whose images vary in size, or are too many to be held: ImageNet and the
 """
 
 import dataclasses
-import io
 import math
 import multiprocessing
 import multiprocessing.connection
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from experiments.checks import check_count, check_name
 from experiments.data import prepared
 from experiments.data.loading import Split
 
@@ -38,10 +38,13 @@ _ATTEMPTS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A data set on disk, read as batches of images of one size.
+    """A data set on disk, read as batches of images of one size, in numpy arrays.
 
-    Batches are numpy arrays. With more than one process each reads a part of every
-    batch; put one after the other, the parts are the batch that one process would read.
+    With more than one process each reads a part of every batch, that of its
+    `process_index`; put one after the other, the parts are the batch that one process
+    would read. `num_workers` processes read ahead for it; 0 is a thread of this one.
+    They import the main module, which must therefore guard its main program with
+    ``if __name__ == "__main__"``. A ``batch_size`` is that of all processes together.
     """
 
     name: str
@@ -74,23 +77,13 @@ class Stream:
         each other without a gap, so that a batch can hold the end of one and the
         beginning of the next. Everything random depends on the seed and the place in
         this sequence only: the batch of a step is the same for all numbers of processes
-        and workers, and wherever the iterator began.
-
-        Args:
-            seed: of the order, the crops and the flips.
-            batch_size: images in a batch, of all processes together.
-            first_step: the number of batches to leave out.
-            process_index: which part of each batch to read.
-            process_count: the number of parts.
-            num_workers: processes that read ahead; 0 is a thread of this one. They
-                import the main module, which must therefore guard its main program
-                with ``if __name__ == "__main__"``.
+        and workers, and wherever the iterator began, by leaving out `first_step`
+        batches.
 
         Returns:
             An iterator of images, uint8 [batch_size / process_count, S, S, 3], and
-            labels, int32. Its ``get_state()``, which JSON can hold, is for
-            ``set_state()`` of an iterator with the same arguments. ``close()`` ends the
-            workers, and so does dropping the iterator.
+            labels, int32. ``close()`` ends the workers, and so does dropping the
+            iterator.
 
         Raises:
             ValueError: for numbers that do not fit each other, or, from the iterator,
@@ -104,9 +97,8 @@ class Stream:
                 f"batch_size must be at most the {self.num_train} training images, "
                 f"got {batch_size}."
             )
-        for name, value in {"seed": seed, "first_step": first_step}.items():
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}.")
+        check_count("seed", seed, least=0)
+        check_count("first_step", first_step, least=0)
         batches = (
             grain.MapDataset.range(self.num_train)
             .seed(seed)
@@ -132,13 +124,6 @@ class Stream:
         The shorter side becomes 256/224 of the image size, of which the central square
         is taken.
 
-        Args:
-            split: "train", "validation" or "test".
-            batch_size: images in a batch, of all processes together.
-            process_index: which part of each batch to read.
-            process_count: the number of parts.
-            num_workers: as in `train_batches`.
-
         Returns:
             An iterator of images and labels as in `train_batches`, each with a mask,
             bool [batch_size / process_count], which is false for the black images that
@@ -150,42 +135,26 @@ class Stream:
         import grain
 
         part_size = _part_size(batch_size, process_index, process_count, num_workers)
-        if split not in self._records:
-            raise ValueError(
-                f"split must be one of {', '.join(self._records)}, got {split!r}."
-            )
+        check_name("split", split, self._records)
         num_batches = -(-self.sizes[split] // batch_size)
         batches = (
             grain.MapDataset.range(num_batches * batch_size)
             .map(_EvaluationImage(self._records[split], self.image_size))
             .batch(part_size, drop_remainder=True)
         )
-        mine = batches[process_index::process_count]
-        return _read_ahead(mine, num_workers)
+        return _read_ahead(batches[process_index::process_count], num_workers)
 
 
 def stream(name: str, image_size: int, data_dir: str | None = None) -> Stream:
     """Opens a data set of images of any size.
 
-    Validation images are chosen as in `experiments.data.load`: of ImageNet, whose own
-    validation images are the test set here, the last 10,000 training images.
-
-    Args:
-        name: the name in tensorflow-datasets, such as ``imagenet2012``, or that of a
-            prepared set of one's own. The images must be files (JPEG or PNG).
-        image_size: height and width of the images in the batches.
-        data_dir: where prepared data is, as in `experiments.data.load`.
-
-    Raises:
-        ValueError, FileNotFoundError: as `experiments.data.load`.
+    Names, places, errors and validation images are those of `experiments.data.load`: of
+    ImageNet, whose own validation images are the test set here, the last 10,000
+    training images are for validation. The images must be files (JPEG or PNG).
     """
-    import tensorflow_datasets as tfds
-
-    if not image_size >= 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size!r}.")
+    check_count("image_size", image_size)
     builder = prepared.find(name, data_dir)
-    features = builder.info.features
-    if not isinstance(features["image"], tfds.features.Image):
+    if not prepared.has_files(builder):
         raise ValueError(
             f"the images of data set {name!r} are numbers and not files, which are not "
             "streamed; experiments.data.load reads them."
@@ -198,7 +167,7 @@ def stream(name: str, image_size: int, data_dir: str | None = None) -> Stream:
     return Stream(
         name=name,
         image_size=image_size,
-        num_classes=features["label"].num_classes,
+        num_classes=builder.info.features["label"].num_classes,
         sizes={part: x.span.stop - x.span.first for part, x in records.items()},
         mean=np.array(MEAN, np.float32),
         deviation=np.array(DEVIATION, np.float32),
@@ -218,14 +187,9 @@ class _Records:
         """Decodes an image, as RGB, and gives its label."""
         index = self.span.first + position
         example = self.source[index]
-        try:
-            with Image.open(io.BytesIO(example["image"])) as image:
-                return image.convert("RGB"), np.int32(example["label"])
-        except Exception as error:  # Pillow raises many
-            raise ValueError(
-                f"data set {self.name!r}, split {self.span.split!r}, record {index}: "
-                f"the image cannot be decoded ({error})."
-            ) from error
+        where = f"data set {self.name!r}, split {self.span.split!r}, record {index}"
+        image = prepared.decode(example["image"], lambda x: x.convert("RGB"), where)
+        return image, np.int32(example["label"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,12 +219,11 @@ class _EvaluationImage:
     def __call__(self, position: int) -> tuple[Split, np.bool]:
         span = self.records.span
         is_real = np.bool(position < span.stop - span.first)
+        pixels = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        label = np.int32(0)
         if is_real:
             image, label = self.records.read(position)
             pixels = np.asarray(_centre(image, self.image_size))
-        else:
-            pixels = np.zeros((self.image_size, self.image_size, 3), np.uint8)
-            label = np.int32(0)
         return Split(pixels, label), is_real  # pyright: ignore[reportArgumentType]
 
 
@@ -311,13 +274,13 @@ def _part_size(
             f"process_index must be from 0 to {process_count - 1} with {process_count} "
             f"processes, got {process_index}."
         )
-    if batch_size < 1 or batch_size % process_count:
+    check_count("batch_size", batch_size)
+    if batch_size % process_count:
         raise ValueError(
-            "batch_size must be at least 1 and a multiple of the "
-            f"{process_count} processes, got {batch_size}."
+            f"batch_size must be a multiple of the {process_count} processes, got "
+            f"{batch_size}."
         )
-    if num_workers < 0:
-        raise ValueError(f"num_workers must not be negative, got {num_workers}.")
+    check_count("num_workers", num_workers, least=0)
     return batch_size // process_count
 
 

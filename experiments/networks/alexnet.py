@@ -1,18 +1,18 @@
 """AlexNet as the paper trains it, without and with batch normalization."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.checks import check_name
 from experiments.networks.convolution import convolve
 from experiments.networks.model import (
     ComputeDtype,
     Model,
     as_model,
     batch_norm,
-    check_choice,
     max_pool,
 )
 
@@ -72,7 +72,7 @@ def alexnet(
         num_classes: number of logits.
         batch_norm: whether it is AlexNet-BN.
         dropout_rate: the part of the hidden units that is left out, 0.5 in the paper.
-        compute_dtype: of activations and matrix products; parameters are float32.
+        compute_dtype: of activations and matrix products.
 
     Raises:
         ValueError: for a dropout rate outside [0, 1) or an unknown dtype; and, when
@@ -83,7 +83,7 @@ def alexnet(
         Networks <https://doi.org/10.1145/3065386>`_, 2012; You et al., `Large Batch
         Training of Convolutional Networks <https://arxiv.org/abs/1708.03888>`_, 2017
     """
-    check_choice("compute_dtype", compute_dtype, ComputeDtype)
+    check_name("model.compute_dtype", compute_dtype, get_args(ComputeDtype))
     if not 0 <= dropout_rate < 1:
         raise ValueError(
             f"model.dropout_rate must be at least 0 and below 1, got {dropout_rate!r}."
@@ -101,47 +101,28 @@ class _AlexNet(nn.Module):
     def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
         sizes = _sizes_for(images.shape)
         x = images.astype(jnp.dtype(self.compute_dtype))
-
-        def convolution(x: jax.Array, number: int, kernel: int, groups: int):
-            stride = sizes.first_stride if number == 1 else 1
-            is_full = sizes is _FULL
-            return nn.relu(
-                nn.Conv(
-                    sizes.channels[number - 1],
-                    (kernel, kernel),
-                    (stride, stride),
-                    padding="VALID" if number == 1 and is_full else "SAME",
-                    feature_group_count=groups,
-                    conv_general_dilated=convolve,
-                    **self._settings(f"conv{number}"),
-                )(x)
-            )
-
-        def normalize(x: jax.Array, number: int) -> jax.Array:
-            return batch_norm(
-                x,
-                is_training,
-                self.compute_dtype,
-                epsilon=1e-4,
-                use_scale=False,
-                use_bias=False,
-                name=f"norm{number}",
-            )
-
-        x = convolution(x, 1, sizes.first_kernel, 1)
-        x = x if self.batch_norm else local_response_norm(x)
-        x = max_pool(x, 3, 2, ceil=True)
-        x = normalize(x, 1) if self.batch_norm else x
-        x = convolution(x, 2, 5, 2)
-        x = x if self.batch_norm else local_response_norm(x)
-        x = max_pool(x, 3, 2, ceil=True)
-        x = normalize(x, 2) if self.batch_norm else x
-        x = convolution(x, 3, 3, 1)
-        x = normalize(x, 3) if self.batch_norm else x
-        x = convolution(x, 4, 3, 2)
-        x = normalize(x, 4) if self.batch_norm else x
-        x = convolution(x, 5, 3, 2)
-        x = max_pool(x, 3, 2, ceil=True)
+        is_full = sizes is _FULL
+        kernels = (sizes.first_kernel, 5, 3, 3, 3)
+        groups = (1, 2, 1, 2, 2)
+        for number, channels in enumerate(sizes.channels, start=1):
+            is_first = number == 1
+            x = nn.Conv(
+                channels,
+                (kernels[number - 1],) * 2,
+                sizes.first_stride if is_first else 1,
+                padding="VALID" if is_first and is_full else "SAME",
+                feature_group_count=groups[number - 1],
+                conv_general_dilated=convolve,
+                **self._settings(f"conv{number}"),
+            )(x)
+            x = nn.relu(x)
+            if number <= 2 and not self.batch_norm:
+                x = local_response_norm(x)
+            if number in (1, 2, 5):
+                x = max_pool(x, 3, 2, ceil=True)
+            if number <= 4 and self.batch_norm:
+                name = f"norm{number}"
+                x = plain_batch_norm(x, is_training, self.compute_dtype, name)
 
         x = x.reshape(x.shape[0], -1)
         for name in ("fc6", "fc7"):
@@ -157,6 +138,14 @@ class _AlexNet(nn.Module):
             "kernel_init": nn.initializers.normal(KERNEL_DEVIATIONS[name]),
             "bias_init": nn.initializers.constant(bias),
         }
+
+
+def plain_batch_norm(
+    x: jax.Array, is_training: bool, compute_dtype: str, name: str
+) -> jax.Array:
+    """Batch normalization as AlexNet-BN has it, without scale and shift."""
+    settings = {"epsilon": 1e-4, "use_scale": False, "use_bias": False, "name": name}
+    return batch_norm(x, is_training, compute_dtype, **settings)
 
 
 def local_response_norm(x: jax.Array) -> jax.Array:

@@ -38,25 +38,10 @@ def convolve(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, as a matrix product where that is faster.
 
-    For ``nn.Conv(..., conv_general_dilated=convolve)``; the parameters are the same.
-    Accelerators convolve as ever.
-
-    Args:
-        images: [B, H, W, C].
-        kernel: [height, width, C / feature_group_count, features].
-        window_strides: pixels between patches, down and across.
-        padding: ``"SAME"``, ``"VALID"``, or pixels of zeros before and behind.
-        lhs_dilation: 1: this, the next two, are there for Flax alone.
-        rhs_dilation: 1.
-        dimension_numbers: `LAYOUT`.
-        feature_group_count: in how many parts the channels are convolved each alone.
-        precision: as in `jax.lax.conv_general_dilated`.
-
-    Returns:
-        Features [B, H', W', features], rounded like those of the convolution.
-
-    Raises:
-        ValueError: for a dilation or another layout.
+    For ``nn.Conv(..., conv_general_dilated=convolve)``; accelerators convolve as ever.
+    The parameters are the same: dilations, which have to be 1, and the layout are there
+    for Flax alone. Images are [B, H, W, C], kernels [height, width, C /
+    feature_group_count, features].
     """
     dilations = {*lhs_dilation, *rhs_dilation}
     if dilations != {1} or dimension_numbers != LAYOUT:
@@ -104,27 +89,15 @@ def patches(
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
 ) -> jax.Array:
-    """The patches of images that a kernel is multiplied with.
+    """The patches [B, H', W', height * width * C] of images, which kernels multiply.
 
-    Args:
-        images: [B, H, W, C].
-        window: height and width of a patch.
-        strides: as in `convolve`.
-        padding: as in `convolve`.
-
-    Returns:
-        [B, H', W', height * width * C], in the order of a kernel's axes.
+    The last axis is in the order of a kernel's axes; `window` is its height and width.
     """
     height, width = window
     is_tiled = (height, width) == tuple(strides) and padding == "VALID"
     if is_tiled:  # each pixel is in one patch: nothing is copied twice
-        batch, rows, columns = (
-            images.shape[0],
-            *(
-                size // side
-                for size, side in zip(images.shape[1:3], window, strict=True)
-            ),
-        )
+        batch = images.shape[0]
+        rows, columns = images.shape[1] // height, images.shape[2] // width
         x = images[:, : rows * height, : columns * width]
         x = x.reshape(batch, rows, height, columns, width, -1)
         return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, -1)

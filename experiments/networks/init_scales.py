@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.checks import check_name
 from lars.kernels import kernels_of
 
 Profile = Callable[[float, int, int], np.ndarray]
@@ -32,49 +33,25 @@ def profile_scales(
 
     Args:
         profile: one of the names above.
-        init_scale: s, positive and finite.
+        init_scale: s, positive and finite in float32 together with its inverse.
         num_kernels: how many kernels the network has.
         seed: of the draw in ``log_uniform``.
 
     Returns:
         float32 array of shape [num_kernels].
-
-    Raises:
-        ValueError: for an unknown profile, or a scale that is not positive and finite
-            in float32 together with its inverse.
     """
-    check_profile(profile, init_scale)
+    check_name("init_scale profile", profile, PROFILES)
+    if not 1e-37 <= init_scale <= 1e37:
+        raise ValueError(f"init_scale must be within 1e-37 to 1e37, got {init_scale}.")
     return PROFILES[profile](init_scale, num_kernels, seed).astype(np.float32)
 
 
-def check_profile(profile: str, init_scale: float) -> None:
-    """Raises the errors of `profile_scales`."""
-    if profile not in PROFILES:
-        raise ValueError(
-            f"init_scale profile must be one of {', '.join(PROFILES)}, got {profile!r}."
-        )
-    if not 1e-37 <= init_scale <= 1e37:
-        raise ValueError(f"init_scale must be within 1e-37 to 1e37, got {init_scale}.")
-
-
 def scale_kernels(params: Any, scales: jax.Array) -> Any:
-    """Multiplies each layer's kernel by its own factor.
+    """Multiplies each layer's kernel by its factor, in the order of `kernel_positions`.
 
-    Kernels are the arrays of two or more dimensions, in the order of their paths, where
-    numbers count as numbers (``hidden_2`` comes before ``hidden_10``).
-
-    Args:
-        params: tree of parameters.
-        scales: factors of shape [number of kernels].
-
-    Returns:
-        The tree with scaled kernels; biases and normalization are as they were.
-
-    Raises:
-        ValueError: if the number of factors is not the number of kernels.
+    Biases and normalization stay as they are.
     """
-    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    leaves = [leaf for _, leaf in paths_and_leaves]
+    leaves, treedef = jax.tree.flatten(params)
     kernels = kernel_positions(params)
     if scales.shape != (len(kernels),):
         raise ValueError(
@@ -86,13 +63,12 @@ def scale_kernels(params: Any, scales: jax.Array) -> Any:
     return treedef.unflatten(leaves)
 
 
-def count_kernels(params: Any) -> int:
-    """The number of arrays that `scale_kernels` scales."""
-    return len(kernel_positions(params))
-
-
 def kernel_positions(params: Any) -> list[int]:
-    """Which leaves are kernels, from the first layer to the last."""
+    """Which leaves are kernels, from the first layer to the last.
+
+    In the order of their paths, where numbers count as numbers: ``hidden_2`` comes
+    before ``hidden_10``.
+    """
     paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(params)
 
     def natural_order(position: int) -> list[tuple[int, int, str]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from experiments.checks import check_name
 from experiments.networks.init_scales import kernel_positions
 from experiments.networks.model import Model, Variables
 from lars.kernels import preserving_norm
@@ -63,16 +64,8 @@ def lsuv(model: Model, variables: Variables, images: jax.Array) -> Any:
 
 
 def initialization_named(name: str) -> Mend | None:
-    """The function of a name of `Initialization`; None for kernels as they are.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if name not in get_args(Initialization):
-        raise ValueError(
-            f"initialization must be one of {', '.join(get_args(Initialization))}, "
-            f"got {name!r}."
-        )
+    """The function of a name of `Initialization`; None for kernels as they are."""
+    check_name("initialization", name, get_args(Initialization))
     return {"scaled": None, "rescaled": rescaled, "lsuv": lsuv}[name]
 
 

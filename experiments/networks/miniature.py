@@ -5,14 +5,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from experiments.checks import check_count
+from experiments.networks.alexnet import plain_batch_norm
 from experiments.networks.convolution import convolve
-from experiments.networks.model import (
-    Model,
-    as_model,
-    batch_norm,
-    check_count,
-    max_pool,
-)
+from experiments.networks.model import Model, as_model, max_pool
 
 BIAS = 0.01
 """What biases begin at, as in the authors' AlexNet-BN: LARS has no ratio for zeros."""
@@ -48,8 +44,8 @@ def miniature_alexnet(
         You et al., `Large Batch Training of Convolutional Networks
         <https://arxiv.org/abs/1708.03888>`_, 2017, section 3
     """
-    check_count("patch_size", patch_size)
-    check_count("width", width)
+    check_count("model.patch_size", patch_size)
+    check_count("model.width", width)
     return as_model(_MiniatureAlexNet(num_classes, patch_size, width, batch_norm))
 
 
@@ -72,31 +68,23 @@ class _MiniatureAlexNet(nn.Module):
             "bias_init": nn.initializers.constant(BIAS),
         }
         x = images
-        for number, (kernel, stride) in enumerate(
-            [(self.patch_size, self.patch_size), (3, 1), (3, 1)]
-        ):
+        for number in (1, 2, 3):
+            is_first = number == 1
+            side, stride = (self.patch_size,) * 2 if is_first else (3, 1)
             x = nn.Conv(
-                self.width * 2**number,
-                (kernel, kernel),
-                (stride, stride),
-                padding="VALID" if number == 0 else "SAME",
+                self.width * 2 ** (number - 1),
+                (side, side),
+                stride,
+                padding="VALID" if is_first else "SAME",
                 conv_general_dilated=convolve,
-                name=f"conv{number + 1}",
+                name=f"conv{number}",
                 **settings,
             )(x)
             x = nn.relu(x)
-            if number > 0 and min(x.shape[1:3]) > 1:
+            if not is_first and min(x.shape[1:3]) > 1:
                 x = max_pool(x, 2, 2, ceil=False)
             if self.batch_norm:
-                x = batch_norm(
-                    x,
-                    is_training,
-                    "float32",
-                    epsilon=1e-4,
-                    use_scale=False,
-                    use_bias=False,
-                    name=f"norm{number + 1}",
-                )
+                x = plain_batch_norm(x, is_training, "float32", f"norm{number}")
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(8 * self.width, name="fc4", **settings)(x))
         return nn.Dense(self.num_classes, name="fc5", **settings)(x)

@@ -1,7 +1,7 @@
 """What every network is to the rest of the code, and what they have in common."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ from flax import traverse_util
 
 Variables = dict[str, Any]
 ComputeDtype = Literal["float32", "bfloat16"]
+"""Of activations and matrix products; parameters are float32."""
 
 
 class Model(NamedTuple):
@@ -76,13 +77,8 @@ def batch_norm(
     """Batch normalization with running means of weight 0.9 on the past.
 
     Under `jax.jit` the batch is that of all devices together: the statistics are
-    synchronised. They are computed in float32 whatever the dtype of the rest.
-
-    Args:
-        x: activations, channels last.
-        is_training: whether the statistics are those of the batch, and are updated.
-        compute_dtype: what the result is rounded to.
-        **settings: further ones of `nn.BatchNorm`.
+    synchronised. They are computed in float32, and the result is rounded to
+    `compute_dtype`.
     """
     norm = nn.BatchNorm(use_running_average=not is_training, momentum=0.9, **settings)
     # With a dtype of 16 bits flax mixes dtypes, which strict promotion refuses.
@@ -90,13 +86,9 @@ def batch_norm(
 
 
 def max_pool(images: jax.Array, window: int, stride: int, *, ceil: bool) -> jax.Array:
-    """The maximum over square windows.
+    """The maximum over square windows of images [B, H, W, C].
 
-    Args:
-        images: [B, H, W, C].
-        window: pixels on a side.
-        stride: pixels between windows.
-        ceil: whether a last window that reaches over the edge counts, as in Caffe.
+    With `ceil`, a last window that reaches over the edge counts, as in Caffe.
     """
     height, width = images.shape[1:3]
     if window == stride == 2 and not (ceil and (height % 2 or width % 2)):
@@ -115,19 +107,3 @@ def max_pool(images: jax.Array, window: int, stride: int, *, ceil: bool) -> jax.
         for size in (height, width)
     ]
     return nn.max_pool(images, (window, window), (stride, stride), padding)
-
-
-def check_choice(name: str, value: Any, choices: Any) -> None:
-    """Raises ValueError unless the value is one of the choices or of a `Literal`."""
-    choices = get_args(choices) or choices
-    if value not in choices:
-        raise ValueError(
-            f"model.{name} must be one of {', '.join(map(str, choices))}, "
-            f"got {value!r}."
-        )
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raises ValueError unless the value is a whole number above zero."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"model.{name} must be at least 1, got {value!r}.")

@@ -1,20 +1,19 @@
 """Plain networks: a stack of layers of one kind, each normalized or not."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.checks import check_count, check_name
 from experiments.networks.convolution import convolve
 from experiments.networks.model import (
     ComputeDtype,
     Model,
     as_model,
     batch_norm,
-    check_choice,
-    check_count,
     max_pool,
 )
 
@@ -34,48 +33,33 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 _GAINS = {"relu": 2.0, "gelu": 2.0, "tanh": 1.0, "sigmoid": 1.0}
 
 
-def mlp(
-    num_classes: int,
-    *,
-    depth: int,
-    width: int,
-    activation: Activation,
-    use_bias: bool,
-    normalization: Normalization,
-    compute_dtype: ComputeDtype,
-) -> Model:
-    """A multilayer perceptron on flattened images.
+class Settings(TypedDict):
+    """The settings of both networks."""
 
-    Args:
-        num_classes: number of logits.
-        depth: number of layers with weights, the output layer included.
-        width: units of each hidden layer.
-        activation: after every layer but the last.
-        use_bias: whether layers have biases, initialised to zero.
-        normalization: between each hidden layer and its activation.
-        compute_dtype: of activations and matrix products; parameters are float32.
+    depth: int  # layers with weights, the output layer included
+    width: int  # units of each hidden layer, or channels of the first convolution
+    activation: Activation  # after every layer but the last
+    use_bias: bool  # whether layers have biases, which begin at zero
+    normalization: Normalization  # between each hidden layer and its activation
+    compute_dtype: ComputeDtype
+
+
+def mlp(num_classes: int, **settings: Unpack[Settings]) -> Model:
+    """A multilayer perceptron on flattened images.
 
     Raises:
         ValueError: for a depth or width below one or an unknown name, with the value.
     """
-    module = _MLP(
-        num_classes, depth, width, activation, use_bias, normalization, compute_dtype
-    )
-    module.check()
-    return as_model(module)
+    _check(settings)
+    return as_model(_MLP(num_classes, **settings))
 
 
 def cnn(
     num_classes: int,
     *,
-    depth: int,
-    width: int,
-    activation: Activation,
-    use_bias: bool,
-    normalization: Normalization,
-    compute_dtype: ComputeDtype,
     convolutions_per_pool: int,
     widening: int,
+    **settings: Unpack[Settings],
 ) -> Model:
     """A plain convolutional network.
 
@@ -84,34 +68,33 @@ def cnn(
 
     Args:
         num_classes: number of logits.
-        depth: number of layers with weights, the output layer included.
-        width: channels of the first convolution.
-        activation: as in `mlp`, and likewise the others.
-        use_bias: whether layers have biases.
-        normalization: between each convolution and its activation.
-        compute_dtype: as in `mlp`.
         convolutions_per_pool: how many convolutions come before each maximum.
         widening: what the channels are multiplied by after each maximum.
+        **settings: those of `mlp`.
 
     Raises:
-        ValueError: for one of these numbers below one or an unknown name, with the
-            value.
+        ValueError: for a number below one or an unknown name, with the value.
     """
-    check_count("convolutions_per_pool", convolutions_per_pool)
-    check_count("widening", widening)
-    module = _CNN(
-        num_classes,
-        depth,
-        width,
-        activation,
-        use_bias,
-        normalization,
-        compute_dtype,
-        convolutions_per_pool,
-        widening,
+    _check(settings)
+    check_count("model.convolutions_per_pool", convolutions_per_pool)
+    check_count("model.widening", widening)
+    return as_model(
+        _CNN(
+            num_classes,
+            convolutions_per_pool=convolutions_per_pool,
+            widening=widening,
+            **settings,
+        )
     )
-    module.check()
-    return as_model(module)
+
+
+def _check(settings: Settings) -> None:
+    check_count("model.depth", settings["depth"])
+    check_count("model.width", settings["width"])
+    check_name("model.activation", settings["activation"], _ACTIVATIONS)
+    known = get_args(Normalization), get_args(ComputeDtype)
+    check_name("model.normalization", settings["normalization"], known[0])
+    check_name("model.compute_dtype", settings["compute_dtype"], known[1])
 
 
 class _Network(nn.Module):
@@ -124,13 +107,6 @@ class _Network(nn.Module):
     use_bias: bool
     normalization: str
     compute_dtype: str
-
-    def check(self) -> None:
-        check_count("depth", self.depth)
-        check_count("width", self.width)
-        check_choice("activation", self.activation, Activation)
-        check_choice("normalization", self.normalization, Normalization)
-        check_choice("compute_dtype", self.compute_dtype, ComputeDtype)
 
     def linear_settings(self) -> dict[str, Any]:
         return {

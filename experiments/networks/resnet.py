@@ -1,18 +1,19 @@
 """Residual networks: ResNet-18 and ResNet-50 v1.5."""
 
 from functools import partial
+from typing import get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.checks import check_name
 from experiments.networks.convolution import convolve
 from experiments.networks.model import (
     ComputeDtype,
     Model,
     as_model,
     batch_norm,
-    check_choice,
     max_pool,
 )
 
@@ -38,18 +39,15 @@ def resnet(
         depth: 18 or 50.
         zero_init_last_scale: whether the last scale of each residual branch starts at
             0, so that every block starts as its shortcut (Goyal et al. 2017).
-        compute_dtype: of activations and matrix products; parameters are float32.
-
-    Raises:
-        ValueError: for another depth or an unknown dtype, with the value.
+        compute_dtype: of activations and matrix products.
 
     References:
         He et al., `Deep Residual Learning <https://arxiv.org/abs/1512.03385>`_, 2016;
         Goyal et al., `Accurate, Large Minibatch SGD
         <https://arxiv.org/abs/1706.02677>`_, 2017, section 5.1
     """
-    check_choice("depth", depth, tuple(_BLOCKS))
-    check_choice("compute_dtype", compute_dtype, ComputeDtype)
+    check_name("model.depth", depth, _BLOCKS)
+    check_name("model.compute_dtype", compute_dtype, get_args(ComputeDtype))
     return as_model(_ResNet(num_classes, depth, zero_init_last_scale, compute_dtype))
 
 

@@ -21,9 +21,10 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import pandas as pd
@@ -86,47 +87,37 @@ def claim(
                 "another --workdir, or delete it. " + "; ".join(differences[:5]) + more
             )
     else:
-        write_whole(file, json.dumps(asked, indent=2) + "\n")
+        write_json(file, asked)
     return folder
 
 
-_locks: dict[Path, IO[str]] = {}
+_locked: set[Path] = set()
 
 
 def _lock(folder: Path) -> None:
-    """Has a folder until this process ends; the system gives it back, even if killed.
-
-    Raises:
-        OSError: if another process has it.
-    """
+    """Has a folder until this process ends, and the system gives it back."""
     file = folder.resolve() / ".lock"
-    if file in _locks:
+    if file in _locked:
         return
-    stream = file.open("a+", encoding="utf-8")
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT)  # stays open
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        with stream:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
+        os.close(descriptor)
+        holder = file.read_text().strip() or "another process"
         raise OSError(
             f"workdir {str(folder)!r} is being written by {holder}; wait until it has "
             "ended, or give another --workdir."
         ) from error
     except OSError:
         pass  # a file system that has no locks
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    stream.flush()
-    _locks[file] = stream
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    _locked.add(file)
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: if it is damaged, with its name.
-    """
+    """What a JSON file holds; ValueError, with its name, if it is damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -142,11 +133,7 @@ def damaged(file: Path, problem: object) -> ValueError:
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Writes a file so that readers see the old content or the new, never a part.
-
-    Raises:
-        OSError: if it cannot be written, with its name; the old content is still there.
-    """
+    """Writes a file so that readers see the old content or the new, never a part."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with writing(file):
@@ -156,6 +143,11 @@ def write_whole(file: Path, content: str | bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes what JSON can hold."""
+    write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -175,23 +167,13 @@ def write_table(file: Path, table: pd.DataFrame) -> None:
     write_whole(file, table.to_csv(index=False, lineterminator="\n"))
 
 
-def read_table(
-    file: Path, dtypes: Mapping[str, Any] | None = None, names: Sequence[str] = ()
-) -> pd.DataFrame:
-    """Reads what `write_table` wrote; columns are float64 unless told otherwise.
-
-    float32 numbers are written with the digits that float32 needs: only read as float32
-    again are they the same, and written the same.
-
-    Args:
-        file: the table.
-        dtypes: of columns, where they are others.
-        names: columns that must be there.
+def read_table(file: Path, names: Sequence[str] = ()) -> pd.DataFrame:
+    """Reads what `write_table` wrote.
 
     Raises:
         ValueError: if the file is cut off or damaged, with its name: a line that does
             not end, has fewer or more fields than the first, or has a broken number;
-            or if a column is missing.
+            or if one of the columns `names` is missing.
     """
     try:
         with file.open(encoding="utf-8", newline="") as stream:
@@ -204,7 +186,7 @@ def read_table(
                 raise ValueError(
                     f"line {number} has {len(row)} fields, not {len(rows[0])}"
                 )
-        table = pd.read_csv(file, dtype=dtypes)
+        table = pd.read_csv(file)
     except (ValueError, csv.Error) as error:
         raise damaged(file, error) from error
     for name in names:
@@ -221,11 +203,7 @@ def read_table(
 
 
 def sessions_of(folder: Path) -> list[dict[str, Any]]:
-    """The records of ``provenance.json``; none if there is no such file.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
+    """The records of ``provenance.json``; none if there is no such file."""
     file = folder / "provenance.json"
     sessions = read_json(file) if file.exists() else []
     if not isinstance(sessions, list) or not all(isinstance(x, dict) for x in sessions):
@@ -238,18 +216,35 @@ class Session:
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         """Adds a record with the commit, versions and device, and the given facts."""
+        self._started = time.monotonic()
         self._file = folder / "provenance.json"
         self._earlier = sessions_of(folder)
         self._facts = _provenance()
         self.record(**facts)
 
     def record(self, **facts: Any) -> None:
-        """Adds facts to the record. Of many hosts the first writes."""
+        """Adds facts to the record, and the seconds until now.
+
+        Of many hosts the first writes.
+        """
         if jax.process_index():
             return
-        self._facts.update(facts)
-        sessions = [*self._earlier, self._facts]
-        write_whole(self._file, json.dumps(sessions, indent=2) + "\n")
+        seconds = round(time.monotonic() - self._started, 1)
+        self._facts |= {**facts, "seconds": seconds}
+        write_json(self._file, [*self._earlier, self._facts])
+
+
+@contextlib.contextmanager
+def measured_anew(folder: Path, name: str) -> Iterator[Path]:
+    """Yields the file of a table that is measured anew, and records the session."""
+    file = folder / f"{name}.csv"
+    for earlier in (file, folder / "provenance.json"):
+        earlier.unlink(missing_ok=True)
+    session = Session(folder)
+    try:
+        yield file
+    finally:
+        session.record()
 
 
 def _provenance() -> dict[str, Any]:
@@ -293,26 +288,24 @@ def _git(*arguments: str) -> str | None:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE)
-        if found:
-            return found.group(1)
-    return platform.processor() or platform.machine()
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+_MISSING = object()
 
 
 def _differences(held: Any, asked: Any, path: str = "config") -> list[str]:
     if isinstance(held, dict) and isinstance(asked, dict):
-        missing = object()
         return [
             line
             for key in sorted({*held, *asked})
             for line in _differences(
-                held.get(key, missing), asked.get(key, missing), f"{path}.{key}"
+                held.get(key, _MISSING), asked.get(key, _MISSING), f"{path}.{key}"
             )
         ]
     if held == asked:
         return []
-    there, here = (
-        "nothing" if type(x) is object else json.dumps(x) for x in (held, asked)
-    )
-    return [f"{path}: there {there}, asked for {here}"]
+    texts = ["nothing" if x is _MISSING else json.dumps(x) for x in (held, asked)]
+    return [f"{path}: there {texts[0]}, asked for {texts[1]}"]

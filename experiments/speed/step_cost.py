@@ -6,14 +6,11 @@ arrays of the parameters' size. Those 7 passes, at the bandwidth that the same r
 measure on arrays of the same size, are the floor.
 """
 
-import contextlib
 import dataclasses
 import gc
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +19,7 @@ import numpy as np
 import optax
 import pandas as pd
 
-from experiments import results
+from experiments.results import pages
 from lars.optimizer import lars
 
 PASSES = 7
@@ -67,10 +64,7 @@ def optimizers() -> dict[str, Callable[[], optax.GradientTransformation]]:
 
 def cases(quick: bool = False) -> dict[str, Case]:
     """The trees by their names; ``quick``: small ones of the same kinds."""
-    if quick:
-        width, layers, features, leaves = 8, 2, 32, 5
-    else:
-        width, layers, features, leaves = 64, 12, 768, 5000
+    width, layers, features, leaves = (8, 2, 32, 5) if quick else (64, 12, 768, 5000)
     narrow = width // 4
     return {
         "resnet50": Case(f"ResNet-50{_of(quick, width)}", resnet50(width), ARMS),
@@ -197,11 +191,7 @@ class Stepper:
         jax.block_until_ready((self._params, self._state))
 
     def check(self, initial: optax.Params) -> None:
-        """Makes sure that what was timed were steps.
-
-        Raises:
-            RuntimeError: if an array did not change, or is not finite.
-        """
+        """Raises RuntimeError if an array did not change, or is not finite."""
         for (path, old), new in zip(
             jax.tree.leaves_with_path(initial),
             jax.tree.leaves(self._params),
@@ -239,7 +229,7 @@ def measure(
     case: Case,
     rounds: int,
     seconds: float,
-    doing: Callable[[str], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    begin: Callable[[str], None] = lambda part: None,
 ) -> pd.DataFrame:
     """Times the optimizers of a case, one step of each a round, in random order.
 
@@ -252,14 +242,10 @@ def measure(
         rounds: how often each optimizer is timed.
         seconds: about how long the timing of one optimizer may take; a slower one is
             timed in fewer of the rounds, but in `MIN_ROUNDS`.
-        doing: a context around each of the `num_parts` parts, given what that is.
+        begin: called before each of the `num_parts` parts, with what that is.
 
     Returns:
         One row for each optimizer, with the columns `COLUMNS`.
-
-    Raises:
-        RuntimeError: if an optimizer did not change the parameters, or not to finite
-            ones.
     """
     random = np.random.default_rng(0)
     params, grads = (_normal(random, case) for _ in range(2))
@@ -267,18 +253,18 @@ def measure(
     runs: dict[str, Any] = {}
     available = optimizers()
     for arm in case.arms:
-        with doing(f"{name}: compiling {arm}"):
-            runs[arm] = Stepper(available[arm](), params, grads, vmapped)
+        begin(f"{name}: compiling {arm}")
+        runs[arm] = Stepper(available[arm](), params, grads, vmapped)
     addition = _Addition(num_parameters(case))
 
     # An accelerator is given its work ahead, so that it never waits for Python.
     steps = 1 if jax.default_backend() == "cpu" else 10
     timed_in = {}
     for arm, run in {**runs, "": addition}.items():
-        with doing(f"{name}: first steps of {arm or 'the floor'}"):
-            spent = steps * _time(run, 1)
-            if MIN_ROUNDS * spent < seconds:  # else it is too slow to be run once more
-                spent = steps * _time(run, steps)
+        begin(f"{name}: first steps of {arm or 'the floor'}")
+        spent = steps * _time(run, 1)
+        if MIN_ROUNDS * spent < seconds:  # else it is too slow to be run once more
+            spent = steps * _time(run, steps)
         count = min(rounds, max(MIN_ROUNDS, int(seconds / spent)))
         timed_in[arm] = set(np.linspace(0, rounds - 1, count).round())
     times = pd.DataFrame(np.nan, index=range(rounds), columns=[*case.arms, ""])
@@ -287,11 +273,10 @@ def measure(
     gc.disable()
     try:
         for i in range(rounds):
-            with doing(f"{name}: timing"):
-                for arm in random.permutation(times.columns):
-                    if i in timed_in[arm] or arm == "":
-                        run = runs[arm] if arm else addition
-                        times.loc[i, arm] = _time(run, steps)
+            begin(f"{name}: timing")
+            for arm in random.permutation(times.columns):
+                if i in timed_in[arm] or arm == "":
+                    times.loc[i, arm] = _time(runs[arm] if arm else addition, steps)
     finally:
         gc.enable()
     for run in runs.values():
@@ -340,7 +325,7 @@ def summary(
         times: seconds of a step, a row each round and a column each optimizer; NaN
             where it was not timed.
         additions: seconds of an addition of two arrays of the parameters' size.
-        runs: what has the ``compile_seconds`` and ``temporary_bytes`` of each.
+        runs: the `Stepper` of each optimizer.
     """
     size = num_parameters(case)
     floor = additions * PASSES / 3
@@ -371,14 +356,10 @@ def overview_table(table: pd.DataFrame) -> pd.DataFrame:
         for row in of_tree.itertuples():
             rows.append(
                 (
-                    "",
-                    f"`{row.optimizer}`",
-                    f"{row.compile_s:.1f}",
+                    *("", f"`{row.optimizer}`", f"{row.compile_s:.1f}"),
                     f"{_number(row.ms)} ({_number(row.ms_q1)} to {_number(row.ms_q3)})",
-                    str(row.rounds),
-                    f"{row.per_floor:.2f}",
-                    f"{row.per_optax_lars:.2f}",
-                    f"{row.temporary_mib:.1f}",
+                    *(str(row.rounds), f"{row.per_floor:.2f}"),
+                    *(f"{row.per_optax_lars:.2f}", f"{row.temporary_mib:.1f}"),
                 )
             )
     columns = ["parameters", "optimizer", "compile, s", "step, ms"]
@@ -392,7 +373,7 @@ def _number(x: float) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """`overview_table` as Markdown, and what else there is to say of it."""
-    text = overview_table(table).to_markdown(index=False, disable_numparse=True)
+    text = pages.markdown(overview_table(table))
     for row in table[table["optimizer"] == _SPECTRAL].itertuples():
         if not math.isnan(row.per_muon):
             text += (
@@ -400,34 +381,3 @@ def markdown(table: pd.DataFrame) -> str:
                 f"times as long as `{MUON}`."
             )
     return text
-
-
-def blocks(
-    name: str, folder: Path, markdown: Callable[[pd.DataFrame], str]
-) -> dict[str, str]:
-    """The texts for the marks ``NAME`` and ``NAME-provenance`` of a page.
-
-    Args:
-        name: ``benchmark``, for one.
-        folder: where ``NAME.csv`` and ``provenance.json`` are.
-        markdown: what shows the table.
-
-    Raises:
-        ValueError: if the code of the measurement is in no commit.
-    """
-    (session,) = json.loads((folder / "provenance.json").read_text())
-    if session["commit"] is None or session["uncommitted_changes"]:
-        raise ValueError(
-            f"the {name} of {session['started']} ran on code that is in no commit: "
-            "commit, and measure again."
-        )
-    device, versions = session["device"], session["versions"]
-    return {
-        name: markdown(results.read_table(folder / f"{name}.csv")),
-        f"{name}-provenance": (
-            f"One run of {session['seconds']:.0f} seconds on {device['count']} "
-            f"{device['platform']} device(s), {device['kind']}; "
-            f"{', '.join(f'{k} {v}' for k, v in versions.items())}; "
-            f"commit {session['commit'][:10]}."
-        ),
-    }

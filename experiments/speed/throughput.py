@@ -7,24 +7,24 @@ matrix product reaches on the same devices in the same rounds.
 """
 
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import pandas as pd
 
 from experiments.networks import Model, Variables
+from experiments.results import pages
 
 PRODUCT_SIZE = 2048
 """Rows and columns of the matrices of the large product."""
 
 
-def forward_flops(model: Model, variables: Variables, image: jax.Array) -> float:
-    """The floating-point operations of one image [H, W, C] through a model.
+def training_flops(model: Model, variables: Variables, image: jax.Array) -> float:
+    """The floating-point operations of a training step, for each image [H, W, C].
 
-    A multiplication and an addition count as two.
+    Three times those of the forward pass, in which a multiplication and an addition
+    count as two.
     """
 
     def logits(variables: Variables, image: jax.Array) -> jax.Array:
@@ -35,29 +35,7 @@ def forward_flops(model: Model, variables: Variables, image: jax.Array) -> float
     # `experiments.networks.convolution`.
     traced = jax.jit(logits).trace(variables, image)
     analysis: Any = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
-    return float(analysis["flops"])
-
-
-def training_flops(forward: float, images: int) -> float:
-    """The operations of training steps on so many images, all steps together."""
-    return 3 * forward * images
-
-
-def product_seconds(products: int) -> Callable[[], float]:
-    """Prepares large matrix products; what is returned times one, a mean of several."""
-    x = jnp.full((PRODUCT_SIZE, PRODUCT_SIZE), 1 / PRODUCT_SIZE)
-    multiply = jax.jit(jnp.matmul)
-    jax.block_until_ready(multiply(x, x))
-
-    def measure() -> float:
-        started = time.perf_counter()
-        y = x
-        for _ in range(products):
-            y = multiply(y, x)
-        jax.block_until_ready(y)
-        return (time.perf_counter() - started) / products
-
-    return measure
+    return 3 * float(analysis["flops"])
 
 
 PRODUCT = "matrix product"
@@ -122,7 +100,7 @@ def markdown(table: pd.DataFrame) -> str:
             "sweep is faster": [_or_nothing(x, ".1f") for x in table.sweep_is_faster],
         }
     )
-    return shown.to_markdown(index=False, disable_numparse=True)
+    return pages.markdown(shown)
 
 
 def _or_nothing(x: float, form: str) -> str:

@@ -29,7 +29,7 @@ from experiments.speed import throughput
 from experiments.training.devices import use_every_core
 from experiments.training.metrics import MetricsWriter
 from experiments.training.plan import plan_of
-from experiments.training.setup import model_of, training_of
+from experiments.training.setup import configured_training, model_of
 from experiments.training.single_run import layer_metrics
 from experiments.training.training import Run, Training, sweep_over
 
@@ -57,8 +57,8 @@ def single_run(name: str, seconds: float) -> Timed:
     images = standardise(
         source.data.train.images[:1], source.data.mean, source.data.deviation
     )
-    forward = throughput.forward_flops(plan.model, progress.state.variables, images[0])
-    batches = source.batches(config.seed, size, 0, sys.maxsize, per_call)
+    flops = throughput.training_flops(plan.model, progress.state.variables, images[0])
+    batches = source.batches(config.seed, size, range(0, sys.maxsize, per_call))
     ready = list(itertools.islice(batches, 2))
 
     def bare(calls: int) -> None:
@@ -100,16 +100,32 @@ def single_run(name: str, seconds: float) -> Timed:
         images = calls * per_call * size
         return {name: _seconds(loop, calls) / images for name, loop in ordered}
 
-    device = _device()
-    return Timed(throughput.training_flops(forward, 1), device, measure)
+    return Timed(flops, _device(), measure)
+
+
+def _repeated(
+    flops: float, loop: Callable[[int], Any], seconds: float, images: int
+) -> Timed:
+    """Times as many turns of a loop as take `seconds`; a turn is of `images` images."""
+    loop(1)
+    count = max(1, round(seconds / _seconds(loop, 1)))
+    total = count * images
+    return Timed(flops, _device(), lambda: {"seconds": _seconds(loop, count) / total})
 
 
 def matrix_product(what: str, seconds: float) -> Timed:
     """Large matrix products on the device, with all of its cores."""
     del what
-    once = throughput.product_seconds(1)()
-    measure = throughput.product_seconds(max(1, round(seconds / once)))
-    return Timed(0.0, _device(), lambda: {"seconds": measure()})
+    x = jnp.full((throughput.PRODUCT_SIZE,) * 2, 1 / throughput.PRODUCT_SIZE)
+    multiply = jax.jit(jnp.matmul)
+
+    def loop(count: int) -> None:
+        y = x
+        for _ in range(count):
+            y = multiply(y, x)
+        jax.block_until_ready(y)
+
+    return _repeated(0.0, loop, seconds, images=1)
 
 
 def _digits() -> tuple[Any, datasets.Data, Training, float]:
@@ -117,18 +133,16 @@ def _digits() -> tuple[Any, datasets.Data, Training, float]:
     config = digits_mlp.get_config()
     data = datasets.load(config.dataset)
     model = model_of(config.model, data.num_classes)
-    training = training_of(config, config.optimizer, model, len(data.train.labels))
+    training = configured_training(config, model)
     variables = model.init(jax.random.key(0), data.train.images[:1])
-    forward = throughput.forward_flops(model, variables, data.train.images[0])
-    return config, data, training, throughput.training_flops(forward, 1)
+    flops = throughput.training_flops(model, variables, data.train.images[0])
+    return config, data, training, flops
 
 
 def _runs(config: Any, count: int) -> Run:
-    return Run(
-        seed=jnp.arange(count, dtype=jnp.int32),
-        kernel_scales=jnp.ones((count, config.model.depth)),
-        learning_rate=jnp.full(count, config.optimizer.learning_rate),
-    )
+    seeds = jnp.arange(count, dtype=jnp.int32)
+    rates = jnp.full(count, config.optimizer.learning_rate)
+    return Run(seeds, jnp.ones((count, config.model.depth)), rates)
 
 
 def whole_sweep(what: str, seconds: float) -> Timed:
@@ -145,15 +159,11 @@ def whole_sweep(what: str, seconds: float) -> Timed:
     jax.block_until_ready(compute(runs, data))
     images = count * config.num_steps * config.batch_size
 
-    def measure() -> dict[str, float]:
-        pieces = 3
-        elapsed = _seconds(
-            lambda n: [jax.block_until_ready(compute(runs, data)) for _ in range(n)],
-            pieces,
-        )
-        return {"seconds": elapsed / (pieces * images)}
+    def loop(pieces: int) -> None:
+        for _ in range(pieces):
+            jax.block_until_ready(compute(runs, data))
 
-    return Timed(flops, _device(), measure)
+    return Timed(flops, _device(), lambda: {"seconds": _seconds(loop, 3) / 3 / images})
 
 
 def plain_loop(what: str, seconds: float) -> Timed:
@@ -168,10 +178,7 @@ def plain_loop(what: str, seconds: float) -> Timed:
             run = jax.tree.map(lambda x, i=i: x[i % 8], runs)
             jax.block_until_ready(train(run, data))
 
-    loop(1)
-    count = max(1, round(seconds / _seconds(loop, 1)))
-    images = count * config.num_steps * config.batch_size
-    return Timed(flops, _device(), lambda: {"seconds": _seconds(loop, count) / images})
+    return _repeated(flops, loop, seconds, config.num_steps * config.batch_size)
 
 
 def torch_loop(what: str, seconds: float) -> Timed:

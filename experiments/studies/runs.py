@@ -8,22 +8,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
 
 from experiments import data as datasets
 from experiments.data import Data
-from experiments.networks import MODELS, Model
+from experiments.networks import Model
 from experiments.networks.init_scales import profile_scales
 from experiments.networks.initialization import Initialization
-from experiments.training.optimizers import optimizer_maker
+from experiments.training.setup import configured_training, model_of
 from experiments.training.sharding import device_mesh, fetch, put, replicated, split
 from experiments.training.training import (
     Curve,
     Result,
     Run,
     Training,
-    make_training,
     num_kernels,
     sweep_over,
 )
@@ -45,13 +43,7 @@ class Setting(NamedTuple):
 def setting_of_arm(
     settings: Mapping[str, Any], model: Mapping[str, Any], arm: Mapping[str, Any]
 ) -> Setting:
-    """What an optimizer of an item trains.
-
-    Args:
-        settings: of the item.
-        model: with its name.
-        arm: the optimizer, with its ``name`` and ``settings``.
-    """
+    """The setting of one of the optimizers that an item's settings compare."""
     return Setting(
         model=model,
         optimizer={name: arm[name] for name in ("name", "settings")},
@@ -65,36 +57,13 @@ def setting_of_arm(
 def network_of(setting: Setting) -> tuple[Model, Data]:
     """The model of a setting, and its data."""
     data = datasets.load(setting.dataset)
-    arguments = dict(setting.model)
-    return MODELS[arguments.pop("name")](data.num_classes, **arguments), data
+    return model_of(setting.model, data.num_classes), data
 
 
-def training_of(
-    setting: Setting,
-    model: Model,
-    around: Callable[
-        [optax.GradientTransformation], optax.GradientTransformation
-    ] = lambda optimizer: optimizer,
-) -> Training:
-    """The training function of a setting.
-
-    Args:
-        setting: what is trained.
-        model: that of the setting.
-        around: what the optimizer is put into.
-    """
-    make_optimizer = optimizer_maker(
-        setting.optimizer["name"],
-        setting.optimizer["settings"],
-        setting.schedule,
-        setting.num_steps,
-    )
-    return make_training(
-        model,
-        lambda rate: around(make_optimizer(rate)),
-        num_steps=setting.num_steps,
-        batch_size=setting.batch_size,
-        initialization=setting.initialization,
+def training_of(setting: Setting, model: Model, **options: Any) -> Training:
+    """The training function of a setting, with options of `configured_training`."""
+    return configured_training(
+        setting._asdict(), model, initialization=setting.initialization, **options
     )
 
 
@@ -105,15 +74,7 @@ def stacked_runs(
     init_scale: float,
     profile: str,
 ) -> Run:
-    """A run for each pair of a learning rate and a seed.
-
-    Args:
-        model: what is trained.
-        data: on what.
-        pairs: the rates and seeds.
-        init_scale: what initial kernels are multiplied by.
-        profile: which ones, a name of `experiments.networks.init_scales.PROFILES`.
-    """
+    """A run for each pair of a learning rate and a seed."""
     kernels = num_kernels(model, data)
     scales = [profile_scales(profile, init_scale, kernels, seed) for _, seed in pairs]
     return Run(
@@ -140,27 +101,14 @@ def results_of(
 ) -> pd.DataFrame:
     """Trains every rate with every seed, and evaluates at the end.
 
-    Args:
-        setting: what is trained.
-        learning_rates: peaks of the schedule.
-        seeds: of the initial weights and the order of the images.
-        init_scale: what initial kernels are multiplied by.
-        profile: which ones, a name of `experiments.networks.init_scales.PROFILES`.
-
     Returns:
         A row a run: ``learning_rate``, ``seed`` and what `Result` holds.
     """
     pairs = [(rate, seed) for rate in learning_rates for seed in seeds]
-    result: Result = _run(
-        _prepare_once(setting, len(pairs), None), pairs, init_scale, profile
-    )
-    return pd.DataFrame(
-        {
-            "learning_rate": [rate for rate, _ in pairs],
-            "seed": [seed for _, seed in pairs],
-            **result._asdict(),
-        }
-    )
+    prepared = _prepare_once(setting, len(pairs), None)
+    result: Result = _run(prepared, pairs, init_scale, profile)
+    named = pd.DataFrame(pairs, columns=["learning_rate", "seed"])
+    return named.assign(**result._asdict())
 
 
 def curves_of(
@@ -202,10 +150,7 @@ def curves_of(
 
 
 def runs_per_vmap(devices: Sequence[Any], runs: int) -> int:
-    """How many of some runs a device vectorises at a time.
-
-    On a CPU one: more are no faster. An accelerator needs many to be busy.
-    """
+    """How many runs a device vectorises: on a CPU one, where more is no faster."""
     return 1 if devices[0].platform == "cpu" else -(-runs // len(devices))
 
 
@@ -216,19 +161,12 @@ def shared_among(
     data: Data,
     per_vmap: int = 1,
 ) -> Any:
-    """Computes stacked runs, in equal parts on the devices.
+    """Computes any number of stacked runs, in equal parts on the devices.
 
     What the parts are too large by is made twice, and left out.
 
-    Args:
-        devices: those of `compute`.
-        compute: what `experiments.training.training.sweep_over` made.
-        runs: any number of runs.
-        data: what to train and evaluate on.
-        per_vmap: runs that a device vectorises at a time, as in `sweep_over`.
-
-    Returns:
-        What `compute` returns of each run, in NumPy arrays.
+    `experiments.training.training.sweep_over` has made `compute` for these devices and
+    for `per_vmap` runs at a time. The results are NumPy arrays.
     """
     count, at_once = len(runs.seed), len(devices) * per_vmap
     filled = np.arange(-(-count // at_once) * at_once) % count
@@ -243,13 +181,8 @@ def at_best_rate(
 ) -> pd.DataFrame:
     """The runs at the learning rate that is best on validation data.
 
-    For each combination of the keys, that of the highest mean over seeds; of equal
-    ones the smallest.
-
-    Args:
-        table: with the keys, ``learning_rate`` and the measure; a row a run.
-        keys: the columns that a rate is chosen for.
-        measure: the column of accuracies that it is chosen by.
+    For each combination of the keys, that of the highest mean over seeds of the column
+    `measure`; of equal ones the smallest. The table has a row a run.
     """
     means = table.groupby([*keys, "learning_rate"])[measure].mean()
     best = means.groupby(level=list(keys)).idxmax()

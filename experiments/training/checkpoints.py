@@ -3,9 +3,8 @@
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -32,11 +31,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Opens the folder; it is made if it is not there.
-
-        Raises:
-            OSError: if it cannot be.
-        """
+        """Opens the folder, and makes it if it is not there."""
         self._folder = folder.absolute()
         with self._named_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -53,11 +48,7 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.StandardSave(saved._asdict()))
 
     def wait(self) -> None:
-        """Waits until what is being written is whole on disk.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
+        """Waits until what is being written is whole on disk."""
         with self._named_errors():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -106,7 +97,8 @@ class Checkpoints:
                     f"damaged ({problem}); using that of step {step}.",
                     file=sys.stderr,
                 )
-            self._set_aside(list(problems))
+            if problems:
+                self._set_aside(problems)
             return step, held["tree"]
         if problems:
             raise ValueError(
@@ -119,12 +111,7 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or isinstance(error, SystemExit):
             self.wait()
         with contextlib.suppress(Exception):  # what could not be written is named
@@ -146,10 +133,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT)
         return ocp.CheckpointManager(self._folder, options=options)
 
-    def _set_aside(self, steps: list[int]) -> None:
+    def _set_aside(self, steps: Iterable[int]) -> None:
         """Renames checkpoints, so that their steps can be saved again."""
-        if not steps:
-            return
         self._manager.close()
         if jax.process_index() == 0:
             for step in steps:

@@ -29,14 +29,10 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Continues the files of a run from a step.
+        """Continues the files of a run that has made so many steps.
 
         Lines of later steps are removed: they are about to be made again. Of many
         hosts the first writes.
-
-        Args:
-            folder: where the files go.
-            first_step: the number of steps that the run has made.
         """
         self._is_first_host = jax.process_index() == 0
         if not self._is_first_host:
@@ -68,10 +64,7 @@ class MetricsWriter:
         self._add_event(step=metrics["step"], summary=Summary(value=values))
 
     def sync(self) -> None:
-        """Makes sure that what was written stays, whatever happens to the machine.
-
-        To be called before a checkpoint that continues from these metrics.
-        """
+        """Makes what was written safe, before a checkpoint that continues from it."""
         if self._is_first_host:
             os.fsync(self._lines.fileno())
 
@@ -104,17 +97,11 @@ def check_lines(folder: Path, steps: Iterable[int]) -> None:
 
 def json_line(metrics: Mapping[str, Any]) -> str:
     """One line of JSON, which has no NaN or infinity: these become strings."""
-    return (
-        json.dumps(
-            {
-                name: str(value)
-                if isinstance(value, float) and not math.isfinite(value)
-                else value
-                for name, value in metrics.items()
-            }
-        )
-        + "\n"
-    )
+    known = {
+        name: str(x) if isinstance(x, float) and not math.isfinite(x) else x
+        for name, x in metrics.items()
+    }
+    return json.dumps(known) + "\n"
 
 
 def finished_metrics(folder: Path) -> dict[str, Any] | None:

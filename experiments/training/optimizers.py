@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import optax
 from optax.contrib import muon
 
-from experiments.names import check_name
+from experiments.checks import check_name
 from experiments.training.schedules import learning_rate_schedule
 from experiments.training.training import MakeOptimizer
 from lars.description import Description, describe
@@ -32,15 +31,7 @@ def sgd(
     weight_decay: float = 0.0,
     weight_decay_mask: Mask = True,
 ) -> optax.GradientTransformation:
-    """SGD with momentum and coupled weight decay, as `optax.lars` has it.
-
-    Args:
-        learning_rate: a number or a schedule.
-        momentum: of the sum of steps.
-        nesterov: whether the step looks ahead.
-        weight_decay: β, added to the gradient as β w.
-        weight_decay_mask: which parameters are decayed.
-    """
+    """SGD with momentum and coupled weight decay, as `optax.lars` has it."""
     descent = optax.sgd(learning_rate, momentum, nesterov)
     if not weight_decay:
         return descent
@@ -51,13 +42,7 @@ def sgd(
 def clipped_sgd(
     learning_rate: optax.ScalarOrSchedule, *, momentum: float, max_norm: float
 ) -> optax.GradientTransformation:
-    """SGD with momentum on gradients that are clipped by their joint norm.
-
-    Args:
-        learning_rate: a number or a schedule.
-        momentum: of the sum of steps.
-        max_norm: what the norm of all gradients together is reduced to.
-    """
+    """SGD with momentum on gradients whose joint norm is clipped to `max_norm`."""
     return optax.chain(
         optax.clip_by_global_norm(max_norm), optax.sgd(learning_rate, momentum)
     )
@@ -108,9 +93,6 @@ def optimizer_maker(
         schedule: the settings of `schedules.learning_rate_schedule`.
         num_steps: how long the schedule is.
 
-    Raises:
-        ValueError: for an unknown name, or a setting that the optimizer refuses.
-        TypeError: for a setting that the optimizer does not have.
     """
     check_name("optimizer.name", name, OPTIMIZERS)
     factory = OPTIMIZERS[name]
@@ -145,11 +127,7 @@ def _settings_of(factory: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def with_rules(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an optimizer, with rules in the place of descriptions of rules.
-
-    Raises:
-        ValueError, TypeError: for a description that `lars.select` refuses.
-    """
+    """The settings of an optimizer, with rules in the place of their descriptions."""
     return {
         name: select(**value) if hasattr(value, "keys") else value
         for name, value in hyperparameters.items()
@@ -159,13 +137,7 @@ def with_rules(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 def describe_parameters(
     name: str, hyperparameters: Mapping[str, Any], params: Any
 ) -> Description:
-    """The table of what an optimizer does to each parameter.
-
-    Args:
-        name: one of `OPTIMIZERS`.
-        hyperparameters: its settings, as for `optimizer_maker`.
-        params: the parameters, or their shapes.
-    """
+    """The table of what an optimizer does to each parameter, or to their shapes."""
     bound = inspect.signature(OPTIMIZERS[name]).bind_partial(
         **with_rules(hyperparameters)
     )
@@ -187,9 +159,3 @@ def _kernels_and_their_biases(params: Any) -> Any:
     numbers = {*(kernel.leaf for kernel in roles.kernels), *roles.biases.values()}
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten([i in numbers for i in range(len(leaves))])
-
-
-def check_learning_rate(value: float) -> None:
-    """Raises ValueError unless the value is a finite number above zero."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"learning_rate must be finite and above 0, got {value}.")

@@ -1,22 +1,18 @@
 """What a run will be: everything that is built, and refused, before the first step."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from experiments.checks import check_count
 from experiments.networks import Model
-from experiments.networks.init_scales import check_profile, profile_scales
-from experiments.training.optimizers import check_learning_rate, describe_parameters
+from experiments.networks.init_scales import profile_scales
+from experiments.training.optimizers import describe_parameters
 from experiments.training.schedules import corner_values, learning_rate_schedule
-from experiments.training.setup import (
-    augmentation_of,
-    check_count,
-    check_seed,
-    model_of,
-    training_of,
-)
+from experiments.training.setup import augmentation_of, configured_training, model_of
 from experiments.training.sharding import device_mesh
 from experiments.training.single_run import Compiled, compile_run
 from experiments.training.sources import Source, open_source
@@ -41,30 +37,7 @@ def plan_of(config: Any) -> Plan:
         ValueError, TypeError: for a setting that makes no sense, with its value.
         OSError: for data that cannot be read.
     """
-    for name in ("log_every", "evaluate_every", "checkpoint_every", "eval_batch_size"):
-        check_count(name, config[name])
-    if config.evaluate_every % config.log_every:
-        raise ValueError(
-            f"evaluate_every must be a multiple of log_every ({config.log_every}), "
-            f"got {config.evaluate_every}."
-        )
-    check_count("steps_per_call", config.steps_per_call)
-    for name in ("log_every", "checkpoint_every"):
-        if config[name] % config.steps_per_call:
-            raise ValueError(
-                f"{name} must be a multiple of steps_per_call "
-                f"({config.steps_per_call}), got {config[name]}."
-            )
-    if config.image_size is not None and config.steps_per_call > 1:
-        raise ValueError(
-            "steps_per_call must be 1 where images are streamed (image_size "
-            f"{config.image_size}), got {config.steps_per_call}."
-        )
-    check_count("data_workers", config.data_workers, least=0)
-    check_count("microbatches", config.microbatches)
-    check_seed(config.seed)
-    check_learning_rate(config.optimizer.learning_rate)
-    check_profile(config.profile, config.init_scale)
+    _check_numbers(config)
     mesh = device_mesh()
     parts = config.microbatches * mesh.size
     if config.batch_size % parts:
@@ -79,15 +52,18 @@ def plan_of(config: Any) -> Plan:
         num_workers=config.data_workers,
     )
     model = model_of(config.model, source.num_classes)
-    training = training_of(
+    training = configured_training(
         config,
-        config.optimizer,
         model,
-        source.num_train,
         label_smoothing=config.label_smoothing,
         microbatches=config.microbatches,
         augmentation=augmentation_of(config.augmentation),
     )
+    if config.batch_size > source.num_train:
+        raise ValueError(
+            f"batch_size must be at most the {source.num_train} training images, "
+            f"got {config.batch_size}."
+        )
     scales = profile_scales(
         config.profile, config.init_scale, num_kernels(model, source.data), config.seed
     )
@@ -112,6 +88,35 @@ def plan_of(config: Any) -> Plan:
     return Plan(
         model, training, jax.jit(schedule), source, jax.device_get(run), compiled
     )
+
+
+def _check_numbers(config: Any) -> None:
+    for name, least in {
+        **dict.fromkeys(("log_every", "evaluate_every", "checkpoint_every"), 1),
+        **dict.fromkeys(("eval_batch_size", "steps_per_call", "microbatches"), 1),
+        **dict.fromkeys(("data_workers", "seed"), 0),
+    }.items():
+        check_count(name, config[name], least)
+    for name, divisor in (
+        ("evaluate_every", "log_every"),
+        ("log_every", "steps_per_call"),
+        ("checkpoint_every", "steps_per_call"),
+    ):
+        if config[name] % config[divisor]:
+            raise ValueError(
+                f"{name} must be a multiple of {divisor} ({config[divisor]}), "
+                f"got {config[name]}."
+            )
+    if config.image_size is not None and config.steps_per_call > 1:
+        raise ValueError(
+            "steps_per_call must be 1 where images are streamed (image_size "
+            f"{config.image_size}), got {config.steps_per_call}."
+        )
+    learning_rate = config.optimizer.learning_rate
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(
+            f"learning_rate must be finite and above 0, got {learning_rate}."
+        )
 
 
 def print_plan(config: Any, plan: Plan) -> None:

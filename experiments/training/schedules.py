@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import optax
 
+from experiments.checks import check_count, check_name
+
 DECAYS: dict[str, Callable[[Any, int], optax.Schedule]] = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
     "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
@@ -57,12 +59,9 @@ def learning_rate_schedule(
         <https://arxiv.org/abs/1708.03888>`_, 2017; Goyal et al., `Accurate, Large
         Minibatch SGD <https://arxiv.org/abs/1706.02677>`_, 2017, section 2.2
     """
-    if decay not in DECAYS:
-        raise ValueError(
-            f"schedule.decay must be one of {', '.join(DECAYS)}, got {decay!r}."
-        )
-    is_count = isinstance(warmup_steps, int) and not isinstance(warmup_steps, bool)
-    if not is_count or not 0 <= warmup_steps < num_steps:
+    check_name("schedule.decay", decay, DECAYS)
+    check_count("schedule.warmup_steps", warmup_steps, least=0)
+    if warmup_steps >= num_steps:
         raise ValueError(
             "schedule.warmup_steps must be a whole number from 0 to below num_steps "
             f"({num_steps}), got {warmup_steps!r}."
@@ -71,18 +70,14 @@ def learning_rate_schedule(
         raise ValueError(
             f"schedule.warmup_start must be at least 0, got {warmup_start!r}."
         )
+    first = warmup_steps if restart_after_warmup else 0  # step of the decay
+    decayed = DECAYS[decay](peak, num_steps - first)
     if not warmup_steps:
-        return DECAYS[decay](peak, num_steps)
+        return decayed
     warmup = optax.linear_schedule(warmup_start, peak, warmup_steps)
-    if restart_after_warmup:
-        after = DECAYS[decay](peak, num_steps - warmup_steps)
-    else:
-        whole = DECAYS[decay](peak, num_steps)
-
-        def after(count: jax.Array) -> jax.Array:
-            return whole(count + warmup_steps)
-
-    return optax.join_schedules([warmup, after], [warmup_steps])
+    return optax.join_schedules(
+        [warmup, lambda since: decayed(since + (warmup_steps - first))], [warmup_steps]
+    )
 
 
 def corner_values(

@@ -1,64 +1,56 @@
-"""From a configuration to what it names, with everything checked on the way."""
+"""From a configuration to what it names, with everything checked on the way.
 
-import numbers
-from collections.abc import Callable, Mapping, Sequence
+A setting that makes no sense is a ValueError or a TypeError, with its value.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import optax
+
+from experiments.checks import check_count, check_name
 from experiments.data.augmentation import Augmentation
-from experiments.names import check_name
 from experiments.networks import MODELS, Model
 from experiments.training.optimizers import optimizer_maker
 from experiments.training.training import Training, make_training
 
 
 def model_of(settings: Mapping[str, Any], num_classes: int) -> Model:
-    """Builds the model that ``config.model`` describes.
-
-    Raises:
-        ValueError: for an unknown model or a setting it refuses.
-        TypeError: for a setting it does not have.
-    """
+    """Builds the model that ``config.model`` describes."""
     arguments = dict(settings)
     name = arguments.pop("name")
     check_name("model.name", name, MODELS)
     return MODELS[name](num_classes, **arguments)
 
 
-def training_of(
+def configured_training(
     config: Mapping[str, Any],
-    optimizer: Mapping[str, Any],
     model: Model,
-    num_train: int,
+    around: Callable[
+        [optax.GradientTransformation], optax.GradientTransformation
+    ] = lambda optimizer: optimizer,
     **options: Any,
 ) -> Training:
-    """Builds the training function of one optimizer.
+    """Builds the training function of a configuration.
 
     Args:
-        config: with ``num_steps``, ``batch_size`` and ``schedule``.
-        optimizer: with its ``name`` and ``settings``.
+        config: with ``optimizer``, ``schedule``, ``num_steps`` and ``batch_size``.
         model: the network.
-        num_train: how many training images there are, to check the batch size against.
+        around: what the optimizer is put into.
         **options: those of `make_training`.
 
-    Raises:
-        ValueError, TypeError: for a setting that makes no sense, with its value.
     """
-    check_count("num_steps", config["num_steps"])
-    check_count("batch_size", config["batch_size"])
-    if config["batch_size"] > num_train:
-        raise ValueError(
-            f"batch_size must be at most the {num_train} training images, "
-            f"got {config['batch_size']}."
-        )
+    for name in ("num_steps", "batch_size"):
+        check_count(name, config[name])
     make_optimizer = optimizer_maker(
-        optimizer["name"],
-        optimizer["settings"],
+        config["optimizer"]["name"],
+        config["optimizer"]["settings"],
         config["schedule"],
         config["num_steps"],
     )
     return make_training(
         model,
-        make_optimizer,
+        lambda rate: around(make_optimizer(rate)),
         num_steps=config["num_steps"],
         batch_size=config["batch_size"],
         **options,
@@ -66,51 +58,7 @@ def training_of(
 
 
 def augmentation_of(settings: Mapping[str, Any]) -> Augmentation | None:
-    """What ``config.augmentation`` describes; None if it is nothing.
-
-    Raises:
-        ValueError: for a padding that is not a whole number of pixels.
-    """
+    """What ``config.augmentation`` describes; None if it is nothing."""
     padding, flip = settings["crop_padding"], settings["flip"]
-    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-        raise ValueError(
-            "augmentation.crop_padding must be a whole number of pixels of at least 0, "
-            f"got {padding!r}."
-        )
+    check_count("augmentation.crop_padding", padding, least=0)
     return Augmentation(padding, flip) if padding or flip else None
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises ValueError unless the value is an int32 that is large enough."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-            f"{name} must be a whole number of at least {least}, got {value!r}."
-        )
-    if value >= 2**31:
-        raise ValueError(
-            f"{name} must be a whole number below 2**31 (an int32), got {value!r}."
-        )
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raises ValueError unless the value is above zero."""
-    if not value > 0:
-        raise ValueError(f"{name} must be above 0, got {value}.")
-
-
-def check_seed(value: Any) -> None:
-    """Raises ValueError unless the value is a seed: an int32 that is not negative."""
-    if not isinstance(value, int) or not 0 <= value < 2**31:
-        raise ValueError(
-            f"seed must be a whole number from 0 to 2**31-1, got {value!r}."
-        )
-
-
-def check_each(name: str, values: Sequence[Any], check: Callable[[Any], None]) -> None:
-    """Checks each of some values, and that there are any and all different."""
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise ValueError(f"{name} must be numbers, got {value!r} in {values!r}.")
-        check(value)
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name} must be one or more different numbers, got {values}.")

@@ -8,6 +8,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.checks import check_name
+
 AXIS = "batch"
 """The mesh's only axis: batches of images, or of runs, are split along it, and with
 FSDP parameters too."""
@@ -43,17 +45,8 @@ def shardings_of(tree: Any, mesh: Mesh, placement: str) -> Any:
         tree: arrays, or their shapes from `jax.eval_shape`.
         mesh: the devices.
         placement: one of `PLACEMENTS`.
-
-    Returns:
-        A tree of `NamedSharding`.
-
-    Raises:
-        ValueError: for an unknown placement.
     """
-    if placement not in PLACEMENTS:
-        raise ValueError(
-            f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}."
-        )
+    check_name("placement", placement, PLACEMENTS)
     if placement == "replicated":
         return jax.tree.map(lambda x: replicated(mesh), tree)
     return jax.tree.map(lambda x: NamedSharding(mesh, _fsdp_spec(x.shape, mesh)), tree)

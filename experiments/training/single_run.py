@@ -78,26 +78,18 @@ def compile_run(
     there can still be looked at. A loss that is not finite is no end where the
     optimizer finds a step all the same, as `lars.wake_silent_layers` does.
 
-    Args:
-        training: the training function.
-        source: where the batches come from.
-        mesh: the devices.
-        run: whose shapes are compiled for.
-        batch_size: images a step.
-        placement: where the parameters are, as in `sharding.shardings_of`.
-        log_every: the mean loss of the steps begins anew after as many.
-        eval_batch_size: images that are evaluated at a time; rounded up to what the
-            devices can share.
+    The mean loss of the steps begins anew after `log_every`. The images that are
+    evaluated at a time, `eval_batch_size`, are rounded up to what the devices can
+    share.
     """
-
     count = source.num_train
 
     def init(run: Run, data: Data) -> Progress:
         # No two the same array: each is given away by itself.
         state = training.init(run, data)
-        order = (
-            epoch_order(run.seed, jnp.int32(0), count) if source.is_in_memory else None
-        )
+        order = None
+        if source.is_in_memory:
+            order = epoch_order(run.seed, jnp.int32(0), count)
         return Progress(state, order, jnp.zeros(()), jnp.zeros(()), jnp.int32(-1))
 
     def batch_in(
@@ -106,10 +98,7 @@ def compile_run(
         """The order of the epoch of a step, and its positions, as `batch_positions`."""
         epoch, in_epoch = jnp.divmod(number, count // batch_size)
         order = jax.lax.cond(
-            in_epoch == 0,
-            lambda order: epoch_order(run.seed, epoch, count),
-            lambda order: order,
-            order,
+            in_epoch == 0, lambda: epoch_order(run.seed, epoch, count), lambda: order
         )
         batch = jax.lax.dynamic_slice_in_dim(order, in_epoch * batch_size, batch_size)
         return order, jax.lax.with_sharding_constraint(batch, split(mesh))
@@ -153,11 +142,7 @@ def compile_run(
 
     shapes = jax.eval_shape(init, run, source.data)
     shardings = shardings_of(shapes, mesh, placement)
-    like = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
+    like = jax.tree.map(lambda x, place: x.update(sharding=place), shapes, shardings)
     compiled_sums = jax.jit(sums_of, out_shardings=replicated(mesh))
     size = -(-eval_batch_size // mesh.size) * mesh.size
 
@@ -197,15 +182,10 @@ def layer_metrics(progress: Progress, report: Report) -> dict[str, float]:
     params = progress.state.variables["params"]
     names = [path_string(path) for path, _ in flatten_with_path(params)[0]]
     held = jax.device_get(report)
-    kinds = {
-        "weight_norm": held.weight_norms,
-        "gradient_norm": held.gradient_norms,
-        "trust_ratio": held.trust_ratios,
-    }
     metrics: dict[str, float] = {
         f"{kind}/{name}": float(value)
-        for kind, values in kinds.items()
-        if values is not None
+        for kind in ("weight_norm", "gradient_norm", "trust_ratio")
+        if (values := getattr(held, f"{kind}s")) is not None
         for name, value in zip(names, values, strict=True)
     }
     if held.wakings is not None:
@@ -223,16 +203,9 @@ def where_it_began(
 ) -> dict[str, Any]:
     """The step that was not finite, and the first thing in it that was not.
 
-    Args:
-        training: the training function.
-        progress: of a run that has diverged, which is as it was before that step.
-        run: the run.
-        source: where its batches come from.
-        batch: that of the step.
-
-    Returns:
-        Metrics: ``diverged_at``, and ``first_nonfinite``, the path of the layer whose
-        output it was, or what else `Training.are_finite` names.
+    Progress is as it was before that step, and `batch` what the step was made on. The
+    metrics are ``diverged_at``, and ``first_nonfinite``, the path of the layer whose
+    output it was, or what else `Training.are_finite` names.
     """
     names: list[str] = []
 

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import itertools
 from collections.abc import Generator, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from experiments.data import Data, Split
 from experiments.training.sharding import put, put_parts, replicated, split
 from experiments.training.training import batch_positions
 
+Batches = Generator[Any, None, None]
+
 
 class Part(NamedTuple):
     """Some images of a split, to be evaluated."""
@@ -25,48 +27,35 @@ class Part(NamedTuple):
     mask: jax.Array  # [B], bool: false where an image only fills up the part
 
 
-@runtime_checkable
-class Source(Protocol):
+class Source:
     """Batches by their number: each is the same however often and wherever made."""
 
-    data: Data
-    """An argument of the compiled functions."""
+    data: Data  # an argument of the compiled functions
     num_train: int
     num_classes: int
-    is_in_memory: bool
-    """Whether ``data`` has all images, or shows only their shape."""
+    is_in_memory = False  # whether `data` has all images, or shows only their shape
+    evaluated = ("validation", "test")  # after the last step
 
-    @property
-    def evaluated(self) -> tuple[str, ...]:
-        """The splits that are evaluated after the last step."""
-        ...
+    def batches(self, seed: int, batch_size: int, steps: range) -> Batches:
+        """Yields the batches of as many steps at a time as the range strides.
 
-    def batches(
-        self,
-        seed: int,
-        batch_size: int,
-        first_step: int,
-        last_step: int,
-        steps_per_call: int,
-    ) -> Generator[Any, None, None]:
-        """What the steps from one up to but without another are made on.
-
-        Of so many steps at a time, at the end of those that are left: the numbers
-        [steps] of the steps, whose images are found in memory, or images and labels
-        [steps, B, ...]. To be closed, which ends the processes that read ahead.
+        Where images are in memory it yields the numbers [steps] of the steps, and else
+        images and labels [steps, B, ...]; at the end of the range for fewer steps.
+        Closing it ends the processes that read ahead.
         """
-        ...
+        raise NotImplementedError
 
     def batch(self, seed: int, batch_size: int, step: int) -> jax.Array | Split:
         """What one step is made on: positions [B] in memory, or images and labels."""
-        ...
+        (batch,) = self.batches(seed, batch_size, range(step, step + 1))
+        return jax.tree.map(lambda x: x[0], batch)
 
     def parts(self, name: str, batch_size: int) -> Iterator[Part]:
-        """All of a split, in equal parts."""
-        ...
+        """All of a split in order, in equal parts, the last one filled up."""
+        raise NotImplementedError
 
 
-class InMemory:
+class InMemory(Source):
     """A whole data set on every device; batches are positions in it."""
 
     is_in_memory = True
@@ -80,18 +69,10 @@ class InMemory:
         self.data = put(loaded, replicated(mesh))
         self._mesh = mesh
 
-    def batches(
-        self,
-        seed: int,
-        batch_size: int,
-        first_step: int,
-        last_step: int,
-        steps_per_call: int,
-    ) -> Generator[jax.Array, None, None]:
+    def batches(self, seed: int, batch_size: int, steps: range) -> Batches:
         """The numbers of the steps: which images these see is decided on the device."""
-        del seed, batch_size
-        for first in range(first_step, last_step, steps_per_call):
-            last = min(first + steps_per_call, last_step)
+        for first in steps:
+            last = min(first + steps.step, steps.stop)
             yield put(np.arange(first, last, dtype=np.int32), replicated(self._mesh))
 
     def batch(self, seed: int, batch_size: int, step: int) -> jax.Array:
@@ -100,86 +81,60 @@ class InMemory:
         return batch_positions(*numbers, 1, self.num_train, batch_size)[0]
 
     def parts(self, name: str, batch_size: int) -> Iterator[Part]:
-        """Positions of images in their order, the last part filled up."""
-        images = getattr(self.data, name)
+        """Positions of images."""
+        images, sharding = getattr(self.data, name), split(self._mesh)
         count = len(images.labels)
         for first in range(0, count, batch_size):
             positions = np.arange(first, first + batch_size, dtype=np.int32)
-            sharding = split(self._mesh)
-            yield Part(
-                images,
-                put(np.minimum(positions, count - 1), sharding),
-                put(positions < count, sharding),
-            )
+            within = put(np.minimum(positions, count - 1), sharding)
+            yield Part(images, within, put(positions < count, sharding))
 
 
-class Streamed:
+class Streamed(Source):
     """A data set that each host reads its own part of while the devices compute."""
-
-    is_in_memory = False
-    evaluated = ("validation", "test")
 
     def __init__(
         self, name: str, mesh: Mesh, *, image_size: int, num_workers: int
     ) -> None:
         """Opens a data set by its name, as `experiments.data.stream` does."""
-        self._stream = datasets.stream(name, image_size)
-        self._mesh, self._num_workers = mesh, num_workers
-        self.num_train = self._stream.num_train
-        self.num_classes = self._stream.num_classes
-        self.data = _shapes(mesh, image_size, self._stream.mean, self._stream.deviation)
+        self._stream = stream = datasets.stream(name, image_size)
+        self.num_train, self.num_classes = stream.num_train, stream.num_classes
+        self.data = _shapes(mesh, image_size, stream.mean, stream.deviation)
+        self._mesh = mesh
+        self._reader = {
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+            "num_workers": num_workers,
+        }
 
-    def batches(
-        self,
-        seed: int,
-        batch_size: int,
-        first_step: int,
-        last_step: int,
-        steps_per_call: int,
-    ) -> Generator[Split, None, None]:
+    def batches(self, seed: int, batch_size: int, steps: range) -> Batches:
         """The images and labels of each step, one batch ahead of the step."""
-        assert steps_per_call == 1  # `experiments.training.plan` has seen to it
+        assert steps.step == 1  # `experiments.training.plan` has seen to it
         reading = self._stream.train_batches(
-            seed=seed,
-            batch_size=batch_size,
-            first_step=first_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_workers=self._num_workers,
+            seed=seed, batch_size=batch_size, first_step=steps.start, **self._reader
         )
         sharding = split(self._mesh, axis=1)
         ahead: collections.deque[Split] = collections.deque()
         with contextlib.closing(reading):
-            for batch in itertools.islice(reading, last_step - first_step):
+            for batch in itertools.islice(reading, len(steps)):
                 alone = jax.tree.map(lambda x: x[np.newaxis], batch)
                 ahead.append(put_parts(alone, sharding))
                 if len(ahead) > 1:
                     yield ahead.popleft()
             yield from ahead
 
-    def batch(self, seed: int, batch_size: int, step: int) -> Split:
-        """The images and labels of one step."""
-        (batch,) = self.batches(seed, batch_size, step, step + 1, 1)
-        return jax.tree.map(lambda x: x[0], batch)
-
     def parts(self, name: str, batch_size: int) -> Iterator[Part]:
-        """Images in their order, the last part filled up."""
+        """Images and labels, without positions."""
+        sharding = split(self._mesh)
         for images, mask in self._stream.evaluation_batches(
-            name,
-            batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_workers=self._num_workers,
+            name, batch_size, **self._reader
         ):
-            sharding = split(self._mesh)
             yield Part(put_parts(images, sharding), None, put_parts(mask, sharding))
 
 
-class Synthetic:
+class Synthetic(Source):
     """One batch of random images, on the devices from the first step: to time steps."""
 
-    is_in_memory = False
-    evaluated = ("validation", "test")
     num_train, num_classes = 1_281_167, 1000  # of ImageNet
 
     def __init__(self, mesh: Mesh, image_size: int) -> None:
@@ -187,27 +142,14 @@ class Synthetic:
         self.data = _shapes(mesh, image_size, np.full(3, 128.0), np.full(3, 64.0))
         self._mesh, self._image_size = mesh, image_size
 
-    def batches(
-        self,
-        seed: int,
-        batch_size: int,
-        first_step: int,
-        last_step: int,
-        steps_per_call: int,
-    ) -> Generator[Split, None, None]:
+    def batches(self, seed: int, batch_size: int, steps: range) -> Batches:
         """The same images and labels for every step."""
         images = self._images(seed, (1, batch_size), split(self._mesh, axis=1))
-        for _ in range(first_step, last_step, steps_per_call):
+        for _ in steps:
             yield images
-
-    def batch(self, seed: int, batch_size: int, step: int) -> Split:
-        """The images and labels of any step."""
-        del step
-        return self._images(seed, (batch_size,), split(self._mesh))
 
     def parts(self, name: str, batch_size: int) -> Iterator[Part]:
         """As many images as are evaluated at a time."""
-        del name
         sharding = split(self._mesh)
         images = self._images(0, (batch_size,), sharding)
         yield Part(images, None, put(np.ones(batch_size, bool), sharding))

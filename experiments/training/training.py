@@ -16,7 +16,7 @@ import optax
 from experiments.data import Data, Split, standardise
 from experiments.data.augmentation import Augmentation, augment
 from experiments.networks import Model, Variables
-from experiments.networks.init_scales import count_kernels, scale_kernels
+from experiments.networks.init_scales import kernel_positions, scale_kernels
 from experiments.networks.initialization import Initialization, initialization_named
 from experiments.training.sharding import device_mesh, replicated, split
 from lars.norms import l2_norm
@@ -141,12 +141,7 @@ def make_training(
             to save memory. The gradient is their mean; batch normalization sees each
             part alone.
         augmentation: what to do to the images, if anything.
-        initialization: what is done to the kernels once they are scaled, before the
-            first step, one of `experiments.networks.initialization.Initialization`.
-
-    Raises:
-        ValueError: for a label smoothing that is no part of 1, or an unknown
-            initialization.
+        initialization: what is done to the kernels once they are scaled.
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(
@@ -160,26 +155,23 @@ def make_training(
         variables = model.init(init_key, images)
         params = scale_kernels(variables["params"], run.kernel_scales)
         if mend is not None:
-            start = jnp.zeros((), jnp.int32)
-            first = batch_positions(
-                run.seed, start, 1, len(data.train.labels), batch_size
-            )
-            batch = standardise(data.train.images[first[0]], data.mean, data.deviation)
+            first = data.train.images[positions_of(run, data, jnp.int32(0), 1)[0]]
+            batch = standardise(first, data.mean, data.deviation)
             params = mend(model, {**variables, "params": params}, batch)
         opt_state = make_optimizer(run.learning_rate).init(params)
-        return State(
-            jnp.zeros((), jnp.int32), {**variables, "params": params}, opt_state
-        )
+        return State(jnp.int32(0), {**variables, "params": params}, opt_state)
+
+    def positions_of(run: Run, data: Data, first: jax.Array, steps: int) -> jax.Array:
+        count = len(data.train.labels)
+        return batch_positions(run.seed, first, steps, count, batch_size)
 
     def seen(
         data: Data, batch: jax.Array | Split, key: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The images and labels that the model is given, and the key of its dropout."""
-        images, labels = (
-            batch
-            if isinstance(batch, Split)
-            else (data.train.images[batch], data.train.labels[batch])
-        )
+        if not isinstance(batch, Split):
+            batch = Split(data.train.images[batch], data.train.labels[batch])
+        images, labels = batch
         model_key, image_key = jax.random.split(key)
         images = standardise(images, data.mean, data.deviation)
         if augmentation is not None:
@@ -233,13 +225,8 @@ def make_training(
         )
         params = optax.apply_updates(params, updates)
         state = State(state.step + 1, {**variables, "params": params}, opt_state)
-        return state, Report(
-            loss,
-            weight_norms,
-            gradient_norms,
-            _trust_ratios(opt_state),
-            _wakings(opt_state),
-        )
+        ratios, wakings = _trust_ratios(opt_state), _wakings(opt_state)
+        return state, Report(loss, weight_norms, gradient_norms, ratios, wakings)
 
     def are_finite(
         state: State, run: Run, data: Data, batch: jax.Array | Split
@@ -271,9 +258,7 @@ def make_training(
             state, report = step(state, run, data, batch)
             return state, kept(report)
 
-        positions = batch_positions(
-            run.seed, state.step, steps, data.train.labels.shape[0], batch_size
-        )
+        positions = positions_of(run, data, state.step, steps)
         return jax.lax.scan(step_and_keep, state, positions)
 
     def advance(
@@ -309,9 +294,7 @@ def make_training(
         )
 
     def train(run: Run, data: Data) -> Result:
-        count = data.train.labels.shape[0]
-        start = jnp.zeros((), jnp.int32)
-        positions = batch_positions(run.seed, start, num_steps, count, batch_size)
+        positions = positions_of(run, data, jnp.int32(0), num_steps)
 
         def goes_on(state: State) -> jax.Array:
             # Updates are added: what is not finite once is never finite again.
@@ -331,24 +314,16 @@ def make_training(
                 f"num_points must be at most num_steps ({num_steps}), got {num_points}."
             )
         # As many training images as there are test images: as good a mean of the loss.
-        unseen = data.test
-        seen = Split(*(x[: len(unseen.labels)] for x in data.train))
+        seen = Split(*(x[: len(data.test.labels)] for x in data.train))
 
         def to_next_point(state: State, _: None) -> tuple[State, Curve]:
-            state, norms = advance_reporting(
-                state,
-                run,
-                data,
-                between,
-                lambda report: (report.weight_norms, report.gradient_norms),
-            )
-            test = evaluate(state, data, unseen)
-            return state, Curve(
-                evaluate(state, data, seen).loss,
-                test.loss,
-                test.accuracy,
-                *(norm.mean(axis=0) for norm in norms),
-            )
+            def norms_of(report: Report) -> tuple[jax.Array, jax.Array]:
+                return report.weight_norms, report.gradient_norms
+
+            state, norms = advance_reporting(state, run, data, between, norms_of)
+            train, test = (evaluate(state, data, x) for x in (seen, data.test))
+            means = (norm.mean(axis=0) for norm in norms)
+            return state, Curve(train.loss, test.loss, test.accuracy, *means)
 
         # What does not divide comes before the first point: the last is the end.
         state, before = init(run, data), num_steps % num_points
@@ -373,11 +348,7 @@ def metrics_of(sums: Sums) -> Metrics:
 
 
 def epoch_order(seed: jax.Array, epoch: jax.Array, num_images: int) -> jax.Array:
-    """The order in which an epoch visits the images.
-
-    Returns:
-        int32 array of shape [num_images] of positions in the training set.
-    """
+    """The positions [num_images], int32, of the images in the order of an epoch."""
     _, data_key = jax.random.split(jax.random.key(seed))
     return jax.random.permutation(jax.random.fold_in(data_key, epoch), num_images)
 
@@ -385,14 +356,7 @@ def epoch_order(seed: jax.Array, epoch: jax.Array, num_images: int) -> jax.Array
 def batch_positions(
     seed: jax.Array, first_step: jax.Array, steps: int, num_images: int, batch_size: int
 ) -> jax.Array:
-    """Which images the steps from `first_step` on are made on.
-
-    Returns:
-        int32 array of shape [steps, batch_size] of positions in the training set.
-
-    Raises:
-        ValueError: if a batch is larger than the data.
-    """
+    """The positions [steps, batch_size], int32, of the images of steps."""
     if not 1 <= batch_size <= num_images:
         raise ValueError(
             f"batch_size must be from 1 to the {num_images} training images, "
@@ -415,15 +379,9 @@ def sweep_over(
 ) -> Callable[[Run, Data], _Outcome]:
     """Compiles a training function for stacked runs, shared among the devices.
 
-    Args:
-        train: `Training.train`, or another function of a run.
-        devices: where to run, of all hosts; each gets an equal part of the runs.
-        runs_per_vmap: how many runs a device vectorises at a time. The stacked runs
-            must be a multiple of ``len(devices) * runs_per_vmap``. More is not faster
-            on a CPU, and necessary to fill a GPU.
-
-    Returns:
-        A jitted function from stacked runs and data to stacked results.
+    The stacked runs must be a multiple of ``len(devices) * runs_per_vmap``. A device
+    vectorises `runs_per_vmap` runs at a time: more is not faster on a CPU, and
+    necessary to fill a GPU.
     """
     mesh = device_mesh(devices)
     one, parts = replicated(mesh).spec, split(mesh).spec
@@ -449,14 +407,12 @@ def sweep_over(
 
 def num_kernels(model: Model, data: Data) -> int:
     """How many scales a `Run` of this model has."""
-    variables = jax.eval_shape(
-        lambda key, data: model.init(
-            key, standardise(data.train.images[:1], data.mean, data.deviation)
-        ),
-        jax.random.key(0),
-        data,
-    )
-    return count_kernels(variables["params"])
+
+    def init(data: Data) -> Variables:
+        images = standardise(data.train.images[:1], data.mean, data.deviation)
+        return model.init(jax.random.key(0), images)
+
+    return len(kernel_positions(jax.eval_shape(init, data)["params"]))
 
 
 def _trust_ratios(opt_state: optax.OptState) -> jax.Array | None:
@@ -481,7 +437,8 @@ def _mean_over_parts(
     """The mean loss and gradient; statistics are updated by one part after another."""
     count = len(keys)
     if count == 1:
-        return gradient(variables, *_first((parts, keys)))
+        part, key = jax.tree.map(lambda x: x[0], (parts, keys))
+        return gradient(variables, part, key)
 
     def add(carry: Any, part_and_key: Any) -> tuple[Any, None]:
         loss_sum, updated, gradient_sum = carry
@@ -493,10 +450,6 @@ def _mean_over_parts(
     start = (jnp.zeros(()), variables, zeros)
     (loss, updated, total), _ = jax.lax.scan(add, start, (parts, keys))
     return loss / count, updated, jax.tree.map(lambda g: g / count, total)
-
-
-def _first(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x[0], tree)
 
 
 def _smoothed_cross_entropy(

@@ -1,6 +1,6 @@
-"""Many commands of one process, which has imported what takes long.
+"""Commands, each in a process: started alone, or many from one that has imported all.
 
-As a program it reads cases from stdin as JSON, makes a process of its own of each by
+As a program this reads cases from stdin as JSON, makes a process of its own of each by
 forking, and writes what became of it.
 """
 
@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,32 @@ class Ended(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def start(environment, *arguments, own_group=False):
+    """Starts a command: the name of its module and its arguments."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=own_group,
+    )
+
+
+def ended(process, status=0):
+    """What a command has said when it has ended, which it does with a status."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, err
+    return out, err
+
+
+def wait_for(process, condition):
+    """Waits until something is so, while a command runs."""
+    while not condition():
+        assert process.poll() is None
+        time.sleep(0.005)
 
 
 def call_all(environment, cases):

@@ -92,22 +92,12 @@ def test_an_image_is_cropped_anew_in_every_epoch(photos):
     assert np.all(np.any(first != second, axis=(1, 2, 3)))
 
 
-@pytest.mark.parametrize("process_count", [2, 3])
-def test_processes_share_the_batch_of_one(photos, process_count):
-    whole = take(6, photos.train_batches(seed=0, batch_size=6, first_step=2))
-    parts = [
-        take(
-            6,
-            photos.train_batches(
-                seed=0,
-                batch_size=6,
-                first_step=2,
-                process_index=index,
-                process_count=process_count,
-            ),
-        )
-        for index in range(process_count)
-    ]
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_batch_of_one(photos, count):
+    settings = {"seed": 0, "batch_size": 6, "first_step": 2}
+    whole = take(6, photos.train_batches(**settings))
+    shares = [{"process_index": i, "process_count": count} for i in range(count)]
+    parts = [take(6, photos.train_batches(**settings, **share)) for share in shares]
     assert_same([joined(batch) for batch in zip(*parts, strict=True)], whole)
 
 
@@ -118,21 +108,10 @@ def test_training_resumes_at_a_step(photos):
         assert_same(take(8 - step, rest), whole[step:])
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_resumes_from_a_state_with_or_without_workers(photos, num_workers):
-    whole = take(7, photos.train_batches(seed=0, batch_size=5, first_step=1))
-    batches = photos.train_batches(
-        seed=0, batch_size=5, first_step=1, num_workers=num_workers
-    )
-    assert_same([next(batches) for _ in range(3)], whole[:3])
-    state = json.loads(json.dumps(batches.get_state()))
-    assert_same([next(batches) for _ in range(2)], whole[3:5])
-    batches.set_state(state)
-    assert_same(take(4, batches), whole[3:])
-    if not num_workers:
-        again = photos.train_batches(seed=0, batch_size=5, first_step=1)
-        again.set_state(state)
-        assert_same(take(4, again), whole[3:])
+def test_workers_read_the_same_batches(photos):
+    settings = {"seed": 0, "batch_size": 5, "first_step": 1}
+    whole = take(7, photos.train_batches(**settings))
+    assert_same(take(7, photos.train_batches(**settings, num_workers=2)), whole)
 
 
 def test_workers_need_no_absl_program(photos_dir):
@@ -188,17 +167,11 @@ def test_evaluation_takes_the_centre(photos):
 
 def test_random_boxes_have_the_areas_and_aspects_that_are_said():
     width, height = 500, 375
-    boxes = np.array(
-        [
-            streaming._random_box(np.random.default_rng(i), width, height)
-            for i in range(4000)
-        ]
-    )
-    left, upper, right, lower = boxes.T
-    assert left.min() == 0
-    assert upper.min() == 0
-    assert right.max() == width
-    assert lower.max() == height
+    generators = map(np.random.default_rng, range(4000))
+    boxes = [streaming._random_box(rng, width, height) for rng in generators]
+    left, upper, right, lower = np.transpose(boxes)
+    assert (left.min(), upper.min()) == (0, 0)
+    assert (right.max(), lower.max()) == (width, height)
     areas = (right - left) * (lower - upper) / (width * height)
     aspects = (right - left) / (lower - upper)
     assert areas.min() == pytest.approx(0.08, rel=0.02)
@@ -247,24 +220,23 @@ def test_a_crop_is_a_part_of_the_image_and_half_of_them_are_flipped():
     assert np.mean(flipped) == pytest.approx(0.5, abs=0.08)
 
 
-@pytest.mark.parametrize("bad", ["cut", "not an image"])
-def test_an_image_that_cannot_be_decoded_is_named(tmp_path, bad):
+@pytest.mark.parametrize(
+    "file", [jpeg(TRAIN + 2)[:-400], b"not an image"], ids=["cut", "none"]
+)
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path, file):
     class Damaged(Photos, skip_registration=True):
         name = "damaged"
 
         def _generate_examples(self, first, stop):
             for key, example in super()._generate_examples(first, stop):
                 if key == TRAIN + 2:
-                    file = jpeg(key)[:-400] if bad == "cut" else b"not an image"
                     example["image"] = io.BytesIO(file)
                 yield key, example
 
     Damaged(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     damaged = datasets.stream("damaged", SIZE, str(tmp_path))
-    with pytest.raises(
-        ValueError,
-        match=r"data set 'damaged', split 'validation', record \d: .* decoded \(",
-    ):
+    message = r"data set 'damaged', split 'validation', record \d: .* decoded \("
+    with pytest.raises(ValueError, match=message):
         list(damaged.evaluation_batches("test", 4))
 
 
@@ -274,16 +246,16 @@ def test_what_does_not_fit_is_refused(photos, digits, photos_dir, tmp_path):
         ({"batch_size": 0}, "at least 1"),
         ({"batch_size": 28}, "at most the 27 training images, got 28"),
         ({"process_index": 2, "process_count": 2}, "from 0 to 1 with 2 processes"),
-        ({"first_step": -1}, "first_step must not be negative, got -1"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
-        ({"num_workers": -1}, "num_workers must not be negative, got -1"),
+        ({"first_step": -1}, "first_step .* at least 0, got -1"),
+        ({"seed": -1}, "seed .* at least 0, got -1"),
+        ({"num_workers": -1}, "num_workers .* at least 0, got -1"),
     ]
     for arguments, message in refused:
         with pytest.raises(ValueError, match=message):
             photos.train_batches(**{"seed": 0, "batch_size": 4, **arguments})
     with pytest.raises(ValueError, match="train, validation, test, got 'tset'"):
         photos.evaluation_batches("tset", 4)
-    with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"image_size must be .* at least 1, got 0"):
         datasets.stream("photos", 0, photos_dir)
     with pytest.raises(ValueError, match="stream reads images of all sizes"):
         datasets.load("photos", photos_dir)

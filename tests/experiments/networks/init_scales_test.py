@@ -8,7 +8,7 @@ import pytest
 
 from experiments.networks.init_scales import (
     PROFILES,
-    count_kernels,
+    kernel_positions,
     profile_scales,
     scale_kernels,
 )
@@ -57,33 +57,23 @@ def test_scale_one_changes_nothing(profile):
 
 def test_kernels_are_scaled_in_the_order_of_the_layers():
     scaled = scale_kernels(PARAMS, jnp.array([2.0, 4.0, 8.0, 16.0]))
-    for name, factor in (
-        ("hidden_0", 2),
-        ("hidden_2", 4),
-        ("hidden_10", 8),
-        ("output", 16),
-    ):
+    factors = {"hidden_0": 2, "hidden_2": 4, "hidden_10": 8, "output": 16}
+    for name, factor in factors.items():
         np.testing.assert_array_equal(
             scaled[name]["kernel"], factor * PARAMS[name]["kernel"]
         )
         np.testing.assert_array_equal(scaled[name]["bias"], PARAMS[name]["bias"])
     np.testing.assert_array_equal(scaled["norm_0"]["scale"], jnp.ones(2))
     assert scaled["output"]["kernel"].dtype == jnp.bfloat16
-
-
-def test_the_number_of_factors_must_be_that_of_the_kernels():
-    assert count_kernels(PARAMS) == 4
+    assert len(kernel_positions(PARAMS)) == 4
     with pytest.raises(ValueError, match=r"4 kernels .* \(3,\)"):
         scale_kernels(PARAMS, jnp.ones(3))
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e39])
-def test_scales_that_float32_cannot_hold_are_refused(scale):
-    message = "init_scale must be .* got " + re.escape(str(scale))
-    with pytest.raises(ValueError, match=message):
-        profile_scales("all", scale, 3, seed=0)
-
-
-def test_an_unknown_profile_is_refused():
+def test_unknown_profiles_and_scales_that_float32_cannot_hold_are_refused():
+    for scale in (0.0, -1.0, np.nan, np.inf, 1e39):
+        message = "init_scale must be .* got " + re.escape(str(scale))
+        with pytest.raises(ValueError, match=message):
+            profile_scales("all", scale, 3, seed=0)
     with pytest.raises(ValueError, match=r"all, first, .* got 'every'"):
         profile_scales("every", 1.0, 3, seed=0)

@@ -4,35 +4,25 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.networks import cnn, mlp
 from experiments.networks.init_scales import scale_kernels
 from experiments.networks.initialization import initialization_named, lsuv, rescaled
+from tests.experiments.small import small_cnn, small_mlp
 
-SETTINGS = {
-    "depth": 4,
-    "use_bias": True,
-    "normalization": "none",
-    "compute_dtype": "float32",
-}
+DEPTH = 4
 
 
 def networks(activation="tanh"):
-    perceptron = mlp(10, width=80, activation=activation, **SETTINGS)
-    convolutional = cnn(
-        10,
-        width=8,
-        activation=activation,
-        convolutions_per_pool=2,
-        widening=2,
-        **SETTINGS,
-    )
-    return {"mlp": perceptron, "cnn": convolutional}
+    settings = {"depth": DEPTH, "activation": activation}
+    return {
+        "mlp": small_mlp(width=80, **settings),
+        "cnn": small_cnn(width=8, widening=2, **settings),
+    }
 
 
 def start(model, scale):
     images = jax.random.normal(jax.random.key(1), (64, 8, 8, 1))
     variables = model.init(jax.random.key(0), images)
-    scales = np.full(SETTINGS["depth"], scale, np.float32)
+    scales = np.full(DEPTH, scale, np.float32)
     return {"params": scale_kernels(variables["params"], scales)}, images
 
 

@@ -1,146 +1,20 @@
 """Models have the layers that their arguments say, and preserve the signal."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.networks import MODELS, alexnet, cnn, resnet
+from experiments.networks import MODELS, alexnet, resnet
 from experiments.networks.alexnet import local_response_norm
-from experiments.networks.init_scales import count_kernels, scale_kernels
-from experiments.networks.model import max_pool
+from experiments.networks.init_scales import kernel_positions, scale_kernels
+from experiments.networks.model import as_model, max_pool
 from experiments.networks.resnet import _Block
 from experiments.training.sharding import device_mesh, put, replicated, split
+from tests.experiments.small import small_cnn, small_mlp
 
-PLAIN = ("mlp", "cnn")
+PLAIN = (small_mlp, small_cnn)
 KEY = jax.random.key(7)
-SETTINGS = {
-    "depth": 3,
-    "width": 16,
-    "activation": "relu",
-    "use_bias": True,
-    "normalization": "none",
-    "compute_dtype": "float32",
-}
-CNN_SETTINGS = {**SETTINGS, "convolutions_per_pool": 2, "widening": 1}
-IMAGES = np.random.default_rng(0).standard_normal((20, 8, 8, 1)).astype(np.float32)
-
-
-def settings_of(name, **changes):
-    return {**(CNN_SETTINGS if name == "cnn" else SETTINGS), **changes}
-
-
-def build(name, **changes):
-    model = MODELS[name](10, **settings_of(name, **changes))
-    variables = jax.jit(model.init)(jax.random.key(0), IMAGES[:1])
-    return model, variables
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("mlp", 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10),
-        ("cnn", 9 * 16 + 16 + 9 * 16 * 16 + 16 + 16 * 10 + 10),
-    ],
-)
-def test_the_number_of_parameters(name, parameters):
-    _, variables = build(name)
-    assert sum(x.size for x in jax.tree.leaves(variables)) == parameters
-
-
-@pytest.mark.parametrize(
-    ("name", "depth", "use_bias", "normalization"),
-    list(
-        itertools.product(
-            ["mlp", "cnn"], [1, 2, 12], [True, False], ["none", "batch", "layer"]
-        )
-    ),
-)
-def test_depth_bias_and_normalization(name, depth, use_bias, normalization):
-    settings = settings_of(
-        name, depth=depth, use_bias=use_bias, normalization=normalization
-    )
-    variables = shapes(MODELS[name](10, **settings), 8, channels=1)
-    params = variables["params"]
-    assert count_kernels(params) == depth
-    assert ("bias" in params["output"]) == use_bias
-    norms = [layer for layer in params if layer.startswith("norm")]
-    assert len(norms) == (0 if normalization == "none" else depth - 1)
-    assert ("batch_stats" in variables) == (normalization == "batch" and depth > 1)
-
-
-@pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.parametrize(
-    ("activation", "function"),
-    [
-        ("relu", lambda x: np.maximum(x, 0)),
-        ("tanh", np.tanh),
-        ("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
-    ],
-)
-def test_a_network_of_one_unit_is_its_formula(name, activation, function):
-    model, variables = build(name, depth=2, width=1, activation=activation)
-    pixel = np.full((1, 1, 1, 1), 0.7, np.float32)
-    variables = jax.jit(model.init)(jax.random.key(1), pixel)
-    params = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), variables)
-    logits, _ = model.apply(params, pixel, KEY)
-    # In a 3x3 convolution the other eight pixels are padding.
-    np.testing.assert_allclose(
-        logits, np.full((1, 10), 0.5 * function(0.5 * 0.7 + 0.5) + 0.5), rtol=1e-5
-    )
-
-
-@pytest.mark.parametrize(("activation", "gain"), [("relu", 2.0), ("tanh", 1.0)])
-def test_kernels_are_drawn_with_the_variance_that_their_fan_in_asks_for(
-    activation, gain
-):
-    _, variables = build("mlp", width=512, activation=activation)
-    kernel = variables["params"]["hidden_1"]["kernel"]
-    np.testing.assert_allclose(np.var(kernel), gain / 512, rtol=0.02)
-    assert not variables["params"]["hidden_1"]["bias"].any()
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_a_relu_network_is_homogeneous_in_every_kernel(name):
-    model, variables = build(name, depth=4, use_bias=False)
-    params = variables["params"]
-    scales = jnp.array([2.0, 0.25, 8.0, 0.5])
-    logits, _ = model.apply(variables, IMAGES, None)
-    scaled, _ = model.apply({"params": scale_kernels(params, scales)}, IMAGES, None)
-    np.testing.assert_array_equal(scaled, 2.0 * logits)
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_batch_statistics_move_in_training_only(name):
-    model, variables = build(name, normalization="batch")
-    trained, after = model.apply(variables, IMAGES, KEY)
-    evaluated, unchanged = model.apply(variables, IMAGES, None)
-    jax.tree.map(np.testing.assert_array_equal, unchanged, variables)
-    moved = jax.tree.map(
-        lambda a, b: bool((a != b).all()),
-        after["batch_stats"],
-        variables["batch_stats"],
-    )
-    assert all(jax.tree.leaves(moved))
-    assert not np.allclose(trained, evaluated)
-
-
-@pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"depth": 0}, "model.depth must be at least 1, got 0"),
-        ({"width": -3}, "model.width must be at least 1, got -3"),
-        ({"activation": "swish"}, "relu, tanh, sigmoid, gelu, got 'swish'"),
-        ({"normalization": "group"}, "none, batch, layer, got 'group'"),
-        ({"compute_dtype": "float16"}, "float32, bfloat16, got 'float16'"),
-    ],
-)
-def test_bad_settings_are_named(name, changes, message):
-    with pytest.raises(ValueError, match=message):
-        MODELS[name](10, **settings_of(name, **changes))
 
 
 def normal(*shape, seed=0):
@@ -156,19 +30,129 @@ def count(tree):
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
+IMAGES = normal(20, 8, 8, 1)
+
+
+def build(make, **changes):
+    model = make(**changes)
+    return model, jax.jit(model.init)(jax.random.key(0), IMAGES[:1])
+
+
+def small_alexnet(num_classes=10, **changes):
+    settings = {"batch_norm": True, "dropout_rate": 0.5, "compute_dtype": "float32"}
+    return alexnet(num_classes, **{**settings, **changes})
+
+
+def residual(num_classes=10, **changes):
+    settings = {"zero_init_last_scale": True, "compute_dtype": "float32"}
+    return resnet(num_classes, **{**settings, **changes})
+
+
+def test_the_number_of_parameters():
+    perceptron = 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10
+    assert count(shapes(small_mlp(), 8, channels=1)) == perceptron
+    convolutional = 9 * 16 + 16 + 9 * 16 * 16 + 16 + 16 * 10 + 10
+    assert count(shapes(small_cnn(), 8, channels=1)) == convolutional
+
+
+@pytest.mark.parametrize("make", PLAIN)
+@pytest.mark.parametrize("depth", [1, 2, 12])
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("normalization", ["none", "batch", "layer"])
+def test_depth_bias_and_normalization(make, depth, use_bias, normalization):
+    model = make(depth=depth, use_bias=use_bias, normalization=normalization)
+    variables = shapes(model, 8, channels=1)
+    params = variables["params"]
+    assert len(kernel_positions(params)) == depth
+    assert ("bias" in params["output"]) == use_bias
+    norms = [layer for layer in params if layer.startswith("norm")]
+    assert len(norms) == (0 if normalization == "none" else depth - 1)
+    assert ("batch_stats" in variables) == (normalization == "batch" and depth > 1)
+
+
+@pytest.mark.parametrize("make", PLAIN)
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        ("relu", lambda x: np.maximum(x, 0)),
+        ("tanh", np.tanh),
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
+        ("gelu", lambda x: x * (1 + np.tanh(0.79788456 * (x + 0.044715 * x**3))) / 2),
+    ],
+)
+def test_a_network_of_one_unit_is_its_formula(make, activation, function):
+    model = make(depth=2, width=1, activation=activation)
+    pixel = np.full((1, 1, 1, 1), 0.7, np.float32)
+    variables = shapes(model, 1, channels=1)
+    params = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), variables)
+    logits, _ = model.apply(params, pixel, KEY)
+    # In a 3x3 convolution the other eight pixels are padding.
+    np.testing.assert_allclose(
+        logits, np.full((1, 10), 0.5 * function(0.5 * 0.7 + 0.5) + 0.5), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("activation", "gain"), [("relu", 2.0), ("tanh", 1.0)])
+def test_kernels_are_drawn_with_the_variance_that_their_fan_in_asks_for(
+    activation, gain
+):
+    _, variables = build(small_mlp, width=512, activation=activation)
+    kernel = variables["params"]["hidden_1"]["kernel"]
+    np.testing.assert_allclose(np.var(kernel), gain / 512, rtol=0.02)
+    assert not variables["params"]["hidden_1"]["bias"].any()
+
+
+@pytest.mark.parametrize("make", PLAIN)
+def test_a_relu_network_is_homogeneous_in_every_kernel(make):
+    model, variables = build(make, depth=4, use_bias=False)
+    params = variables["params"]
+    scales = jnp.array([2.0, 0.25, 8.0, 0.5])
+    apply = jax.jit(model.apply)
+    logits, _ = apply(variables, IMAGES, None)
+    scaled, _ = apply({"params": scale_kernels(params, scales)}, IMAGES, None)
+    np.testing.assert_array_equal(scaled, 2.0 * logits)
+
+
+@pytest.mark.parametrize("make", PLAIN)
+def test_batch_statistics_move_in_training_only(make):
+    model, variables = build(make, normalization="batch")
+    trained, after = model.apply(variables, IMAGES, KEY)
+    evaluated, unchanged = model.apply(variables, IMAGES, None)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, variables)
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).all()),
+        after["batch_stats"],
+        variables["batch_stats"],
+    )
+    assert all(jax.tree.leaves(moved))
+    assert not np.allclose(trained, evaluated)
+
+
+@pytest.mark.parametrize("make", PLAIN)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 0}, "model.depth must be a whole number of at least 1, got 0"),
+        ({"width": -3}, "model.width must be a whole number of at least 1, got -3"),
+        ({"activation": "swish"}, "relu, tanh, sigmoid, gelu, got 'swish'"),
+        ({"normalization": "group"}, "none, batch, layer, got 'group'"),
+        ({"compute_dtype": "float16"}, "float32, bfloat16, got 'float16'"),
+    ],
+)
+def test_bad_settings_are_named(make, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
 def test_pools_and_widths_of_a_convolutional_network():
-    settings = {**CNN_SETTINGS, "convolutions_per_pool": 1, "widening": 2, "depth": 5}
-    params = shapes(cnn(10, **settings), 8)["params"]
-    kernels = [params[f"hidden_{i}"]["kernel"].shape[2:] for i in range(4)]
+    model = small_cnn(convolutions_per_pool=1, widening=2, depth=6)
+    params = shapes(model, 8)["params"]
+    kernels = [params[f"hidden_{i}"]["kernel"].shape[2:] for i in range(5)]
     # 8, 4, 2 and 1 pixels: after that there is nothing to take the maximum of.
-    assert kernels == [(3, 16), (16, 32), (32, 64), (64, 128)]
-    deeper = shapes(cnn(10, **{**settings, "depth": 6}), 8)["params"]
-    assert deeper["hidden_4"]["kernel"].shape[2:] == (128, 128)
+    assert kernels == [(3, 16), (16, 32), (32, 64), (64, 128), (128, 128)]
     for name in ("convolutions_per_pool", "widening"):
-        with pytest.raises(
-            ValueError, match=rf"model.{name} must be at least 1, got 0"
-        ):
-            cnn(10, **{**CNN_SETTINGS, name: 0})
+        with pytest.raises(ValueError, match=rf"model.{name} .* at least 1, got 0"):
+            small_cnn(**{name: 0})
 
 
 @pytest.mark.parametrize("size", [6, 7, 13])
@@ -178,23 +162,10 @@ def test_maxima_are_those_of_their_windows(size, window_stride_ceil):
     images = normal(2, size, size, 3)
     steps = (size - window) / stride
     count = int(np.ceil(steps) if ceil else np.floor(steps)) + 1
-    expected = np.stack(
-        [
-            np.stack(
-                [
-                    images[
-                        :,
-                        i * stride : i * stride + window,
-                        j * stride : j * stride + window,
-                    ].max(axis=(1, 2))
-                    for j in range(count)
-                ],
-                axis=1,
-            )
-            for i in range(count)
-        ],
-        axis=1,
-    )
+    expected = np.empty((2, count, count, 3), np.float32)
+    for i, j in np.ndindex(count, count):
+        rows, columns = (slice(x * stride, x * stride + window) for x in (i, j))
+        expected[:, i, j] = images[:, rows, columns].max(axis=(1, 2))
     actual = max_pool(jnp.asarray(images), window, stride, ceil=ceil)
     np.testing.assert_array_equal(actual, expected)
 
@@ -202,9 +173,7 @@ def test_maxima_are_those_of_their_windows(size, window_stride_ceil):
 def test_a_bias_before_batch_normalization_has_no_gradient():
     # Whatever follows: here a maximum, whose gradient must go with its own statistics.
     # A maximum over reshaped axes fails with this width and these images.
-    model = cnn(
-        10, **{**CNN_SETTINGS, "normalization": "batch", "depth": 4, "width": 8}
-    )
+    model = small_cnn(normalization="batch", depth=4, width=8)
     images = normal(6, 8, 8, 1)
     variables = jax.jit(model.init)(jax.random.key(3), images)
 
@@ -238,7 +207,7 @@ WEIGHT_NORMS = {
 
 
 def test_alexnet_starts_with_the_norms_of_the_papers_table():
-    model = alexnet(1000, batch_norm=True, dropout_rate=0.5, compute_dtype="float32")
+    model = small_alexnet(1000)
     params = jax.jit(model.init)(KEY, jnp.zeros((1, 227, 227, 3)))["params"]
     assert count(params) == 60_965_224  # Krizhevsky et al.: 60 million
     for name, (weight, bias) in WEIGHT_NORMS.items():
@@ -249,22 +218,29 @@ def test_alexnet_starts_with_the_norms_of_the_papers_table():
 
 
 def test_alexnet_without_normalization_has_the_biases_of_its_model():
-    model = alexnet(10, batch_norm=False, dropout_rate=0.5, compute_dtype="float32")
+    model = small_alexnet(batch_norm=False)
     variables = jax.jit(model.init)(KEY, jnp.zeros((1, 32, 32, 3)))
     biases = {k: float(v["bias"][0]) for k, v in variables["params"].items()}
     np.testing.assert_allclose(
         [biases[name] for name in WEIGHT_NORMS], [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]
     )
     assert "batch_stats" not in variables
+    # Local response normalization, after the first two convolutions.
+    images = jnp.zeros((1, 32, 32, 3))
+    traced = jax.make_jaxpr(lambda x: model.apply(variables, x, None)[0])(images)
+    assert str(traced).count("reduce_window_sum") == 2
 
 
 @pytest.mark.parametrize("size", [28, 32])
 def test_the_small_alexnet_has_the_same_layers(size):
-    model = alexnet(10, batch_norm=True, dropout_rate=0.5, compute_dtype="float32")
-    small = shapes(model, size)["params"]
-    large = shapes(model, 227)["params"]
+    model = small_alexnet()
+    norms = shapes(model, size)["batch_stats"].keys()
+    assert norms == {"norm1", "norm2", "norm3", "norm4"}
+    small, large = (shapes(model, x)["params"] for x in (size, 227))
     assert small.keys() == large.keys()
-    # Two groups: half of the inputs a kernel.
+    # Two groups: half of the inputs a kernel, in the second, fourth and fifth layer.
+    kernels = [small[f"conv{i}"]["kernel"].shape[2:] for i in range(1, 6)]
+    assert kernels == [(3, 24), (12, 64), (64, 96), (48, 96), (48, 64)]
     assert small["conv2"]["kernel"].shape == (5, 5, 12, 64)
     assert large["conv2"]["kernel"].shape == (5, 5, 48, 256)
     assert large["fc6"]["kernel"].shape == (9216, 4096)
@@ -273,32 +249,8 @@ def test_the_small_alexnet_has_the_same_layers(size):
             shapes(model, other)
 
 
-def test_a_grouped_convolution_is_two_separate_ones():
-    model = alexnet(10, batch_norm=True, dropout_rate=0.5, compute_dtype="float32")
-    images = normal(2, 28, 28, 1)
-    variables = jax.jit(model.init)(KEY, images)
-    outputs = jax.jit(model.outputs)(variables, images, None)
-    for number in (2, 4, 5):
-        layer = variables["params"][f"conv{number}"]
-        halves = [
-            jax.lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            for x, kernel in zip(
-                jnp.split(outputs[f"norm{number - 1}"], 2, axis=-1),
-                jnp.split(layer["kernel"], 2, axis=-1),
-                strict=True,
-            )
-        ]
-        expected = np.concatenate(halves, axis=-1) + np.asarray(layer["bias"])
-        np.testing.assert_allclose(
-            outputs[f"conv{number}"], expected, rtol=1e-4, atol=1e-6
-        )
-
-
 def test_dropout_leaves_out_half_and_keeps_the_mean():
-    settings = {"batch_norm": False, "dropout_rate": 0.5, "compute_dtype": "float32"}
-    model = alexnet(10, **settings)
+    model = small_alexnet(batch_norm=False)
     images = normal(8, 28, 28, 1)
     variables = jax.jit(model.init)(KEY, images)
     # Only the last layer's bias, and what dropout leaves of constant units.
@@ -314,7 +266,7 @@ def test_dropout_leaves_out_half_and_keeps_the_mean():
     same = [apply(variables, images, KEY)[0] for _ in range(2)]
     np.testing.assert_array_equal(*same)
     with pytest.raises(ValueError, match=r"dropout_rate .* got 1.0"):
-        alexnet(10, **{**settings, "dropout_rate": 1.0})
+        small_alexnet(dropout_rate=1.0)
 
 
 def test_local_response_norm_is_its_formula():
@@ -330,48 +282,40 @@ def test_local_response_norm_is_its_formula():
 
 @pytest.mark.parametrize(("depth", "parameters"), [(18, 11_689_512), (50, 25_557_032)])
 def test_residual_networks_have_the_parameters_of_their_kind(depth, parameters):
-    settings = {"zero_init_last_scale": True, "compute_dtype": "float32"}
-    variables = shapes(resnet(1000, depth=depth, **settings), 224)
+    variables = shapes(residual(1000, depth=depth), 224)
     assert count(variables["params"]) == parameters  # as torchvision has them
     with pytest.raises(ValueError, match=r"model.depth must be one of 18, 50, got 34"):
-        resnet(10, depth=34, **settings)
-
-
-def test_with_last_scales_of_zero_every_block_is_its_shortcut():
-    settings = {"zero_init_last_scale": True, "compute_dtype": "float32"}
-    model = resnet(10, depth=18, **settings)
-    images = normal(2, 8, 8, 3)
-    variables = jax.jit(model.init)(KEY, images)
-    outputs = jax.jit(model.outputs)(variables, images, None)
-    stem = outputs["stem"]
-    assert float(jnp.abs(stem).max()) > 0.1
-    np.testing.assert_array_equal(outputs["stage1_block1"], stem)
-    np.testing.assert_array_equal(outputs["stage1_block2"], stem)
-    for stage in ("stage2", "stage3", "stage4"):
-        shortcut = jax.nn.relu(outputs[f"{stage}_block1/shortcut_norm"])
-        assert float(shortcut.max()) > 0.1
-        np.testing.assert_array_equal(outputs[f"{stage}_block1"], shortcut)
-        np.testing.assert_array_equal(outputs[f"{stage}_block2"], shortcut)
-    ordinary = resnet(10, depth=18, **{**settings, "zero_init_last_scale": False})
-    outputs = jax.jit(ordinary.outputs)(
-        jax.jit(ordinary.init)(KEY, images), images, None
-    )
-    assert (outputs["stage1_block1"] != outputs["stem"]).any()
+        residual(depth=34)
 
 
 @pytest.mark.parametrize("is_zero", [True, False])
-def test_with_a_last_scale_of_zero_a_bottleneck_is_its_shortcut(is_zero):
-    block = _Block(is_zero, "float32", channels=4, stride=1, is_bottleneck=True)
-    x = normal(2, 5, 5, 16)
-    variables = jax.jit(block.init, static_argnums=2)(KEY, x, False)
-    y = block.apply(variables, x, False)
-    assert np.array_equal(y, np.maximum(x, 0)) == is_zero
-    scales = [float(variables["params"][f"norm{i}"]["scale"][0]) for i in (1, 2, 3)]
-    assert scales == [1, 1, 0 if is_zero else 1]
+@pytest.mark.parametrize("is_bottleneck", [True, False])
+def test_with_a_last_scale_of_zero_a_block_is_its_shortcut(is_zero, is_bottleneck):
+    x = normal(2, 5, 5, 16 if is_bottleneck else 4)
+    norms = ["norm1", "norm2", "norm3"][: 2 + is_bottleneck]
+    for stride in (1, 2):
+        settings = {"stride": stride, "is_bottleneck": is_bottleneck}
+        block = as_model(_Block(is_zero, "float32", channels=4, **settings))
+        variables = jax.jit(block.init)(KEY, x)
+        y, outputs = (
+            jax.jit(f)(variables, x, None) for f in (block.apply, block.outputs)
+        )
+        assert ("shortcut_norm" in outputs) == (stride == 2)
+        shortcut = outputs.get("shortcut_norm", x)
+        assert np.array_equal(y[0], np.maximum(shortcut, 0)) == is_zero
+        scales = [float(variables["params"][name]["scale"][0]) for name in norms]
+        assert scales == [*[1] * (len(norms) - 1), 0 if is_zero else 1]
+
+
+def test_a_residual_network_tells_every_block_that_its_last_scale_is_zero():
+    params = jax.jit(residual(depth=18).init)(KEY, normal(1, 8, 8, 3))["params"]
+    blocks = [layer for name, layer in params.items() if "block" in name]
+    assert len(blocks) == 8
+    assert not any(block["norm2"]["scale"].any() for block in blocks)
 
 
 def test_in_version_1_5_the_middle_convolution_has_the_stride():
-    model = resnet(1000, depth=50, zero_init_last_scale=True, compute_dtype="float32")
+    model = residual(1000, depth=50)
     variables = shapes(model, 224)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     outputs = jax.eval_shape(model.outputs, variables, image, None)
@@ -387,7 +331,7 @@ def test_in_version_1_5_the_middle_convolution_has_the_stride():
 
 
 def test_outputs_are_in_the_order_of_the_computation():
-    model, variables = build("cnn", depth=12, normalization="batch")
+    model, variables = build(small_cnn, depth=4, normalization="batch")
     names = []
 
     @jax.jit
@@ -397,26 +341,23 @@ def test_outputs_are_in_the_order_of_the_computation():
         return held
 
     last = outputs(variables, IMAGES)["output"]
-    expected = [f"{kind}_{i}" for i in range(11) for kind in ("hidden", "norm")]
+    expected = [f"{kind}_{i}" for i in range(3) for kind in ("hidden", "norm")]
     assert names == [*expected, "output"]
     np.testing.assert_allclose(last, model.apply(variables, IMAGES, None)[0], rtol=1e-5)
+
+
+BFLOAT16 = {"compute_dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize(
     "model",
     [
-        MODELS["mlp"](10, **{**SETTINGS, "compute_dtype": "bfloat16"}),
-        cnn(
-            10,
-            **{**CNN_SETTINGS, "normalization": "batch", "compute_dtype": "bfloat16"},
-        ),
-        cnn(
-            10,
-            **{**CNN_SETTINGS, "normalization": "layer", "compute_dtype": "bfloat16"},
-        ),
-        alexnet(10, batch_norm=False, dropout_rate=0.5, compute_dtype="bfloat16"),
-        alexnet(10, batch_norm=True, dropout_rate=0.5, compute_dtype="bfloat16"),
-        resnet(10, depth=18, zero_init_last_scale=False, compute_dtype="bfloat16"),
+        small_mlp(**BFLOAT16),
+        small_cnn(normalization="batch", **BFLOAT16),
+        small_cnn(normalization="layer", **BFLOAT16),
+        small_alexnet(batch_norm=False, **BFLOAT16),
+        small_alexnet(batch_norm=True, **BFLOAT16),
+        residual(depth=18, zero_init_last_scale=False, **BFLOAT16),
     ],
     ids=["mlp", "cnn-batch", "cnn-layer", "alexnet", "alexnet-bn", "resnet"],
 )
@@ -445,14 +386,14 @@ def test_bfloat16_is_close_to_float32():
     images = normal(16, 8, 8, 1)
     logits = {}
     for dtype in ("float32", "bfloat16"):
-        model, variables = build("cnn", normalization="batch", compute_dtype=dtype)
+        model, variables = build(small_cnn, normalization="batch", compute_dtype=dtype)
         logits[dtype] = model.apply(variables, images, KEY)[0]
     difference = jnp.abs(logits["bfloat16"] - logits["float32"]).max()
     assert 0 < difference < 0.05 * jnp.abs(logits["float32"]).max()
 
 
 def test_batch_statistics_are_those_of_all_devices_together():
-    model, variables = build("cnn", normalization="batch", depth=4)
+    model, variables = build(small_cnn, normalization="batch", depth=4)
     images = (
         normal(32, 8, 8, 1) * np.arange(1, 33, dtype=np.float32)[:, None, None, None]
     )
@@ -476,14 +417,14 @@ def test_the_miniature_has_the_layers_of_alexnet_in_its_manner(batch_norm):
     model = MODELS["miniature_alexnet"](
         10, patch_size=4, width=8, batch_norm=batch_norm
     )
-    variables = jax.jit(model.init)(KEY, normal(1, 28, 28, 1))
+    variables = jax.jit(model.init)(KEY, normal(1, 32, 32, 1))
     params = variables["params"]
-    # 28 pixels are 7 patches; maxima leave 3 and then 1 of them, with 32 channels.
+    # 32 pixels are 8 patches; maxima leave 4 and then 2 a side, with 32 channels.
     assert {name: layer["kernel"].shape for name, layer in params.items()} == {
         "conv1": (4, 4, 1, 8),
         "conv2": (3, 3, 8, 16),
         "conv3": (3, 3, 16, 32),
-        "fc4": (32, 64),
+        "fc4": (2 * 2 * 32, 64),
         "fc5": (64, 10),
     }
     for layer in params.values():
@@ -492,7 +433,7 @@ def test_the_miniature_has_the_layers_of_alexnet_in_its_manner(batch_norm):
         np.testing.assert_allclose(layer["kernel"].var() * fan_in, 2, rtol=0.25)
     # Normalization has statistics and, as in AlexNet-BN, no parameters.
     assert ("batch_stats" in variables) == batch_norm
-    images = normal(64, 28, 28, 1, seed=1)
+    images = normal(64, 32, 32, 1, seed=1)
     logits, updated = jax.jit(model.apply)(variables, images, KEY)
     assert logits.shape == (64, 10)
     if batch_norm:
@@ -509,8 +450,11 @@ def test_the_miniature_has_the_layers_of_alexnet_in_its_manner(batch_norm):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch_size": 0}, "model.patch_size must be at least 1, got 0"),
-        ({"width": 2.5}, "model.width must be at least 1, got 2.5"),
+        (
+            {"patch_size": 0},
+            "model.patch_size must be .* at least 1, got 0",
+        ),
+        ({"width": 2.5}, "model.width must be a whole number of at least 1, got 2.5"),
         ({"patch_size": 9}, "at least 9x9 pixels, its patch_size, got 8x8"),
     ],
 )

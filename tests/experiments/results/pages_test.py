@@ -135,7 +135,6 @@ def test_results_that_are_not_finished_are_left_out(tmp_path, monkeypatch, capsy
 
 SESSION = {
     "started": "2026-01-01",
-    "seconds": 10.0,
     "commit": "0123456789abcdef",
     "uncommitted_changes": False,
     "device": {"platform": "cpu", "kind": "a processor", "count": 2},
@@ -143,21 +142,15 @@ SESSION = {
 }
 
 
-def test_provenance_is_of_all_sessions():
-    other = {**SESSION, "seconds": 5.0, "commit": "fedcba9876543210"}
-    assert publish.provenance(7, [SESSION, other]) == (
-        "7 runs in 15 seconds on 2 cpu device(s), a processor; jax 1; "
-        "commit 0123456789 and fedcba9876."
+def test_provenance_is_of_all_sessions_with_their_notes():
+    other = {**SESSION, "commit": "fedcba9876543210", "note": "beside another one"}
+    assert pages.provenance("7 runs", [SESSION, other, other]) == (
+        "7 runs on 2 cpu device(s), a processor; jax 1; "
+        "commit 0123456789 and fedcba9876. Commit fedcba9876: beside another one."
     )
-
-
-def test_provenance_has_the_notes_of_sessions():
-    noted = {**SESSION, "note": "beside another one"}
-    text = publish.provenance(7, [SESSION, noted, noted])
-    assert text.endswith("commit 0123456789. Commit 0123456789: beside another one.")
 
 
 @pytest.mark.parametrize("change", [{"commit": None}, {"uncommitted_changes": True}])
 def test_results_of_unknown_code_are_not_published(change):
     with pytest.raises(ValueError, match="in no commit"):
-        publish.provenance(7, [SESSION, {**SESSION, **change}])
+        pages.provenance("7 runs", [SESSION, {**SESSION, **change}])

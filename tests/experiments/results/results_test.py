@@ -19,10 +19,8 @@ CONFIG = {"steps": 3, "rates": (0.1, 1.0), "model": {"name": "mlp", "width": 8}}
 
 def test_a_folder_takes_one_configuration(tmp_path):
     folder = results.claim(tmp_path / "a" / "b", CONFIG)
-    assert json.loads((folder / "config.json").read_text()) == {
-        **CONFIG,
-        "rates": [0.1, 1.0],
-    }
+    held = json.loads((folder / "config.json").read_text())
+    assert held == {**CONFIG, "rates": [0.1, 1.0]}
     assert results.claim(folder, CONFIG) == folder
     changed = {**CONFIG, "model": {"name": "cnn", "width": 8, "depth": 2}}
     with pytest.raises(ValueError, match="another config") as error:
@@ -30,12 +28,6 @@ def test_a_folder_takes_one_configuration(tmp_path):
     assert 'config.model.name: there "mlp", asked for "cnn"' in str(error.value)
     assert "config.model.depth: there nothing, asked for 2" in str(error.value)
     assert "width" not in str(error.value)
-
-
-def test_a_damaged_configuration_is_named(tmp_path):
-    (tmp_path / "config.json").write_text('{"steps": 3, "ra')
-    with pytest.raises(ValueError, match=r"config\.json is damaged"):
-        results.claim(tmp_path, CONFIG)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -58,14 +50,13 @@ def test_a_table_comes_back_exactly(tmp_path):
     table = pd.DataFrame(
         {
             "name": ["a", "b", "c", "d"],
-            "float32": rng.standard_normal(4).astype(np.float32) * np.float32(1e-30),
             "float64": rng.standard_normal(4),
             "special": [np.nan, np.inf, -np.inf, 0.0],
             "flag": [True, False, True, False],
         }
     )
     results.write_table(tmp_path / "t.csv", table)
-    again = results.read_table(tmp_path / "t.csv", {"float32": "float32"})
+    again = results.read_table(tmp_path / "t.csv")
     for column in table:
         np.testing.assert_array_equal(again[column], table[column])
     results.write_table(tmp_path / "again.csv", again)
@@ -74,11 +65,12 @@ def test_a_table_comes_back_exactly(tmp_path):
 
 def test_provenance_has_a_record_for_each_session(tmp_path):
     first = results.Session(tmp_path, runs_before=0)
-    first.record(seconds=1.5)
+    first.record(loss=1.5)
     results.Session(tmp_path, runs_before=7)
     records = json.loads((tmp_path / "provenance.json").read_text())
     assert [r["runs_before"] for r in records] == [0, 7]
-    assert records[0]["seconds"] == 1.5
+    assert records[0]["loss"] == 1.5
+    assert 0 <= records[0]["seconds"] < 10
     assert records[1]["versions"]["jax"]
     assert records[1]["device"]["platform"] == "cpu"
     assert records[1]["device"]["count"] == len(jax.devices())
@@ -116,12 +108,6 @@ def test_damaged_provenance_is_named_before_anything_is_computed(tmp_path, text)
     with pytest.raises(ValueError, match=r"provenance\.json is damaged \(.*restore"):
         results.claim(tmp_path, CONFIG)
     assert (tmp_path / "provenance.json").read_text() == text
-
-
-def test_a_folder_where_a_file_should_go_is_named(tmp_path):
-    (tmp_path / "table.csv").mkdir()
-    with pytest.raises(OSError, match=r"table\.csv is a folder, .* move it away"):
-        results.claim(tmp_path, CONFIG, files=["picture.png", "table.csv"])
 
 
 def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, monkeypatch):

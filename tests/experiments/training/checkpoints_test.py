@@ -52,13 +52,10 @@ def like(arrays):
 
 
 def assert_same_bits(actual, expected):
-    def check(a, b):
-        a, b = np.asarray(a), np.asarray(b)
-        assert a.dtype == b.dtype
-        assert a.shape == b.shape
-        assert a.tobytes() == b.tobytes()
+    def bits(x):
+        return x.dtype, x.shape, np.asarray(x).tobytes()
 
-    jax.tree.map(check, actual, expected)
+    assert jax.tree.map(bits, actual) == jax.tree.map(bits, expected)
 
 
 @pytest.mark.parametrize("here", [(1, "replicated"), (8, "fsdp")])
@@ -71,9 +68,7 @@ def test_every_bit_returns_on_any_devices(tmp_path, here, there):
         step, restored = checkpoints.restore_newest(like(expected))
     assert step == 7
     assert_same_bits(restored, expected)
-    assert [x.sharding for x in jax.tree.leaves(restored)] == [
-        x.sharding for x in jax.tree.leaves(expected)
-    ]
+    assert like(restored) == like(expected)
 
 
 def test_what_is_saved_is_what_was_there_when_it_was_asked(tmp_path):
@@ -92,10 +87,8 @@ def test_two_checkpoints_are_kept_and_none_is_no_checkpoint(tmp_path):
         assert checkpoints.restore_newest(like(on(1, 0))) is None
         for step in (10, 20, 30):
             checkpoints.save(step, on(1, step))
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == [
-        "20",
-        "30",
-    ]
+    steps = sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit())
+    assert steps == ["20", "30"]
 
 
 def files_of(folder):
@@ -151,12 +144,6 @@ def test_a_checkpoint_of_something_else_is_not_touched(tmp_path):
         assert checkpoints.restore_newest(like({"other": jnp.ones(3)}))[0] == 10
 
 
-def test_a_place_that_is_no_folder_is_named(tmp_path):
-    (tmp_path / "checkpoints").write_text("in the way")
-    with pytest.raises(OSError, match=r"checkpoints .*File exists.* move what is in"):
-        Checkpoints(tmp_path / "checkpoints")
-
-
 def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     arrays = on(1, 10)
     with Checkpoints(tmp_path) as checkpoints:
@@ -194,10 +181,7 @@ def test_when_all_are_damaged_it_says_so(tmp_path):
         checkpoints.save(10, on(1, 10))
     for file in files_of(tmp_path / "10"):
         truncate(tmp_path / "10" / file)
-    with (
-        Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(ValueError, match="no checkpoint"),
-    ):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="no ch"):
         checkpoints.restore_newest(like(on(1, 0)))
 
 

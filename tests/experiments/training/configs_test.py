@@ -14,7 +14,7 @@ import configs
 from configs import digits_mlp, optimizers
 from experiments import data as datasets
 from experiments.training import plan
-from experiments.training.setup import model_of, training_of
+from experiments.training.setup import configured_training, model_of
 from experiments.training.sharding import device_mesh
 from experiments.training.training import Run, num_kernels
 
@@ -26,7 +26,7 @@ def test_a_run_of_every_compared_optimizer_makes_two_steps(digits, optimizer):
     config = digits_mlp.get_config(optimizer)
     config.num_steps = 2
     model = model_of(config.model, digits.num_classes)
-    training = training_of(config, config.optimizer, model, 1077)
+    training = configured_training(config, model)
     run = Run(
         np.int32(config.seed),
         np.ones(num_kernels(model, digits), np.float32),
@@ -141,9 +141,9 @@ def test_a_single_run_reads_every_setting(name, photos_dir, tmp_path, monkeypatc
     assert leaves(values) == read
 
 
-# A ResNet compiles for a minute, and of two AlexNets one is enough.
+# A ResNet compiles for a minute, and of two AlexNets or plain networks one is enough.
 LONG = {name for name, run in SINGLE_RUNS.items() if run["model"]["name"] == "resnet"}
-LONG |= {"paper_alexnet"}
+LONG |= {"paper_alexnet", "cifar10_cnn"}
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,8 @@ def test_a_single_run_makes_two_steps(name, photos_dir, tmp_path, monkeypatch):
     source, run, compiled = made.source, made.run, made.compiled
     progress = compiled.init(run, source.data)
     before = jax.device_get(progress.state.variables["params"])
-    for batch in source.batches(
-        0, values["batch_size"], 0, 2, values["steps_per_call"]
-    ):
+    steps = range(0, 2, values["steps_per_call"])
+    for batch in source.batches(0, values["batch_size"], steps):
         progress, report = compiled.advance(progress, run, source.data, batch)
         assert np.isfinite(report.loss)
     after = jax.device_get(progress.state.variables["params"])
