@@ -29,7 +29,6 @@ import optax
 
 from lars.layers import LayerMap
 from lars.layerwise import (
-    computed_first,
     for_parameters,
     joint,
     multiplied,
@@ -43,7 +42,7 @@ from lars.norms import accumulation_dtype
 from lars.options import Options, at
 from lars.scaled import Scaled, factors, is_known_zero, scaled, where
 from lars.sharded import spread
-from lars.state import LarsState, pieces
+from lars.state import LarsState
 
 
 def step(
@@ -87,10 +86,10 @@ def step(
     by = [factors(of_u, ratios.size)]
     if not is_coupled and any(is_decayed):
         by.append(factors(gamma * (beta * ratios.value), ratios.param_norm))
-    by, is_skipped = computed_first(state.count, (by, ~ratios.is_finite))
-    u_by, *w_by = (for_parameters(layers, pair) for pair in by)
     # A layer with what is not finite takes no step and keeps its momentum.
-    skipped = pieces(is_skipped, layers.shapes)
+    is_skipped = ~ratios.is_finite
+    parts = for_parameters(layers, state.count, (is_skipped, *by))
+    skipped, u_by, *w_by = map(list, zip(*parts, strict=True))
     is_kept = list(map(spread, skipped, layers.axes, map(jnp.shape, g)))
     lambda_u = list(map(multiplied, u, u_by, layers.axes))
 
