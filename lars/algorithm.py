@@ -25,11 +25,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from lars.layers import LayerMap
 from lars.layerwise import (
-    computed_first,
     for_parameters,
     joint,
     multiplied,
@@ -43,20 +41,28 @@ from lars.norms import accumulation_dtype
 from lars.options import Options, at
 from lars.scaled import Scaled, factors, is_known_zero, scaled, where
 from lars.sharded import spread
-from lars.state import LarsState, pieces
+
+
+class Step(NamedTuple):
+    """What a step makes of lists of all parameters."""
+
+    updates: list[jax.Array]  # to be subtracted from the parameters, b v
+    trace: list[jax.Array]  # v
+    trust_ratio: jax.Array  # shape=(slices,); 0 where the layer is skipped
+    is_skipped: jax.Array  # shape=(slices,): something is not finite
 
 
 def step(
     o: Options,
     layers: LayerMap,
-    updates: optax.Updates,
-    state: LarsState,
-    params: optax.Params,
-) -> tuple[optax.Updates, LarsState]:
-    """What is to be subtracted from the parameters, b v, and the new state."""
-    g, w, dtypes = _widened(jax.tree.leaves(updates), jax.tree.leaves(params))
-    traces = jax.tree.leaves(state.trace)  # none without momentum
-    gamma, beta = (at(x, state.count) for x in (o.learning_rate, o.weight_decay))
+    count: jax.Array,
+    grads: Sequence[jax.Array],
+    params: Sequence[jax.Array],
+    traces: Sequence[jax.Array],
+) -> Step:
+    """One step; without momentum there are no traces."""
+    g, w, dtypes = _widened(grads, params)
+    gamma, beta = (at(x, count) for x in (o.learning_rate, o.weight_decay))
     # Known beforehand, β = 0 spares the step a pass over the weights.
     is_decayed = [x and not is_known_zero(beta) for x in layers.is_decayed]
 
@@ -87,10 +93,10 @@ def step(
     by = [factors(of_u, ratios.size)]
     if not is_coupled and any(is_decayed):
         by.append(factors(gamma * (beta * ratios.value), ratios.param_norm))
-    by, is_skipped = computed_first(state.count, (by, ~ratios.is_finite))
-    u_by, *w_by = (for_parameters(layers, pair) for pair in by)
     # A layer with what is not finite takes no step and keeps its momentum.
-    skipped = pieces(is_skipped, layers.shapes)
+    is_skipped = ~ratios.is_finite
+    parts = for_parameters(layers, count, (is_skipped, *by))
+    skipped, u_by, *w_by = map(list, zip(*parts, strict=True))
     is_kept = list(map(spread, skipped, layers.axes, map(jnp.shape, g)))
     lambda_u = list(map(multiplied, u, u_by, layers.axes))
 
@@ -114,12 +120,8 @@ def step(
     ]
     new_traces = map(_rounded, new_v, (x.dtype for x in traces))
     trust_ratio = jnp.where(ratios.is_finite, ratios.value.value, 0)
-    return jax.tree.unflatten(jax.tree.structure(updates), new_updates), LarsState(
-        count=optax.safe_increment(state.count),
-        trace=jax.tree.unflatten(jax.tree.structure(state.trace), new_traces),
-        trust_ratio=trust_ratio.astype(jnp.float32),
-        skipped_steps=state.skipped_steps + is_skipped.astype(jnp.int32),
-        parameters=state.parameters,
+    return Step(
+        new_updates, list(new_traces), trust_ratio.astype(jnp.float32), is_skipped
     )
 
 
@@ -218,19 +220,19 @@ def _accumulated(
 
 
 def _widened(
-    updates: Sequence[Any], params: Sequence[Any]
+    grads: Sequence[jax.Array], params: Sequence[jax.Array]
 ) -> tuple[list[jax.Array], list[jax.Array], list[Any]]:
     """Gradients and parameters in the dtype of the steps; and the dtypes of updates.
 
     These are the wider of two: a float16 gradient does not limit a float32 step.
     """
     g, w, dtypes = [], [], []
-    for x, y in zip(updates, params, strict=True):
+    for x, y in zip(grads, params, strict=True):
         with jax.numpy_dtype_promotion("standard"):
-            dtypes.append(jnp.promote_types(jnp.result_type(x), jnp.result_type(y)))
+            dtypes.append(jnp.promote_types(x.dtype, y.dtype))
         wide = accumulation_dtype(dtypes[-1])
-        g.append(jnp.asarray(x).astype(wide))
-        w.append(jnp.asarray(y).astype(wide))
+        g.append(x.astype(wide))
+        w.append(y.astype(wide))
     return g, w, dtypes
 
 

@@ -5,6 +5,7 @@ ratios is a few operations for all of them.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,10 +109,34 @@ def of_slices(layers: LayerMap, of_layers: Any) -> Any:
     return jax.tree.map(lambda x: x[layers.layer_of], of_layers)
 
 
-def for_parameters(layers: LayerMap, by: Factors) -> list[Factors]:
-    """For every parameter, the factors of its slices."""
-    first, second = (pieces(x, layers.shapes) for x in by)
-    return [Factors(*pair) for pair in zip(first, second, strict=True)]
+def for_parameters(layers: LayerMap, count: jax.Array, vectors: Any) -> list[Any]:
+    """For every parameter, its elements of vectors over slices, computed once.
+
+    XLA compiles equal kernels once. The kernels of two arrays of one shape would differ
+    in the place where each finds its element. Therefore a vector is cut in two steps,
+    into √n pieces of √n parameters: of n kernels only about √n differ.
+
+    Args:
+        layers: what is a slice.
+        count: as for `computed_first`.
+        vectors: a tree of vectors.
+
+    Returns:
+        For every parameter a tree like that of vectors, with arrays in the shape of its
+        layer axes.
+    """
+    length = math.isqrt(len(layers.shapes))
+    groups = [
+        layers.shapes[i : i + length] for i in range(0, len(layers.shapes), length)
+    ]
+    sizes = [(sum(map(math.prod, group)),) for group in groups]
+    vectors, treedef = jax.tree.flatten(vectors)
+    cut = computed_first(count, [pieces(x, sizes) for x in vectors])
+    of_vectors = [
+        itertools.chain.from_iterable(map(pieces, of_groups, groups))
+        for of_groups in cut
+    ]
+    return [treedef.unflatten(of_one) for of_one in zip(*of_vectors, strict=True)]
 
 
 def multiplied(x: jax.Array, by: Factors, axes: ArrayAxes) -> jax.Array:

@@ -23,6 +23,7 @@ from lars.options import (
     ZeroRule,
 )
 from lars.rules import Mask
+from lars.stacks import stacks_of
 from lars.state import LarsState, check_state, initial_state
 
 
@@ -113,7 +114,21 @@ def scale_by_lars(
         check_state(o, layers, state, params)
         if not layers.paths:
             return updates, state
-        return algorithm.step(o, layers, updates, state, params)
+        trees = (updates, params, state.trace)
+        lists = [list(map(jnp.asarray, jax.tree.leaves(tree))) for tree in trees]
+        stacks = stacks_of(layers, *lists)
+        step = algorithm.step(
+            o, stacks.layers, state.count, *stacks.together(state.count, *lists)
+        )
+        new_updates, trace = stacks.apart(state.count, step.updates, step.trace)
+        is_skipped = stacks.in_order(step.is_skipped)
+        return jax.tree.unflatten(jax.tree.structure(updates), new_updates), LarsState(
+            count=optax.safe_increment(state.count),
+            trace=jax.tree.unflatten(jax.tree.structure(state.trace), trace),
+            trust_ratio=stacks.in_order(step.trust_ratio),
+            skipped_steps=state.skipped_steps + is_skipped.astype(jnp.int32),
+            parameters=state.parameters,
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

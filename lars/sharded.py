@@ -29,6 +29,16 @@ class ArrayAxes(NamedTuple):
     output_axes: tuple[int, ...] | None = None  # that count outputs; None: the last
     spec: jax.sharding.PartitionSpec | None = None  # mesh axes of every axis
 
+    def stacked(self) -> "ArrayAxes":
+        """Of such arrays stacked along a new first axis, which indexes layers."""
+        outputs = self.output_axes
+        spec = self.spec
+        return ArrayAxes(
+            (0, *(1 + axis for axis in self.layer_axes)),
+            None if outputs is None else tuple(1 + axis for axis in outputs),
+            None if spec is None else jax.sharding.PartitionSpec(None, *spec),
+        )
+
     def mesh_axes(self, axis: int) -> tuple[str, ...]:
         """The names of the mesh axes that an array axis is divided over."""
         if self.spec is None or axis >= len(self.spec):

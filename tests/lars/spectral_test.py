@@ -1,5 +1,7 @@
 """Singular values, from products of matrices alone, are those of a decomposition."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import lars
+from lars import spectral
 from lars.spectral import (
     Spectral,
     as_matrices,
@@ -17,8 +20,13 @@ from lars.spectral import (
 )
 from tests.lars.steps import first_step, run
 
-polar = jax.jit(orthogonalize, static_argnames=("steps", "dtype"))
-norm = jax.jit(spectral_norm, static_argnames="squarings")
+
+@functools.partial(jax.jit, static_argnames=("steps", "dtype"))
+def polar(x, steps=8, dtype=jnp.float32):
+    return orthogonalize(x, steps, dtype)
+
+
+norm = jax.jit(spectral_norm)
 scaled_norm = jax.jit(scaled_spectral_norm)
 
 SHAPES = [(40, 8), (8, 40), (2, 2), (9, 1), (1, 1), (3, 5, 4)]
@@ -74,18 +82,73 @@ def test_more_steps_come_closer_to_the_polar_factor():
     assert errors[-1] < 1e-10
 
 
-def test_the_first_seven_steps_are_the_published_quintics():
-    # Published: 0.001 is mapped to 0.0083, 0.034, 0.13 and 0.44 by the first four, and
-    # all in between close to 1 by seven; less here by the margin for rounding.
-    x = with_singular_values(6, [1.0, 0.001]).astype(np.float32)
-    for steps, expected in enumerate([0.0083, 0.034, 0.13, 0.44], start=1):
-        smallest = singular_values(polar(x, steps))[-1]
-        np.testing.assert_allclose(smallest, expected, rtol=0.08)
-    x = with_singular_values(90, np.geomspace(1, 0.005, 90)).astype(np.float32)
-    for steps, smallest, largest in ((5, 0.864, 1.124), (6, 0.9957, 1.0012), (7, 1, 1)):
-        values = singular_values(polar(x, steps))
-        np.testing.assert_allclose(values[-1], smallest, atol=2e-2 * 0.1 ** (steps - 5))
-        np.testing.assert_allclose(values[0], largest, atol=2e-2 * 0.1 ** (steps - 5))
+# From which singular value on the steps reach which interval.
+REACHED = {
+    1: (0.1, 0.546, 1.454),
+    2: (0.0317, 0.625, 1.363),
+    3: (0.01, 0.705, 1.270),
+    4: (0.0032, 0.778, 1.184),
+    5: (0.001, 0.839, 1.114),
+    6: (0.001, 0.992, 1.001),
+    7: (0.001, 1 - 1e-5, 1 + 1e-5),
+    12: (0.001, 1 - 1e-5, 1 + 1e-5),
+}
+
+
+@pytest.mark.parametrize("steps", REACHED)
+@pytest.mark.parametrize("rows", [20, 40])  # by the matrix, and by its Gram matrix
+def test_the_steps_bring_singular_values_into_an_interval(steps, rows):
+    lowest, *interval = REACHED[steps]
+    x = with_singular_values(rows, np.geomspace(1, 2 * lowest, 20)).astype(np.float32)
+    values = singular_values(x) / np.linalg.norm(x)
+    values = values[values >= lowest]
+    reached = singular_values(polar(x, steps))[: len(values)]
+    assert interval[0] < reached.min() <= reached.max() < interval[1]
+
+
+@pytest.mark.parametrize("steps", range(1, 10))
+@pytest.mark.parametrize("shape", [(12, 9), (27, 9), (9, 40)])
+def test_the_iteration_is_a_polynomial_of_the_singular_values(steps, shape):
+    x = with_singular_values(max(shape), np.geomspace(1, 0.002, 9))
+    x = (x.T if shape[0] < shape[1] else x).astype(np.float32)
+    u, values, vt = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+    values /= np.linalg.norm(values)
+    for a, b, c in spectral._quintics(steps):
+        values = a * values + b * values**3 + c * values**5
+    np.testing.assert_allclose(polar(x, steps), u * values @ vt, atol=1e-4)
+
+
+@given(st.floats(1e-3, 0.8), st.floats(1, 1.5), st.lists(FLOATS, min_size=3))
+@settings(deadline=None, max_examples=50)
+def test_no_other_quintic_is_closer_to_one(low, high, others):
+    x = np.linspace(low, high, 2000)
+    powers = np.stack([x, x**3, x**5])
+    best, error = spectral._closest_to_one(low, high)
+    np.testing.assert_allclose(np.max(np.abs(best @ powers - 1)), error, rtol=1e-4)
+    change = np.float64(others[:3])
+    change *= 1e-3 / max(1, np.abs(change).max())
+    assert np.max(np.abs((best + change) @ powers - 1)) >= error * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_no_singular_value_changes_its_sign(steps):
+    values = np.geomspace(1e-12, 1, 100_000)
+    for a, b, c in spectral._quintics(steps):
+        values = a * values + b * values**3 + c * values**5
+    assert 0 < values.min() <= values.max() < 1.46
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(6, 6), (24, 6), (6, 15)]))
+@settings(deadline=None, max_examples=30)
+def test_the_step_is_one_of_descent(seed, shape):
+    # Published coefficients exist that turn matrices of rank one, and orthogonal ones.
+    rng = np.random.default_rng(seed)
+    rank_one = np.outer(rng.normal(size=shape[0]), rng.normal(size=shape[1]))
+    for x in (rank_one, exact_polar(rng.normal(size=shape)), rng.normal(size=shape)):
+        for steps, dtype in ((3, jnp.float32), (5, jnp.float32), (5, jnp.bfloat16)):
+            factor = np.float64(polar(x.astype(np.float32), steps, dtype))
+            sizes = np.linalg.norm(factor) * np.linalg.norm(x)
+            assert np.sum(factor * x) > 0.5 * sizes
 
 
 @pytest.mark.parametrize("shape", [(9, 1), (1, 9), (2, 5, 1)])
@@ -108,7 +171,7 @@ def test_a_power_of_two_changes_no_bit(exponent, shape):
 def test_subnormal_elements_count():
     x = np.float32([[1, 2], [3, -4], [5, 6]])
     tiny = np.ldexp(x, -149)
-    np.testing.assert_allclose(polar(tiny), exact_polar(x), atol=1e-6)
+    np.testing.assert_allclose(polar(tiny), exact_polar(x), atol=3e-6)
     np.testing.assert_allclose(
         number(scaled_norm(tiny)), np.ldexp(singular_values(x)[0], -149), rtol=1e-6
     )
@@ -252,10 +315,28 @@ def test_the_norm_is_right_where_another_column_is_longer_at_first():
     x[-1, -1] = 1 - gap
     x = x.astype(np.float32)
     np.testing.assert_allclose(norm(x), 1, rtol=1e-6)
-    # Too few squarings take the other one; the promised bound holds.
-    few = float(norm(x, squarings=4))
-    np.testing.assert_allclose(few, 1 - gap, rtol=1e-4)
-    assert 1 - few < np.log(size) / 2**6
+
+
+SPECTRA = {
+    "even": np.linspace(1, 0, 200),
+    "of Chebyshev": np.sqrt((1 + np.cos(np.pi * np.arange(200) / 200)) / 2),
+    "dense at the top": 1 - np.linspace(0, 1, 200) ** 3,
+    "narrow": np.linspace(1, 0.999, 200),
+    "one apart": np.append(1, np.full(199, 0.99)),
+    "equal": np.ones(200),
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_the_norm_of_a_large_matrix_is_right_within_a_thousandth(spectrum):
+    x = with_singular_values(230, SPECTRA[spectrum]).astype(np.float32)
+    assert 1 - 1e-3 < norm(x) < 1 + 1e-6
+    assert scaled_norm(x * np.float32(1e37)).value == pytest.approx(1e37, rel=1e-3)
+
+
+def test_the_norm_of_a_large_random_matrix_is_exact():
+    x = np.random.default_rng(0).normal(size=(3, 90, 300)).astype(np.float32)
+    np.testing.assert_allclose(norm(x), singular_values(x)[:, 0], rtol=1e-6)
 
 
 def test_the_derivative_of_the_norm_is_exact():
@@ -365,9 +446,9 @@ def test_with_momentum_of_gradients_it_is_the_momentum_that_is_orthogonalized():
 def test_steps_and_dtype_of_the_orthogonalization_can_be_chosen():
     w, g = elements(6, 4), elements(6, 4)[::-1]
     size = 1e-3 * np.linalg.norm(np.float64(w), 2)
-    spectral = Spectral(steps=2, dtype=jnp.bfloat16)
-    updates, _ = first_step(lars.lars(1.0, momentum=0.0, geometry=spectral), g, w)
-    expected = -size * np.asarray(polar(g, *spectral))
+    coarse = Spectral(steps=2, dtype=jnp.bfloat16)
+    updates, _ = first_step(lars.lars(1.0, momentum=0.0, geometry=coarse), g, w)
+    expected = -size * np.asarray(polar(g, *coarse))
     np.testing.assert_allclose(updates, expected, rtol=1e-3, atol=1e-3 * size)
     for other in (Spectral(steps=2), Spectral(dtype=jnp.bfloat16)):
         assert np.abs(expected / size + np.asarray(polar(g, *other))).max() > 2e-3
