@@ -150,11 +150,11 @@ def _factor(product: Any, x: jax.Array, quintics: np.ndarray) -> jax.Array:
     """
     gram = product(x.mT, x)
     identity = jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), gram.shape)
-    result = None
-    for number, (a, b, c) in enumerate(quintics.tolist(), start=1):
+    result = identity
+    for number, (a, b, c) in enumerate(quintics.tolist()):
         factor = a * identity + b * gram + c * product(gram, gram)
-        result = factor if result is None else product(result, factor)
-        if number < len(quintics):
+        result = factor if number == 0 else product(result, factor)
+        if number < len(quintics) - 1:
             gram = product(product(gram, factor), factor)
     return result
 
@@ -269,14 +269,15 @@ def _closest_to_one(low: float, high: float) -> tuple[np.ndarray, float]:
     """
     if low > (1 - 1e-5) * high:  # Newton and Schulz, in the limit
         return np.array([1.875, -1.25, 0.375]), 0.0
-    inner = np.array([(3 * low + high) / 4, (low + 3 * high) / 4])
+    x = low + (high - low) * np.array([0, 0.25, 0.75, 1])
+    solution = np.zeros(4)
     for _ in range(50):
-        x = np.array([low, *inner, high])
         equations = np.stack([x, x**3, x**5, [1, -1, 1, -1]], axis=1)
-        a, b, c, error = np.linalg.solve(equations, np.ones(4))
+        solution = np.linalg.solve(equations, np.ones(4))
+        a, b, c, _ = solution
         root = np.sqrt(9 * b**2 - 20 * a * c)
-        inner = np.sqrt((np.array([-root, root]) - 3 * b) / (10 * c))
-    return np.array([a, b, c]), abs(float(error))
+        x[1:3] = np.sqrt((np.array([-root, root]) - 3 * b) / (10 * c))
+    return solution[:3], abs(float(solution[3]))
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
