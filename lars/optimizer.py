@@ -93,44 +93,7 @@ def scale_by_lars(
         You, Gitman and Ginsburg, `Large Batch Training of Convolutional Networks
         <https://arxiv.org/abs/1708.03888>`_, 2017
     """
-    o = Options(**locals())  # has the same arguments
-
-    def init_fn(params: optax.Params) -> LarsState:
-        return initial_state(o, o.layer_map(params), params)
-
-    def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, LarsState]:
-        del extra_args
-        if params is None:
-            raise ValueError(
-                "LARS needs the parameters: call update(gradients, state, params)."
-            )
-        layers = o.layer_map(params)
-        check_alike(updates, params)
-        check_state(o, layers, state, params)
-        if not layers.paths:
-            return updates, state
-        trees = (updates, params, state.trace)
-        lists = [list(map(jnp.asarray, jax.tree.leaves(tree))) for tree in trees]
-        stacks = stacks_of(layers, *lists)
-        step = algorithm.step(
-            o, stacks.layers, state.count, *stacks.together(state.count, *lists)
-        )
-        new_updates, trace = stacks.apart(state.count, step.updates, step.trace)
-        is_skipped = stacks.in_order(step.is_skipped)
-        return jax.tree.unflatten(jax.tree.structure(updates), new_updates), LarsState(
-            count=optax.safe_increment(state.count),
-            trace=jax.tree.unflatten(jax.tree.structure(state.trace), trace),
-            trust_ratio=stacks.in_order(step.trust_ratio),
-            skipped_steps=state.skipped_steps + is_skipped.astype(jnp.int32),
-            parameters=state.parameters,
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _transformation(Options(**locals()), sign=1)  # has the same arguments
 
 
 def lars(
@@ -295,10 +258,46 @@ def lars(
         <https://arxiv.org/abs/1708.03888>`_, 2017. Algorithm 1 prints the ratio without
         :math:`\eta`; equation 6 has it.
     """
-    ascent = scale_by_lars(**locals())  # both have the same arguments
+    return _transformation(Options(**locals()), sign=-1)  # has the same arguments
 
-    def update_fn(updates, state, params=None, **extra_args):
-        updates, state = ascent.update(updates, state, params, **extra_args)
-        return jax.tree.map(jnp.negative, updates), state
 
-    return optax.GradientTransformationExtraArgs(ascent.init, update_fn)
+def _transformation(o: Options, sign: int) -> optax.GradientTransformationExtraArgs:
+    """Steps of the given sign: 1 to be subtracted, -1 to be added."""
+
+    def init_fn(params: optax.Params) -> LarsState:
+        return initial_state(o, o.layer_map(params), params)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, LarsState]:
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "LARS needs the parameters: call update(gradients, state, params)."
+            )
+        layers = o.layer_map(params)
+        check_alike(updates, params)
+        check_state(o, layers, state, params)
+        if not layers.paths:
+            return updates, state
+        trees = (updates, params, state.trace)
+        lists = [list(map(jnp.asarray, jax.tree.leaves(tree))) for tree in trees]
+        stacks = stacks_of(layers, *lists)
+        step = algorithm.step(
+            o, stacks.layers, state.count, *stacks.together(state.count, *lists)
+        )
+        signed = [x if sign == 1 else -x for x in step.updates]
+        new_updates, trace = stacks.apart(state.count, signed, step.trace)
+        is_skipped = stacks.in_order(step.is_skipped)
+        return jax.tree.unflatten(jax.tree.structure(updates), new_updates), LarsState(
+            count=optax.safe_increment(state.count),
+            trace=jax.tree.unflatten(jax.tree.structure(state.trace), trace),
+            trust_ratio=stacks.in_order(step.trust_ratio),
+            skipped_steps=state.skipped_steps + is_skipped.astype(jnp.int32),
+            parameters=state.parameters,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

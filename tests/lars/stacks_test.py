@@ -1,0 +1,115 @@
+"""Stacks of small arrays step as their arrays would one by one."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings, strategies as st
+
+import lars
+from lars import stacks
+from tests.lars.steps import run
+
+SHAPES = [(), (3,), (3, 4), (2, 3, 4), (0,), (40, 30)]
+DTYPES = [jnp.float32, jnp.bfloat16, jnp.complex64]
+OPTIONS = [
+    {},
+    {"layer": "module", "momentum": 0.0},
+    {"momentum_of": "gradient", "geometry": "spectral"},
+    {"weight_decay_kind": "outside", "nesterov": True, "denominator": "decayed"},
+]
+
+
+@st.composite
+def trees(draw):
+    """Modules of a few kinds of arrays, each kind several times, in random order."""
+    kinds = draw(
+        st.lists(
+            st.tuples(st.sampled_from(SHAPES), st.sampled_from(DTYPES)), min_size=1
+        )
+    )
+    arrays = draw(st.permutations(kinds[:4] * draw(st.integers(1, 6))))
+    names = draw(st.lists(st.sampled_from("abc"), min_size=99, max_size=99))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    found = []
+    for exponent in (0, 3, -3, 0):
+        tree = {}
+        for i, (shape, dtype) in enumerate(arrays):
+            x = np.float32(10.0**exponent) * rng.normal(size=shape).astype(np.float32)
+            tree.setdefault(names[i], {})[f"{names[-i]}{i}"] = jnp.asarray(x, dtype)
+        found.append(tree)
+    return found
+
+
+def one_by_one(monkeypatch, function):
+    with monkeypatch.context() as patch:
+        patch.setattr(stacks, "SMALL", -1)
+        return function()
+
+
+@given(trees(), st.sampled_from(OPTIONS), st.booleans())
+@settings(deadline=None, max_examples=20, phases=[Phase.generate])
+def test_a_stack_steps_as_its_arrays_do(trees, options, has_rules):
+    params, *gradients = trees
+    if "geometry" in options:  # singular values of real matrices
+        params, *gradients = jax.tree.map(jnp.real, trees)
+    if has_rules:
+        options = options | {
+            "trust_ratio_mask": ~lars.select(path="a", required=False),
+            "weight_decay_mask": ~lars.select(path="b", required=False),
+            "stacked": [(lars.select(rank=3, required=False), -1)],
+        }
+
+    def trained():
+        optimizer = lars.lars(0.5, 1e-3, **options)
+        weights, state = run(optimizer, params, gradients)
+        return weights, lars.trust_ratios(state), state.trace
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        expected = one_by_one(monkeypatch, trained)
+    for got, exact in zip(*map(jax.tree.leaves, (trained(), expected)), strict=True):
+        assert got.dtype == exact.dtype
+        rtol = 2e-2 if got.dtype == jnp.bfloat16 else 2e-5
+        got, exact = (np.asarray(x, np.complex128) for x in (got, exact))
+        size = np.max(np.abs(exact), initial=0)
+        np.testing.assert_allclose(got, exact, rtol=rtol, atol=rtol * size)
+
+
+def test_one_bad_array_leaves_the_others_of_its_stack_alone():
+    params = {f"w{i}": jnp.full(3, 1.0 + i) for i in range(5)}
+    good = jax.tree.map(lambda x: x / 2, params)
+    bad = good | {"w2": jnp.array([1.0, jnp.nan, 1.0])}
+    optimizer = lars.lars(0.5)
+    state = optimizer.init(params)
+    expected, _ = jax.jit(optimizer.update)(good, state, params)
+    updates, state = jax.jit(optimizer.update)(bad, state, params)
+    for name in params:
+        at_rest = np.zeros(3, np.float32)
+        np.testing.assert_array_equal(
+            updates[name], at_rest if name == "w2" else expected[name]
+        )
+    skipped = lars.skipped_steps(state)
+    assert [int(skipped[name]) for name in params] == [0, 0, 1, 0, 0]
+
+
+MOVES_DATA = {
+    *("slice", "reshape", "concatenate", "broadcast_in_dim", "return", "constant"),
+    "negate",  # in a loop that never runs: one for each of √n pieces
+}
+
+
+def operations(count):
+    """How many operations compute something in the step of that many equal arrays."""
+    params = {
+        f"w{i:04d}": jax.ShapeDtypeStruct((10,), jnp.float32) for i in range(count)
+    }
+    optimizer = lars.lars(0.1, 1e-4)
+    state = jax.eval_shape(optimizer.init, params)
+    text = jax.jit(optimizer.update).lower(params, state, params).as_text()
+    return sum(x not in MOVES_DATA for x in re.findall(r"stablehlo\.(\w+)", text))
+
+
+def test_the_program_grows_with_shapes_and_not_with_arrays():
+    assert operations(110) == operations(1000) > 100
