@@ -2,9 +2,11 @@
 
     python -m experiments.benchmark --workdir=results/benchmark
 
-Writes ``benchmark.csv``, ``config.json`` and ``provenance.json`` to the workdir, in
-place of those of an earlier run, and prints the table. ``--trees=resnet50,vmap``
-measures some of the trees, ``--quick`` small ones, ``--rounds`` less or more often.
+Writes ``benchmark.csv`` and ``orthogonality.csv`` (the singular values of steps that
+are orthogonalized), a picture of each, ``config.json`` and ``provenance.json`` to the
+workdir, in place of those of an earlier run, and prints the tables.
+``--only=resnet50,vmap`` measures some of the trees, ``--quick`` small ones, and
+``--rounds`` less or more often.
 """
 
 import sys
@@ -17,12 +19,12 @@ from tqdm import tqdm
 from experiments import results
 from experiments.checks import check_count, check_name, check_positive
 from experiments.cli import command
-from experiments.speed import step_cost as benchmark
+from experiments.speed import orthogonality, step_cost as benchmark
 
-TREES = flags.DEFINE_list("trees", None, "Which trees, such as resnet50,vmap.")
-ROUNDS = flags.DEFINE_integer("rounds", 30, "How often each optimizer is timed.")
+ONLY = flags.DEFINE_list("only", None, "Only these trees, such as resnet50,vmap.")
+ROUNDS = flags.DEFINE_integer("rounds", 20, "How often each optimizer is timed.")
 SECONDS = flags.DEFINE_float(
-    "seconds", 30.0, "About how long timing one optimizer on one tree may take."
+    "seconds", 5.0, "About how long timing one optimizer on one tree may take."
 )
 QUICK = flags.DEFINE_bool("quick", False, "Small trees, to try the command.")
 
@@ -33,12 +35,14 @@ def main(workdir: str) -> None:
     with command.reported_errors():
         check_count("rounds", ROUNDS.value)
         check_positive("seconds", SECONDS.value)
-        names = TREES.value or list(cases)
+        names = ONLY.value or list(cases)
         for name in names:
-            check_name("trees", name, cases)
+            check_name("only", name, cases)
         settings = {"trees": names, "quick": QUICK.value, "rounds": ROUNDS.value}
         settings["seconds"] = SECONDS.value
-        folder = results.claim(workdir, settings, files=["benchmark.csv"])
+        folder = results.claim(
+            workdir, settings, files=["benchmark.csv", "orthogonality.csv"]
+        )
 
     # What is compiled is to be timed, not to be found from an earlier run.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -62,8 +66,17 @@ def main(workdir: str) -> None:
             times = ROUNDS.value, SECONDS.value
             tables.append(benchmark.measure(name, cases[name], *times, begin))
             results.write_table(file, pd.concat(tables))
+        results.write_picture(
+            file.with_suffix(".png"), benchmark.draw(pd.concat(tables))
+        )
+        singular = orthogonality.measure()
+        results.write_table(folder / "orthogonality.csv", singular)
+        results.write_picture(
+            folder / "orthogonality.png", orthogonality.draw(singular)
+        )
     print(benchmark.markdown(pd.concat(tables)))
-    print(f"\nAll columns: {file}")
+    print(f"\n{orthogonality.markdown(singular)}")
+    print(f"\nAll columns: {file}   Picture: {file.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

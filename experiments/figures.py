@@ -14,7 +14,6 @@ show.
 """
 
 import copy
-import io
 import json
 import sys
 import time
@@ -107,9 +106,7 @@ def make(
         folder / "provenance.json",
         (kept_place(workdir, name) / "provenance.json").read_text(),
     )
-    picture = io.BytesIO()
-    item.draw(table, settings).savefig(picture, dpi=120, format="png")
-    results.write_whole(folder / f"{name}.png", picture.getvalue())
+    results.write_picture(folder / f"{name}.png", item.draw(table, settings))
     print(f"\n{name}: {item.title}")
     if item.overview is not None:
         print(f"\n{pages.markdown(item.overview(table, settings))}\n")

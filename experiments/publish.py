@@ -21,7 +21,7 @@ from experiments.cli import command
 from experiments.figures import DOCS, SOURCES
 from experiments.results import pages
 from experiments.results.pages import markdown
-from experiments.speed import step_cost as benchmark, throughput
+from experiments.speed import orthogonality, step_cost as benchmark, throughput
 from experiments.studies import page
 from experiments.studies.page import Entry
 from experiments.studies.rescue import coverage
@@ -42,10 +42,14 @@ RUNS = ("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn")
 
 
 KEPT = {  # of results/NAME, in docs/FOLDER
-    **{
-        name: (name, (f"{name}.csv", "provenance.json"))
-        for name in ("benchmark", "throughput")
-    },
+    "benchmark": (
+        "benchmark",
+        (
+            *("benchmark.csv", "benchmark.png", "provenance.json"),
+            *("orthogonality.csv", "orthogonality.png"),
+        ),
+    ),
+    "throughput": ("throughput", ("throughput.csv", "provenance.json")),
     **{
         f"runs/{name}": (
             f"runs/{name}",
@@ -108,6 +112,9 @@ def all_blocks() -> dict[str, str]:
             blocks[f"{name}-provenance"] = pages.provenance(
                 f"One run of {session['seconds']:.0f} seconds", sessions
             )
+    if (DOCS / "benchmark").exists():
+        singular = results.read_table(DOCS / "benchmark" / "orthogonality.csv")
+        blocks["orthogonality"] = orthogonality.markdown(singular)
     for source in SOURCES:
         if (DOCS / source).exists():
             blocks |= figure_blocks(source)

@@ -475,7 +475,9 @@ def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
 def _across(v: jax.Array, u: jax.Array, steps: int) -> jax.Array:
     """‖v‖ o: the orthogonal step of the length of v, without its part along u."""
     # An average of arrays of norm one: no norm here leaves the range of float32.
-    o = orthogonalize(v, steps, v.dtype)
+    # Steeper at zero than the best polynomial of so few steps: in deep networks of
+    # sigmoids a step is better for it.
+    o = orthogonalize(v, steps, v.dtype, lowest=0.001)
     norm = _norm(o)
     o = _norm(v) / jnp.where(norm > 0, norm, 1) * o
     # Not made longer again: of a gradient along the kernel only rounding is left.

@@ -87,7 +87,10 @@ def from_matrices(
 
 
 def orthogonalize(
-    x: jax.Array, steps: int = 6, dtype: jax.typing.DTypeLike = jnp.float32
+    x: jax.Array,
+    steps: int = 6,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    lowest: float | None = None,
 ) -> jax.Array:
     r"""The polar factor of each matrix: its singular values all set to one.
 
@@ -109,6 +112,7 @@ def orthogonalize(
         steps: number of Newton–Schulz steps.
         dtype: of the factors in the products, with sums in float32 or wider. The rest
             is in the dtype of ``x``.
+        lowest: :math:`\ell`, from 1e-4 to 0.5. None is that of `smallest_aim`.
 
     Returns:
         Array like ``x``. A zero matrix gives zero; a NaN gives NaN in its whole matrix.
@@ -133,7 +137,7 @@ def orthogonalize(
     # The Gram matrix of the shorter side is the smaller one.
     is_wide = x.shape[-2] < x.shape[-1]
     x = x.mT if is_wide else x
-    quintics = _quintics(steps)
+    quintics = _quintics(steps, lowest or smallest_aim(steps))
     if x.shape[-2] >= 2 * x.shape[-1] and jnp.finfo(dtype).bits >= 32:
         for i in range(0, steps, _STEPS_PER_GRAM):
             x = product(x, _factor(product, x, quintics[i : i + _STEPS_PER_GRAM]))
@@ -242,15 +246,22 @@ def scaled_spectral_norm(x: jax.Array) -> Scaled:
     return Scaled(spectral_norm(x), exponent)
 
 
+def smallest_aim(steps: int) -> float:
+    """The ℓ of `orthogonalize`: singular values from it on are brought near one.
+
+    More than 5 steps bring them closer, and do not begin at smaller ones.
+    """
+    return max(0.001, 0.1 ** ((1 + steps) / 2))
+
+
 @functools.lru_cache
-def _quintics(steps: int) -> np.ndarray:
+def _quintics(steps: int, lowest: float) -> np.ndarray:
     """The steps' coefficients of σ, σ³ and σ⁵, shape [steps, 3].
 
     Each quintic is the one closest to 1 on the interval to which those before it map
-    [ℓ, 1]. Together they are the best of all compositions of as many. More than 5 steps
-    go to closer distances, not to smaller ℓ.
+    [ℓ, 1]. Together they are the best of all compositions of as many.
     """
-    low, high = max(0.001, 0.1 ** ((1 + steps) / 2)), 1.0
+    low, high = lowest, 1.0
     quintics = []
     for _ in range(steps):
         quintic, error = _closest_to_one(low, high)

@@ -9,6 +9,7 @@ from experiments.results.files import (
     read_table as read_table,
     sessions_of as sessions_of,
     write_json as write_json,
+    write_picture as write_picture,
     write_table as write_table,
     write_whole as write_whole,
     writing as writing,

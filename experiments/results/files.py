@@ -14,6 +14,7 @@ import csv
 import datetime
 import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ from typing import Any
 
 import jax
 import pandas as pd
+from matplotlib.figure import Figure
 
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
@@ -143,6 +145,13 @@ def write_whole(file: Path, content: str | bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def write_picture(file: Path, figure: Figure) -> None:
+    """Writes a picture as PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    write_whole(file, content.getvalue())
 
 
 def write_json(file: Path, content: Any) -> None:

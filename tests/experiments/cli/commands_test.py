@@ -191,7 +191,7 @@ BAD_INPUT = [
     ((FIGURES,), ["--config=configs/models.py"], "has no --config"),
     ((FIGURES,), ["--config", "configs/digits_mlp.py"], "has no --config"),
     ((FIGURES,), ["extra"], "unexpected argument 'extra'"),
-    (BENCHMARK, ["--trees=resnet"], "vmap, got 'resnet'"),
+    (BENCHMARK, ["--only=resnet"], "vmap, got 'resnet'"),
     (BENCHMARK, ["--rounds=0"], "rounds must be a whole number of at least 1, got 0"),
     (BENCHMARK, ["--rounds=many"], "--rounds=many"),
     (BENCHMARK, ["--seconds=0"], "seconds must be above 0, got 0.0"),
