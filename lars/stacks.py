@@ -36,15 +36,15 @@ class Stacks(NamedTuple):
             count: as for `computed_first`.
             lists: each of all arrays, or of none.
         """
-        stacks = [
-            [jnp.stack([x[i] for i in numbers]) for numbers in self.stacked]
-            if x
-            else []
+        pieces = [
+            [_stacked([x[i] for i in numbers]) for numbers in self.stacked if x]
             for x in lists
         ]
+        pieces = self._first(count, pieces)
+        stacks = [list(map(jnp.concatenate, of_list)) for of_list in pieces]
         return [
             [*of_list, *(x[i] for i in self.alone if x)]
-            for x, of_list in zip(lists, self._first(count, stacks), strict=True)
+            for x, of_list in zip(lists, stacks, strict=True)
         ]
 
     def apart(
@@ -107,6 +107,13 @@ def stacks_of(layers: LayerMap, *lists: Sequence[jax.Array]) -> Stacks:
         layer_of=layers.layer_of[order],
     )
     return Stacks(of_stacks, stacked, alone, place)
+
+
+def _stacked(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """About √n stacks of √n arrays."""
+    length = math.isqrt(len(arrays))
+    starts = range(0, len(arrays), length)
+    return [jnp.stack(arrays[i : i + length]) for i in starts]
 
 
 def _cut(stack: jax.Array) -> list[jax.Array]:
