@@ -22,9 +22,9 @@ from experiments.cli import command
 from experiments.speed import orthogonality, step_cost as benchmark
 
 ONLY = flags.DEFINE_list("only", None, "Only these trees, such as resnet50,vmap.")
-ROUNDS = flags.DEFINE_integer("rounds", 20, "How often each optimizer is timed.")
+ROUNDS = flags.DEFINE_integer("rounds", 15, "How often each optimizer is timed.")
 SECONDS = flags.DEFINE_float(
-    "seconds", 5.0, "About how long timing one optimizer on one tree may take."
+    "seconds", 3.0, "About how long timing one optimizer on one tree may take."
 )
 QUICK = flags.DEFINE_bool("quick", False, "Small trees, to try the command.")
 

@@ -88,7 +88,7 @@ def cases(quick: bool = False) -> dict[str, Case]:
             {f"leaf_{i:04d}": _array(1000) for i in range(leaves)},
             # A vector has one singular value: there is nothing to orthogonalize. XLA
             # compiles the reference for minutes.
-            (HANDOVER, SGD, "optax.adam", "lars"),
+            (HANDOVER, SGD, "lars"),
         ),
         "vmap": Case(
             f"ResNet-50 of width {narrow}, 4 under vmap",
