@@ -396,37 +396,46 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Bars of all steps beside the floor, a panel for each tree."""
+    """Bars from the floor to each step, a panel for each tree."""
     trees = [rows for _, rows in table.groupby("tree", sort=False)]
     heights = [1 + len(rows) for rows in trees]
-    figure = Figure(figsize=(7.5, 0.3 * sum(heights) + 1.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 0.3 * sum(heights) + 1.4), layout="constrained")
     grid = figure.subplots(len(trees), 1, squeeze=False, height_ratios=heights)
+    ends = table["per_floor"].min(), table["per_floor"].max()
     for axes, rows in zip(grid[:, 0], trees, strict=True):
         one = rows.iloc[0]
+        steps = rows["per_floor"]
+        low, high = (steps * rows[end] / rows["ms"] for end in ("ms_q1", "ms_q3"))
         is_ours = rows["optimizer"].str.startswith("lars")
-        spread = [rows["ms"] - rows["ms_q1"], rows["ms_q3"] - rows["ms"]]
-        axes.barh(
-            rows["optimizer"],
-            rows["ms"],
-            xerr=np.array(spread),
-            color=np.where(is_ours, "#0072B2", "#B0B0B0"),  # after Okabe and Ito
-            error_kw={"elinewidth": 1, "capsize": 2},
-        )
-        axes.axvline(one.floor_ms, color="#D55E00", linestyle="--")
+        color = np.where(is_ours, "#0072B2", "#B0B0B0")  # after Okabe and Ito
+        axes.barh(rows["optimizer"], steps - 1, left=1, color=color)
+        axes.hlines(rows["optimizer"], low, high, color="black", linewidth=1)
+        for name, end, step in zip(rows["optimizer"], high, steps, strict=True):
+            axes.annotate(
+                f"{step:.3g}",
+                (max(1, end), name),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+            )
+        axes.axvline(1, color="#D55E00")
         axes.set_xscale("log")
+        axes.set_xlim(ends[0] / 1.5, ends[1] * 3)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(
-            f"{one.tree}: {one.arrays:,} arrays, {one.parameters / 1e6:.1f} million "
-            "parameters",
+            f"{one.tree}, {one.parameters / 1e6:.1f} million parameters; floor "
+            f"{_number(one.floor_ms)} ms",
             fontsize=9.5,
             loc="left",
         )
         axes.tick_params(labelsize=8.5)
-    grid[-1, 0].set_xlabel("milliseconds a step: median, and the quartiles")
+    grid[-1, 0].set_xlabel("time of a step, of the floor")
     figure.suptitle(
-        "What a step costs. Blue: this package. Dashed: the floor, the time of "
-        f"{PASSES} passes of memory.",
+        f"What a step costs. Orange line: the floor, {PASSES} passes of memory.\n"
+        "Blue: this package. Number and bar: the median; black line: the quartiles.",
         fontsize=10.5,
     )
     return figure
