@@ -78,13 +78,11 @@ ARMS: dict[str, Arm] = {
     # One ratio for a kernel and its bias, whose own would start from a norm of zero. No
     # decay, whose term in the ratio stops a layer with a small gradient.
     "module": _arm("LARS, a ratio a module", 2.0, "lars", layer="module"),
-    "polar_waking": _arm("polar LARS, waking", 0.3, "polar_waking"),
+    "polar_waking": _arm("polar LARS, waking", 0.5, "polar_waking"),
     "sgd": _arm("SGD with momentum", 0.03, "sgd", momentum=0.9),
-    "clipped_sgd": _arm(
-        "SGD, clipped", 0.03, "clipped_sgd", momentum=0.9, max_norm=1.0
-    ),
+    "clipped_sgd": _arm("SGD, clipped", 0.3, "clipped_sgd", momentum=0.9, max_norm=1.0),
     "adam": _arm("Adam", 0.01, "adam"),
-    "lamb": _arm("LAMB", 0.003, "lamb"),
+    "lamb": _arm("LAMB", 0.01, "lamb"),
     "fromage": _arm("Fromage", 0.02, "fromage"),
     "optax_lars": _arm(
         "LARS (optax.lars)", 1.0, "optax_lars", weight_decay=5e-4, nesterov=True
@@ -96,5 +94,5 @@ ARMS: dict[str, Arm] = {
     "sgd_rescaled": _arm(
         "SGD, kernels rescaled once", 0.03, "sgd", "rescaled", momentum=0.9
     ),
-    "sgd_lsuv": _arm("SGD, LSUV", 0.01, "sgd", "lsuv", momentum=0.9),
+    "sgd_lsuv": _arm("SGD, LSUV", 0.1, "sgd", "lsuv", momentum=0.9),
 }

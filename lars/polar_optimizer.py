@@ -475,8 +475,8 @@ def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:
 def _across(v: jax.Array, u: jax.Array, steps: int) -> jax.Array:
     """‖v‖ o: the orthogonal step of the length of v, without its part along u."""
     # An average of arrays of norm one: no norm here leaves the range of float32.
-    # Steeper at zero than the best polynomial of so few steps: in deep networks of
-    # sigmoids a step is better for it.
+    # Steeper at zero than the best polynomial of so few steps. With that one, fewer
+    # seeds of 32 layers of sigmoids trained at the recommended rate.
     o = orthogonalize(v, steps, v.dtype, lowest=0.001)
     norm = _norm(o)
     o = _norm(v) / jnp.where(norm > 0, norm, 1) * o

@@ -25,17 +25,12 @@ from tests.lars.steps import (
 )
 
 
-def test_lars_passes_every_option_to_scale_by_lars(monkeypatch):
+@pytest.mark.parametrize("function", [lars.lars, lars.scale_by_lars])
+def test_every_option_is_passed_on(function, monkeypatch):
     passed = {}
-
-    def scale_by_lars(*arguments, **options):
-        bound = inspect.signature(lars.scale_by_lars).bind(*arguments, **options)
-        passed.update(bound.arguments)
-        return optax.identity()
-
-    monkeypatch.setattr(optimizer_module, "scale_by_lars", scale_by_lars)
-    options = {name: object() for name in inspect.signature(lars.lars).parameters}
-    lars.lars(**options)
+    monkeypatch.setattr(optimizer_module, "Options", passed.update)
+    options = {name: object() for name in inspect.signature(function).parameters}
+    function(**options)
     assert passed == options
 
 
