@@ -158,7 +158,11 @@ def _check_geometry(geometry: Any) -> None:
         steps, dtype = geometry.steps, geometry.dtype
         if not isinstance(steps, (int, np.integer)) or steps < 1:
             raise ValueError(f"Spectral: steps must be an integer >= 1, got {steps!r}.")
-        if not jnp.issubdtype(dtype, jnp.floating):
+        try:
+            is_floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+        except TypeError:  # no dtype at all
+            is_floating = False
+        if not is_floating:
             kind = "a floating-point dtype"
             raise TypeError(f"Spectral: dtype must be {kind}, got {dtype!r}.")
     elif geometry not in ("frobenius", "spectral"):

@@ -103,9 +103,9 @@ def orthogonalize(
     Frobenius norm on closest to one in the given number of steps: 3 steps bring those
     from 0.01 on to 0.7 to 1.3, 5 those from 0.001 on to 0.85 to 1.12, 6 to within 0.01
     of one, and 7 to within 1e-5. Each further step brings in those that are 1.9 times
-    smaller. Singular values of zero stay about zero, but rounding errors there grow
-    with :math:`1 / \ell`. A vector becomes ``x / ‖x‖`` whatever the number of steps.
-    The derivative is that of the iteration.
+    smaller. It does so with the rounding errors of singular values of zero, too: 8
+    steps multiply them by 6,000, and 30 bring them to one. A vector becomes
+    ``x / ‖x‖`` whatever the number of steps. The derivative is that of the iteration.
 
     Args:
         x: float32 or float64 array [*batch, rows, columns]. Subnormal elements count.
@@ -137,7 +137,7 @@ def orthogonalize(
     # The Gram matrix of the shorter side is the smaller one.
     is_wide = x.shape[-2] < x.shape[-1]
     x = x.mT if is_wide else x
-    quintics = _quintics(steps, lowest or smallest_aim(steps))
+    quintics = _quintics(steps, smallest_aim(steps) if lowest is None else lowest)
     if x.shape[-2] >= 2 * x.shape[-1] and jnp.finfo(dtype).bits >= 32:
         for i in range(0, steps, _STEPS_PER_GRAM):
             x = product(x, _factor(product, x, quintics[i : i + _STEPS_PER_GRAM]))
@@ -181,7 +181,8 @@ def spectral_norm(x: jax.Array) -> jax.Array:
 
     Returns:
         Array [*batch]; not finite where an element is not. The derivative is
-        :math:`u v^\top`, and zero at zero.
+        :math:`u v^\top`, and zero at zero; in higher ones v counts as constant, which
+        it is not.
 
     References:
         Kuczyński and Woźniakowski, `Estimating the Largest Eigenvalue by the Power and

@@ -76,6 +76,8 @@ class Stacks(NamedTuple):
 def stacks_of(layers: LayerMap, *lists: Sequence[jax.Array]) -> Stacks:
     """Which arrays are small and alike in all of the lists, and are to be stacked.
 
+    Alike are also the ways in which they lie on devices.
+
     Args:
         layers: of the arrays.
         lists: each of all arrays, such as gradients and parameters, or of none.
@@ -84,8 +86,8 @@ def stacks_of(layers: LayerMap, *lists: Sequence[jax.Array]) -> Stacks:
     rules = zip(layers.axes, layers.is_adapted, layers.is_decayed, strict=True)
     for i, of_array in enumerate(rules):
         arrays = [x[i] for x in lists if x]
-        is_small = all(x.size <= SMALL for x in arrays)
-        kind = (*of_array, *map(jax.typeof, arrays)) if is_small else i
+        is_stacked = all(x.size <= SMALL and not _may_be_divided(x) for x in arrays)
+        kind = (*of_array, *map(jax.typeof, arrays)) if is_stacked else i
         alike.setdefault(kind, []).append(i)
     stacked = [numbers for numbers in alike.values() if len(numbers) > 1]
     alone = [numbers[0] for numbers in alike.values() if len(numbers) == 1]
@@ -107,6 +109,15 @@ def stacks_of(layers: LayerMap, *lists: Sequence[jax.Array]) -> Stacks:
         layer_of=layers.layer_of[order],
     )
     return Stacks(of_stacks, stacked, alone, place)
+
+
+def _may_be_divided(x: jax.Array) -> bool:
+    """Whether XLA alone knows how the array lies on the devices.
+
+    Arrays of a stack would all come out as one of them lies.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    return jax.sharding.AxisType.Auto in mesh.axis_types
 
 
 def _stacked(arrays: Sequence[jax.Array]) -> list[jax.Array]:

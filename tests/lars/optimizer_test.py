@@ -381,6 +381,7 @@ def test_a_donated_step_is_made_in_the_place_of_its_arguments(options):
         ({"geometry": lars.Spectral(steps=-1)}, ValueError, "steps .* got -1"),
         ({"geometry": lars.Spectral(2.5)}, ValueError, "steps .* got 2.5"),
         ({"geometry": lars.Spectral(dtype=int)}, TypeError, r"dtype must .*int"),
+        ({"geometry": lars.Spectral(dtype="foo")}, TypeError, r"dtype must .*'foo'"),
     ],
 )
 def test_a_bad_option_is_named(arguments, error, message):

@@ -254,3 +254,18 @@ def test_a_power_of_two_changes_no_bit_of_the_norms_of_divided_arrays(check_vma)
     )
     for k in range(-100, 101, 10):
         np.testing.assert_array_equal(times_power(k), np.ldexp(expected, k))
+
+
+def test_small_arrays_that_are_alike_stay_where_they_lie():
+    # As one stack, all of them would come out as one of them lies.
+    devices = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+    specs = {"rows": P("x"), "columns": P(None, "x"), "replicated": P()}
+    params = {
+        name: jax.device_put(jnp.ones((4, 6)), NamedSharding(devices, spec))
+        for name, spec in specs.items()
+    }
+    optimizer = lars.lars(1.0)
+    updates, state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    for name, x in params.items():
+        for of_step in (updates, state.trace):
+            assert of_step[name].sharding.is_equivalent_to(x.sharding, 2), name
