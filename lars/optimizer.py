@@ -285,7 +285,7 @@ def _transformation(o: Options, sign: int) -> optax.GradientTransformationExtraA
             return updates, state
         trees = (updates, params, state.trace)
         lists = [list(map(jnp.asarray, jax.tree.leaves(tree))) for tree in trees]
-        stacks = stacks_of(layers, *lists)
+        stacks = stacks_of(layers, bool(o.spectral), *lists)
         step = algorithm.step(
             o, stacks.layers, state.count, *stacks.together(state.count, *lists)
         )

@@ -1,7 +1,9 @@
 """The optimizer that moves the direction and the size of every kernel apart."""
 
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +23,7 @@ from lars.options import at, check_below_one, check_number, known
 from lars.scaled import Scaled
 from lars.sharded import ArrayAxes, as_varying_as
 from lars.spectral import as_matrices, from_matrices, orthogonalize, root
+from lars.stacks import can_be_stacked, put_together, take_apart
 from lars.state import check_same_shapes
 
 _ROUNDING = 64
@@ -270,9 +273,10 @@ class _Leaf(NamedTuple):
         return math.prod(self.whole.shape[axis] for axis in self.layer_axes)
 
     def stack(self, x: Any) -> jax.Array:
-        """Kernels [*layers, inputs, outputs] or vectors [*layers, elements], whole."""
+        """Kernels [layers, inputs, outputs] or vectors [layers, elements], whole."""
         x = self.axes.whole(widen(x).astype(self.whole.dtype))
         x = as_matrices(x, self.layer_axes, self.columns)
+        x = x.reshape(self.layers, *x.shape[-2:])
         return x if self.is_kernel else x.squeeze(-2)
 
     def local(self, stack: jax.Array, like: Any) -> jax.Array:
@@ -280,13 +284,6 @@ class _Leaf(NamedTuple):
         x = from_matrices(stack, self.whole.shape, self.layer_axes, self.columns)
         x = as_varying_as(self.axes.part(x, jnp.asarray(like)), like)
         return x.astype(jnp.result_type(like))
-
-    def each_layer(self, step: Any, o: _Options) -> Any:
-        """A step with these options, of what `stack` returns."""
-        step = functools.partial(step, o.of_dtype(self.whole.dtype))
-        for _ in self.layer_axes:
-            step = jax.vmap(step)
-        return step
 
 
 class _Plan(NamedTuple):
@@ -297,10 +294,38 @@ class _Plan(NamedTuple):
     biases: dict[int, int]  # of kernels
 
     @property
-    def starts(self) -> list[int]:
-        """Where each kernel begins among the signs, and the end."""
+    def layers(self) -> int:
+        """Of how many layers all kernels are."""
+        return sum(self.leaves[i].layers for i in self.kernels)
+
+    @property
+    def rows(self) -> dict[int, range]:
+        """Where the layers of each kernel are among the signs."""
         counts = [self.leaves[i].layers for i in self.kernels]
-        return [0, *np.cumsum(counts, dtype=int).tolist()]
+        ends = np.cumsum(counts, dtype=int).tolist()
+        return dict(zip(self.kernels, map(range, [0, *ends], ends), strict=False))
+
+    def groups(self, *lists: Sequence[jax.Array]) -> list["_Group"]:
+        """What is stepped as one stack: small leaves that are alike in all lists."""
+        kinds: dict[Any, list[int]] = {}
+        for i in sorted({*range(len(self.leaves))} - {*self.biases.values()}):
+            with_bias = [i, self.biases[i]] if i in self.biases else [i]
+            leaves = [self.leaves[j] for j in with_bias]
+            arrays = [x[j] for j in with_bias for x in lists]
+            is_stacked = can_be_stacked(arrays)
+            kind = (*leaves, *map(jax.typeof, arrays)) if is_stacked else i
+            kinds.setdefault(kind, []).append(i)
+        return [
+            _Group(numbers, [self.biases[i] for i in numbers if i in self.biases])
+            for numbers in kinds.values()
+        ]
+
+
+class _Group(NamedTuple):
+    """Leaves that are alike."""
+
+    leaves: list[int]  # kernels, or vectors without a kernel
+    biases: list[int]  # of kernels, if they have any
 
 
 def _plan(rules: LayerRules, params: optax.Params) -> _Plan:
@@ -335,7 +360,7 @@ def _initial_state(plan: _Plan, params: optax.Params) -> PolarState:
         count=jnp.zeros((), jnp.int32),
         trace=optax.tree.zeros_like(params),
         # Orbax saves no empty arrays.
-        signs=jnp.zeros((max(1, plan.starts[-1]), 2), widest),
+        signs=jnp.zeros((max(1, plan.layers), 2), widest),
     )
 
 
@@ -363,38 +388,60 @@ def _update(
     Directions need whole matrices. Every device therefore gathers what it has a part
     of, and takes the same step.
     """
-    w, g, v = (
-        [leaf.stack(x) for leaf, x in zip(plan.leaves, leaves, strict=True)]
-        for leaves in map(jax.tree.leaves, (params, updates, state.trace))
+    trees = (params, updates, state.trace)
+    lists = [list(map(jnp.asarray, jax.tree.leaves(tree))) for tree in trees]
+    groups = plan.groups(*lists)
+    stacked = [numbers for group in groups for numbers in group if numbers]
+    count = jnp.asarray(state.count)
+    stacks = put_together(
+        count,
+        [[[plan.leaves[i].stack(x[i]) for i in one] for one in stacked] for x in lists],
     )
-    o = o.at_step(state.count, plan.starts[-1])
-    moves, averages, bodies, signs = {}, {}, {}, []
-    for start, i in zip(plan.starts, plan.kernels, strict=False):
-        leaf, bias = plan.leaves[i], plan.biases.get(i)
-        sums = state.signs[start : start + leaf.layers].astype(w[i].dtype)
-        sums = sums.reshape(*w[i].shape[:-2], 2)
-        b = None if bias is None else g[bias]
-        step = leaf.each_layer(_kernel_step, o)
-        moves[i], averages[i], sums, bodies[bias] = step(w[i], g[i], v[i], b, sums)
-        signs.append(sums.reshape(-1, 2).astype(state.signs.dtype))
-    for i, leaf in enumerate(plan.leaves):
+    stacks = zip(*stacks, strict=True)
+    o = o.at_step(count, plan.layers)
+    steps, signs, rows = [], [], []
+    for group in groups:
+        leaf = plan.leaves[group.leaves[0]]
+        of_leaf = o.of_dtype(leaf.whole.dtype)
+        kernel_step = _each_layer(functools.partial(_kernel_step, of_leaf))
+        vector_step = _each_layer(functools.partial(_vector_step, of_leaf))
+        w, g, v = next(stacks)
         if not leaf.is_kernel:
-            step = leaf.each_layer(_vector_step, o)
-            moves[i], averages[i] = step(w[i], g[i], v[i], bodies.get(i))
+            steps.append(vector_step(w, g, v, None))
+            continue
+        of_bias = next(stacks) if group.biases else None
+        of_group = [row for i in group.leaves for row in plan.rows[i]]
+        sums = state.signs[np.asarray(of_group)].astype(w.dtype)
+        sums = sums.reshape(*w.shape[:2], 2)
+        bias_gradient = of_bias[1] if of_bias else None
+        move, average, sums, body = kernel_step(w, g, v, bias_gradient, sums)
+        steps.append((move, average))
+        signs.append(sums.reshape(-1, 2).astype(state.signs.dtype))
+        rows += of_group
+        if of_bias:
+            steps.append(vector_step(*of_bias, body))
 
-    def like(tree: Any, matrices: dict[int, jax.Array]) -> Any:
-        old, treedef = jax.tree.flatten(tree)
+    def like(tree: Any, matrices: Any) -> Any:
+        members = map(itertools.chain.from_iterable, (stacked, matrices))
+        found = dict(zip(*members, strict=True))
+        leaves, treedef = jax.tree.flatten(tree)
         return treedef.unflatten(
-            leaf.local(matrices[i], x)
-            for i, (leaf, x) in enumerate(zip(plan.leaves, old, strict=True))
+            leaf.local(found[i], x)
+            for i, (leaf, x) in enumerate(zip(plan.leaves, leaves, strict=True))
         )
 
-    new_signs = jnp.concatenate(signs) if signs else state.signs
+    moves, averages = take_apart(count, list(zip(*steps, strict=True)))
+    new_signs = jnp.concatenate(signs)[np.argsort(rows)] if signs else state.signs
     return like(params, moves), PolarState(
         count=optax.safe_increment(state.count),
         trace=like(state.trace, averages),
         signs=as_varying_as(new_signs, state.signs),
     )
+
+
+def _each_layer(step: Any) -> Any:
+    """A step of one layer, for stacks of leaves with several each."""
+    return jax.vmap(jax.vmap(step))
 
 
 class _Body(NamedTuple):

@@ -22,6 +22,7 @@ from lars.rules import flatten_with_path, path_string
 from lars.scaled import Scaled
 from lars.sharded import ArrayAxes, groups_of, in_order, over_devices
 from lars.spectral import as_matrices
+from lars.stacks import SMALL_KERNEL
 
 REASONS = ("not finite", "no gradient", "constant input", "lost in rounding")
 """Why a network may be silent, in the order in which the reasons are tried."""
@@ -43,9 +44,6 @@ UNUSUAL = 2.0
 
 ABSURD = 12.0
 """Octaves by which the size of one kernel must be off to be to blame for all others."""
-
-SMALL_KERNEL = 2**16
-"""Kernels of at most so many elements are stacked with others of their shape."""
 
 
 class Network(NamedTuple):

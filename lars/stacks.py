@@ -18,6 +18,12 @@ from lars.layers import LayerMap
 from lars.layerwise import computed_first
 from lars.sharded import SMALL
 
+SMALL_KERNEL = 2**16
+"""Kernels of at most so many elements are stacked before matrices are multiplied."""
+
+MANY = 200
+"""More than so many such kernels are always stacked: XLA would compile for a minute."""
+
 
 class Stacks(NamedTuple):
     """Which arrays of a list are stacked, and which stay alone, behind the stacks."""
@@ -36,12 +42,9 @@ class Stacks(NamedTuple):
             count: as for `computed_first`.
             lists: each of all arrays, or of none.
         """
-        pieces = [
-            [_stacked([x[i] for i in numbers]) for numbers in self.stacked if x]
-            for x in lists
-        ]
-        pieces = self._first(count, pieces)
-        stacks = [list(map(jnp.concatenate, of_list)) for of_list in pieces]
+        stacks = put_together(
+            count, [[[x[i] for i in one] for one in self.stacked if x] for x in lists]
+        )
         return [
             [*of_list, *(x[i] for i in self.alone if x)]
             for x, of_list in zip(lists, stacks, strict=True)
@@ -50,17 +53,12 @@ class Stacks(NamedTuple):
     def apart(
         self, count: jax.Array, *lists: Sequence[jax.Array]
     ) -> list[list[jax.Array]]:
-        """The inverse of `together`.
-
-        To take an array out of a stack is another computation for each. In two steps,
-        of √n pieces with √n arrays each, about √n of n computations differ.
-        """
-        pieces = [[_cut(stack) for stack in x[: len(self.stacked)]] for x in lists]
+        """The inverse of `together`."""
+        of_stacks = take_apart(count, [x[: len(self.stacked)] for x in lists])
         found = []
-        for x, of_list in zip(lists, self._first(count, pieces), strict=True):
+        for x, of_list in zip(lists, of_stacks, strict=True):
             arrays = dict(zip(self.alone, x[len(self.stacked) :], strict=False))
-            for numbers, of_stack in zip(self.stacked, of_list, strict=False):
-                members = [y for piece in of_stack for y in _members(piece)]
+            for numbers, members in zip(self.stacked, of_list, strict=False):
                 arrays |= zip(numbers, members, strict=True)
             found.append([arrays[i] for i in sorted(arrays)])
         return found
@@ -69,28 +67,35 @@ class Stacks(NamedTuple):
         """A vector over the slices of `layers` in the order of the parameters."""
         return vector[self.place] if self.stacked else vector
 
-    def _first(self, count: jax.Array, stacks: Any) -> Any:
-        return computed_first(count, stacks) if self.stacked else stacks
 
-
-def stacks_of(layers: LayerMap, *lists: Sequence[jax.Array]) -> Stacks:
+def stacks_of(
+    layers: LayerMap, multiplies: bool, *lists: Sequence[jax.Array]
+) -> Stacks:
     """Which arrays are small and alike in all of the lists, and are to be stacked.
 
     Alike are also the ways in which they lie on devices.
 
     Args:
         layers: of the arrays.
+        multiplies: whether the step multiplies matrices. Copies then cost little, and
+            larger arrays are stacked.
         lists: each of all arrays, such as gradients and parameters, or of none.
     """
     alike: dict[Any, list[int]] = {}
     rules = zip(layers.axes, layers.is_adapted, layers.is_decayed, strict=True)
     for i, of_array in enumerate(rules):
         arrays = [x[i] for x in lists if x]
-        is_stacked = all(x.size <= SMALL and not _may_be_divided(x) for x in arrays)
-        kind = (*of_array, *map(jax.typeof, arrays)) if is_stacked else i
+        kind = (*of_array, *map(jax.typeof, arrays)) if can_be_stacked(arrays) else i
         alike.setdefault(kind, []).append(i)
-    stacked = [numbers for numbers in alike.values() if len(numbers) > 1]
-    alone = [numbers[0] for numbers in alike.values() if len(numbers) == 1]
+
+    def is_worth_it(numbers: Sequence[int]) -> bool:
+        is_small = multiplies or lists[0][numbers[0]].size <= SMALL
+        return len(numbers) > (1 if is_small else MANY)
+
+    stacked = [numbers for numbers in alike.values() if is_worth_it(numbers)]
+    alone = [
+        x for numbers in alike.values() if not is_worth_it(numbers) for x in numbers
+    ]
 
     firsts = [numbers[0] for numbers in stacked]
     axes = [layers.axes[i].stacked() for i in firsts]
@@ -111,13 +116,48 @@ def stacks_of(layers: LayerMap, *lists: Sequence[jax.Array]) -> Stacks:
     return Stacks(of_stacks, stacked, alone, place)
 
 
-def _may_be_divided(x: jax.Array) -> bool:
-    """Whether XLA alone knows how the array lies on the devices.
+def put_together(count: jax.Array, lists: Any) -> Any:
+    """Stacks of arrays, in place of each innermost list of arrays that are alike.
 
-    Arrays of a stack would all come out as one of them lies.
+    XLA compiles equal computations once, and slowly where there are many operands. To
+    stack is therefore done in two steps, of √n stacks of √n arrays.
+
+    Args:
+        count: as for `computed_first`.
+        lists: a list of lists of lists of arrays.
     """
-    mesh = jax.typeof(x).sharding.mesh
-    return jax.sharding.AxisType.Auto in mesh.axis_types
+    pieces = [[_stacked(arrays) for arrays in x] for x in lists]
+    pieces = _first(count, pieces)
+    return [list(map(jnp.concatenate, x)) for x in pieces]
+
+
+def take_apart(count: jax.Array, lists: Any) -> Any:
+    """The inverse of `put_together`.
+
+    To take an array out of a stack is another computation for each. In two steps, of √n
+    pieces with √n arrays each, about √n of n computations differ.
+    """
+    pieces = _first(count, [[_cut(stack) for stack in x] for x in lists])
+    return [
+        [[y for piece in of_stack for y in _members(piece)] for of_stack in x]
+        for x in pieces
+    ]
+
+
+def can_be_stacked(arrays: Sequence[jax.Array]) -> bool:
+    """Whether they are small, and it is known how they lie on the devices.
+
+    Where XLA alone knows that, all arrays of a stack would come out as one of them.
+    """
+    meshes = [jax.typeof(x).sharding.mesh for x in arrays]
+    are_known = all(jax.sharding.AxisType.Auto not in x.axis_types for x in meshes)
+    return arrays[0].size <= SMALL_KERNEL and are_known
+
+
+def _first(count: jax.Array, pieces: Any) -> Any:
+    """The pieces, computed before they are used, if there are several of a stack."""
+    is_long = any(len(of_stack) > 1 for x in pieces for of_stack in x)
+    return computed_first(count, pieces) if is_long else pieces
 
 
 def _stacked(arrays: Sequence[jax.Array]) -> list[jax.Array]:

@@ -1,12 +1,13 @@
 """Stacks of small arrays step as their arrays would one by one."""
 
+import random
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings, strategies as st
+from hypothesis import Phase, example, given, settings, strategies as st
 
 import lars
 from lars import stacks
@@ -45,8 +46,17 @@ def trees(draw):
 
 def one_by_one(monkeypatch, function):
     with monkeypatch.context() as patch:
-        patch.setattr(stacks, "SMALL", -1)
+        patch.setattr(stacks, "SMALL_KERNEL", -1)
         return function()
+
+
+def assert_equal(got, exact):
+    for x, y in zip(*map(jax.tree.leaves, (got, exact)), strict=True):
+        assert x.dtype == y.dtype
+        rtol = 2e-2 if x.dtype == jnp.bfloat16 else 2e-5
+        x, y = (np.asarray(z, np.complex128) for z in (x, y))
+        size = np.max(np.abs(y), initial=0)
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * size)
 
 
 @given(trees(), st.sampled_from(OPTIONS), st.booleans())
@@ -69,12 +79,67 @@ def test_a_stack_steps_as_its_arrays_do(trees, options, has_rules):
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         expected = one_by_one(monkeypatch, trained)
-    for got, exact in zip(*map(jax.tree.leaves, (trained(), expected)), strict=True):
-        assert got.dtype == exact.dtype
-        rtol = 2e-2 if got.dtype == jnp.bfloat16 else 2e-5
-        got, exact = (np.asarray(x, np.complex128) for x in (got, exact))
-        size = np.max(np.abs(exact), initial=0)
-        np.testing.assert_allclose(got, exact, rtol=rtol, atol=rtol * size)
+    assert_equal(trained(), expected)
+
+
+def test_many_arrays_of_middle_size_step_as_they_do_alone(monkeypatch):
+    rng = np.random.default_rng(0)
+    params, *gradients = (
+        {f"w{i}": jnp.float32(rng.normal(size=(30, 40))) for i in range(7)}
+        for _ in range(3)
+    )
+
+    def trained():
+        return run(lars.lars(0.5, 1e-3), params, gradients)
+
+    expected = trained()
+    monkeypatch.setattr(stacks, "MANY", 6)
+    assert_equal(trained(), expected)
+
+
+NETWORKS = st.lists(
+    st.tuples(
+        st.sampled_from([(3, 4), (5, 3), (2, 3, 4), (4,)]),
+        st.sampled_from([jnp.float32, jnp.bfloat16]),
+        st.sampled_from([jnp.float32, jnp.bfloat16, None]),  # of the bias
+    ),
+    min_size=2,
+    max_size=5,
+)
+
+
+@given(NETWORKS, st.integers(1, 4), st.randoms(), st.booleans())
+@example(
+    kinds=[((3, 4), jnp.float32, jnp.float32), ((3, 4), jnp.float32, jnp.bfloat16)],
+    copies=2,
+    order=random.Random(0),
+    has_layers=False,
+)
+@settings(deadline=None, max_examples=6, phases=[Phase.explicit, Phase.generate])
+def test_a_stack_of_kernels_steps_as_they_do_alone(kinds, copies, order, has_layers):
+    modules = kinds * copies
+    order.shuffle(modules)
+    rng = np.random.default_rng(order.randrange(2**32))
+
+    def module(shape, *dtypes):
+        shapes = {"kernel": shape, "bias": shape[-1:]}
+        return {
+            name: jnp.asarray(rng.normal(size=shapes[name]), dtype)
+            for name, dtype in zip(shapes, dtypes, strict=True)
+            if dtype is not None
+        }
+
+    params, *gradients = (
+        {f"m{i}": module(*of_one) for i, of_one in enumerate(modules)} for _ in range(4)
+    )
+    stacked = [(lars.select(rank=3, required=False), 0)] if has_layers else ()
+
+    def trained():
+        return run(lars.polar(0.3, stacked=stacked), params, gradients)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        expected = one_by_one(monkeypatch, trained)
+    assert_equal(trained(), expected)
 
 
 def test_one_bad_array_leaves_the_others_of_its_stack_alone():
@@ -100,16 +165,25 @@ MOVES_DATA = {
 }
 
 
-def operations(count):
+def operations(optimizer, count, *shape):
     """How many operations compute something in the step of that many equal arrays."""
     params = {
-        f"w{i:04d}": jax.ShapeDtypeStruct((10,), jnp.float32) for i in range(count)
+        f"w{i:04d}": jax.ShapeDtypeStruct(shape, jnp.float32) for i in range(count)
     }
-    optimizer = lars.lars(0.1, 1e-4)
     state = jax.eval_shape(optimizer.init, params)
     text = jax.jit(optimizer.update).lower(params, state, params).as_text()
     return sum(x not in MOVES_DATA for x in re.findall(r"stablehlo\.(\w+)", text))
 
 
-def test_the_program_grows_with_shapes_and_not_with_arrays():
-    assert operations(110) == operations(1000) > 100
+@pytest.mark.parametrize(
+    ("optimizer", "shape"),
+    [
+        (lars.lars(0.1, 1e-4), (10,)),
+        (lars.lars(0.1, 1e-4), (40, 50)),
+        (lars.lars(0.1, geometry="spectral"), (40, 50)),
+        (lars.polar(0.1), (40, 50)),
+    ],
+)
+def test_the_program_grows_with_shapes_and_not_with_arrays(optimizer, shape):
+    few, many = 210, 1000
+    assert operations(optimizer, few, *shape) == operations(optimizer, many, *shape)
