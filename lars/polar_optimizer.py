@@ -441,7 +441,16 @@ def _update(
 
 def _each_layer(step: Any) -> Any:
     """A step of one layer, for stacks of leaves with several each."""
-    return jax.vmap(jax.vmap(step))
+
+    def of_all(*arguments: Any) -> Any:
+        shape = arguments[0].shape[:2]
+        if math.prod(shape) != 1:
+            return jax.vmap(jax.vmap(step))(*arguments)
+        # XLA multiplies a stack of one matrix more slowly, and with more memory.
+        first = jax.tree.map(lambda x: x[0, 0], arguments)
+        return jax.tree.map(lambda x: x[None, None], step(*first))
+
+    return of_all
 
 
 class _Body(NamedTuple):

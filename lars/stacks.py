@@ -155,9 +155,15 @@ def can_be_stacked(arrays: Sequence[jax.Array]) -> bool:
 
 
 def _first(count: jax.Array, pieces: Any) -> Any:
-    """The pieces, computed before they are used, if there are several of a stack."""
-    is_long = any(len(of_stack) > 1 for x in pieces for of_stack in x)
-    return computed_first(count, pieces) if is_long else pieces
+    """The pieces, computed before they are used; but what is alone stays as it is."""
+    several = [[x for x in of_list if len(x) > 1] for of_list in pieces]
+    if not any(several):
+        return pieces
+    computed = map(iter, computed_first(count, several))
+    return [
+        [next(of_list) if len(x) > 1 else x for x in old]
+        for of_list, old in zip(computed, pieces, strict=True)
+    ]
 
 
 def _stacked(arrays: Sequence[jax.Array]) -> list[jax.Array]:
