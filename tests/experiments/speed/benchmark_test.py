@@ -78,11 +78,12 @@ def test_copies_are_stepped_under_vmap():
     assert table[["per_optax_lars", "per_muon"]].isna().all(axis=None)
 
 
-def test_the_step_that_is_timed_is_the_step_of_the_optimizer():
+@pytest.mark.parametrize("name", ["lars", benchmark.EQUATIONS])
+def test_the_step_that_is_timed_is_the_step_of_the_optimizer(name):
     params = {"w": jnp.array([3.0, 4.0])}
     grads = {"w": jnp.array([0.0, 10.0])}
     with jax.numpy_dtype_promotion("standard"):
-        run = benchmark.Stepper(benchmark.optimizers()["lars"](), params, grads)
+        run = benchmark.Stepper(benchmark.optimizers()[name](), params, grads)
         run()
         run.wait()
     ratio = 0.001 * 5 / (10 + 1e-4 * 5)
