@@ -65,6 +65,7 @@ class Stacks(NamedTuple):
 
     def in_order(self, vector: jax.Array) -> jax.Array:
         """A vector over the slices of `layers` in the order of the parameters."""
+        # Without stacks all are alone, in order.
         return vector[self.place] if self.stacked else vector
 
 
@@ -93,9 +94,7 @@ def stacks_of(
         return len(numbers) > (1 if is_small else MANY)
 
     stacked = [numbers for numbers in alike.values() if is_worth_it(numbers)]
-    alone = [
-        x for numbers in alike.values() if not is_worth_it(numbers) for x in numbers
-    ]
+    alone = sorted({*range(len(layers.paths))} - {*itertools.chain(*stacked)})
 
     firsts = [numbers[0] for numbers in stacked]
     axes = [layers.axes[i].stacked() for i in firsts]

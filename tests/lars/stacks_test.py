@@ -143,6 +143,20 @@ def test_a_stack_of_kernels_steps_as_they_do_alone(kinds, copies, order, has_lay
     assert_equal(trained(), expected)
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (40, 50)])  # stacked, and alone
+def test_ratios_and_faults_are_those_of_their_arrays(shape):
+    params = {"a": jnp.full(shape, 1.0), "b": jnp.full((6, 7), 10.0)}
+    params |= {"c": jnp.full(shape, 100.0), "d": jnp.full((60, 70), 1e3)}
+    grads = jax.tree.map(jnp.ones_like, params)
+    grads["c"] = grads["c"].at[0, 0].set(jnp.nan)
+    optimizer = lars.lars(1.0)
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    ratios, skipped = lars.trust_ratios(state), lars.skipped_steps(state)
+    expected = {"a": 1e-3, "b": 1e-2, "c": 0.0, "d": 1.0}
+    assert ratios == {name: pytest.approx(x) for name, x in expected.items()}
+    assert skipped == {"a": 0, "b": 0, "c": 1, "d": 0}
+
+
 def test_one_bad_array_leaves_the_others_of_its_stack_alone():
     params = {f"w{i}": jnp.full(3, 1.0 + i) for i in range(5)}
     good = jax.tree.map(lambda x: x / 2, params)
