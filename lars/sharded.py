@@ -122,6 +122,15 @@ def as_varying_as(x: jax.Array, like: jax.Array) -> jax.Array:
     return jax.lax.pmax(x, axes) if axes else x
 
 
+def may_be_divided(x: jax.Array) -> bool:
+    """Whether XLA alone knows how the array lies on the devices.
+
+    Arrays of a stack would all come out as one of them lies.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    return jax.sharding.AxisType.Auto in mesh.axis_types
+
+
 def varying(of_type: Any) -> frozenset[str]:
     """The mesh axes that arrays of a type are known to vary over."""
     axes = getattr(of_type, "vma", None)  # JAX 0.10 has another name for it
@@ -174,7 +183,8 @@ def groups_of(arrays: Sequence[jax.Array], axes: Sequence[ArrayAxes]) -> list[Gr
     groups: dict[Any, list[int]] = {}
     for i, (x, of_x) in enumerate(zip(arrays, axes, strict=True)):
         alike = (x.shape, x.dtype, of_x, jax.typeof(x).sharding)
-        groups.setdefault(alike if x.size <= SMALL else i, []).append(i)
+        is_stacked = x.size <= SMALL and not may_be_divided(x)
+        groups.setdefault(alike if is_stacked else i, []).append(i)
     return [Group(tuple(g), axes[g[0]], arrays[g[0]].shape) for g in groups.values()]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lars.layers import LayerMap
 from lars.layerwise import computed_first
-from lars.sharded import SMALL
+from lars.sharded import SMALL, may_be_divided
 
 SMALL_KERNEL = 2**16
 """Kernels of at most so many elements are stacked before matrices are multiplied."""
@@ -144,13 +144,8 @@ def take_apart(count: jax.Array, lists: Any) -> Any:
 
 
 def can_be_stacked(arrays: Sequence[jax.Array]) -> bool:
-    """Whether they are small, and it is known how they lie on the devices.
-
-    Where XLA alone knows that, all arrays of a stack would come out as one of them.
-    """
-    meshes = [jax.typeof(x).sharding.mesh for x in arrays]
-    are_known = all(jax.sharding.AxisType.Auto not in x.axis_types for x in meshes)
-    return arrays[0].size <= SMALL_KERNEL and are_known
+    """Whether arrays are small, and it is known how they lie on the devices."""
+    return arrays[0].size <= SMALL_KERNEL and not any(map(may_be_divided, arrays))
 
 
 def _first(count: jax.Array, pieces: Any) -> Any:
