@@ -6,6 +6,11 @@ from experiments.networks.alexnet import alexnet as alexnet
 from experiments.networks.miniature import miniature_alexnet as miniature_alexnet
 from experiments.networks.model import Model as Model, Variables as Variables
 from experiments.networks.plain import cnn as cnn, mlp as mlp
+from experiments.networks.residual import (
+    residual_cnn as residual_cnn,
+    residual_mlp as residual_mlp,
+    transformer as transformer,
+)
 from experiments.networks.resnet import resnet as resnet
 
 MODELS: dict[str, Callable[..., Model]] = {
@@ -14,5 +19,8 @@ MODELS: dict[str, Callable[..., Model]] = {
     "alexnet": alexnet,
     "miniature_alexnet": miniature_alexnet,
     "resnet": resnet,
+    "residual_mlp": residual_mlp,
+    "residual_cnn": residual_cnn,
+    "transformer": transformer,
 }
 """From the number of classes, and settings by name, to a network."""

@@ -20,7 +20,7 @@ from experiments.networks.model import (
 Activation = Literal["relu", "tanh", "sigmoid", "gelu"]
 Normalization = Literal["none", "batch", "layer"]
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "tanh": nn.tanh,
     "sigmoid": nn.sigmoid,
@@ -30,7 +30,7 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 # Kernels are drawn from N(0, gain / fan_in). He et al. 2015: rectifiers halve the mean
 # square, so 2 keeps it (https://arxiv.org/abs/1502.01852); LeCun et al. 1998 for the
 # others.
-_GAINS = {"relu": 2.0, "gelu": 2.0, "tanh": 1.0, "sigmoid": 1.0}
+GAINS = {"relu": 2.0, "gelu": 2.0, "tanh": 1.0, "sigmoid": 1.0}
 
 
 class Settings(TypedDict):
@@ -91,7 +91,7 @@ def cnn(
 def _check(settings: Settings) -> None:
     check_count("model.depth", settings["depth"])
     check_count("model.width", settings["width"])
-    check_name("model.activation", settings["activation"], _ACTIVATIONS)
+    check_name("model.activation", settings["activation"], ACTIVATIONS)
     known = get_args(Normalization), get_args(ComputeDtype)
     check_name("model.normalization", settings["normalization"], known[0])
     check_name("model.compute_dtype", settings["compute_dtype"], known[1])
@@ -113,7 +113,7 @@ class _Network(nn.Module):
             "dtype": jnp.dtype(self.compute_dtype),
             "use_bias": self.use_bias,
             "kernel_init": nn.initializers.variance_scaling(
-                _GAINS[self.activation], "fan_in", "normal"
+                GAINS[self.activation], "fan_in", "normal"
             ),
         }
 
@@ -125,7 +125,7 @@ class _Network(nn.Module):
         elif self.normalization == "layer":
             x = nn.LayerNorm(name=f"norm_{i}")(x.astype(jnp.float32))
             x = x.astype(jnp.dtype(self.compute_dtype))  # as in `batch_norm`
-        return _ACTIVATIONS[self.activation](x)
+        return ACTIVATIONS[self.activation](x)
 
     def output_layer(self, x: jax.Array) -> jax.Array:
         return nn.Dense(self.num_classes, name="output", **self.linear_settings())(x)

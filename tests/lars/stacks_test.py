@@ -60,7 +60,7 @@ def assert_equal(got, exact):
 
 
 @given(trees(), st.sampled_from(OPTIONS), st.booleans())
-@settings(deadline=None, max_examples=20, phases=[Phase.generate])
+@settings(deadline=None, max_examples=12, phases=[Phase.generate])
 def test_a_stack_steps_as_its_arrays_do(trees, options, has_rules):
     params, *gradients = trees
     if "geometry" in options:  # singular values of real matrices
@@ -116,7 +116,7 @@ NETWORKS = st.lists(
     order=random.Random(0),
     has_layers=False,
 )
-@settings(deadline=None, max_examples=6, phases=[Phase.explicit, Phase.generate])
+@settings(deadline=None, max_examples=4, phases=[Phase.explicit, Phase.generate])
 def test_a_stack_of_kernels_steps_as_they_do_alone(kinds, copies, order, has_layers):
     modules = kinds * copies
     order.shuffle(modules)
