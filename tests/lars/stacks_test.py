@@ -31,7 +31,7 @@ def trees(draw):
             st.tuples(st.sampled_from(SHAPES), st.sampled_from(DTYPES)), min_size=1
         )
     )
-    arrays = draw(st.permutations(kinds[:4] * draw(st.integers(1, 6))))
+    arrays = draw(st.permutations(kinds[:4] * draw(st.integers(1, 4))))
     names = draw(st.lists(st.sampled_from("abc"), min_size=99, max_size=99))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     found = []
@@ -105,11 +105,11 @@ NETWORKS = st.lists(
         st.sampled_from([jnp.float32, jnp.bfloat16, None]),  # of the bias
     ),
     min_size=2,
-    max_size=5,
+    max_size=3,
 )
 
 
-@given(NETWORKS, st.integers(1, 4), st.randoms(), st.booleans())
+@given(NETWORKS, st.integers(1, 3), st.randoms(), st.booleans())
 @example(
     kinds=[((3, 4), jnp.float32, jnp.float32), ((3, 4), jnp.float32, jnp.bfloat16)],
     copies=2,
