@@ -96,3 +96,32 @@ ARMS: dict[str, Arm] = {
     ),
     "sgd_lsuv": _arm("SGD, LSUV", 0.1, "sgd", "lsuv", momentum=0.9),
 }
+
+RIVALS: dict[str, Arm] = {
+    "polar": _arm("polar LARS, not waking", 0.5, "polar"),
+    "muon_waking": _arm("Muon, waking", 0.02, "muon_waking"),
+    "sgd_waking": _arm("SGD, waking", 0.03, "sgd_waking", momentum=0.9),
+    "lars_waking": _arm(
+        "LARS, a ratio a module, waking", 2.0, "lars_waking", layer="module"
+    ),
+    "sgd_reset": _arm("SGD, norms reset", 0.01, "sgd_reset", momentum=0.9),
+    "adam_reset": _arm("Adam, norms reset", 0.003, "adam_reset"),
+    "muon_reset": _arm("Muon, norms reset", 0.02, "muon_reset"),
+    "hyperball": _arm("Hyperball, Muon, initial norms", 0.02, "hyperball_muon"),
+    "hyperball_preserving": _arm(
+        "Hyperball, Muon, preserving norms",
+        0.02,
+        "hyperball_muon",
+        radius="preserving",
+    ),
+    "hyperball_adam": _arm(
+        "Hyperball, Adam, preserving norms",
+        0.02,
+        "hyperball_adam",
+        radius="preserving",
+    ),
+    "scion": _arm("Scion", 0.01, "scion", momentum=0.9, radius=5.0),
+    "muon_rescaled": _arm("Muon, kernels rescaled once", 0.02, "muon", "rescaled"),
+    "adam_rescaled": _arm("Adam, kernels rescaled once", 0.003, "adam", "rescaled"),
+}
+"""More rivals in trials from bad starts: around other optimizers, or for norms."""

@@ -19,7 +19,7 @@ from lars.kernels import (
 )
 from lars.layers import AxesRules, LayerRules, check_alike
 from lars.norms import accumulation_dtype, l2_norm, unit, widen
-from lars.options import at, check_below_one, check_number, known
+from lars.options import at, check_below_one, check_number
 from lars.scaled import Scaled
 from lars.sharded import ArrayAxes, as_varying_as
 from lars.spectral import as_matrices, from_matrices, orthogonalize, root
@@ -40,8 +40,9 @@ class PolarState(NamedTuple):
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     trace: optax.Params  # v, like the parameters; of biases, their last steps
     # shape=(kernels, 2), in the order of the tree and of the layers: the weighted sums
-    # of signs, and of ones; s is their ratio
+    # of a, and of ones; s is their ratio
     signs: jax.Array
+    pulls: jax.Array  # shape=(kernels,), likewise: log2 of q, -inf where it is 0
 
 
 def polar(
@@ -54,71 +55,75 @@ def polar(
     depth_exponent: float = 1.0,
     bias_bound: jax.typing.ArrayLike = 0.1,
     bias_share: jax.typing.ArrayLike = 0.3,
-    yielding: jax.typing.ArrayLike = 1.0,
     steps: int | None = None,
     stacked: AxesRules = (),
     output_axes: AxesRules = (),
     partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""LARS with one rate for the direction of a kernel and one for its size.
+    r"""LARS with one step for the direction of a kernel and one for its size.
 
     .. math::
         \begin{align*}
-        u_t &= w_t / \|w_t\|_F, \qquad
-          v_{t+1} = m\,v_t + (1 - m)\,\hat g_t / \|\hat g_t\|_F \\
+        v_{t+1} &= m\,v_t + (1 - m)\,\hat g_t / \|\hat g_t\|_F \\
         o_t &= \bar O_t - \langle \bar O_t, u_t\rangle u_t,
-          \qquad \bar O_t = O_t / \|O_t\|_F,
-          \qquad O_t = UV^\top \text{ of } v_{t+1} = U \Sigma V^\top \\
-        s_t &= \frac{\sum_{k \le t} n^{t-k}
-          \operatorname{sign}\langle g_k, u_k\rangle}{\sum_{k \le t} n^{t-k}},
-          \qquad \sigma_t = \begin{cases}
-            s_t & s_t > 0,\ \|w_t\|_F > \bar\rho \\ 0 & \text{else}
+          \quad \bar O_t = O_t / \|O_t\|_F,
+          \quad O_t = UV^\top \text{ of } v_{t+1} = U \Sigma V^\top,
+          \quad u_t = w_t / \|w_t\|_F \\
+        q_t &= \max(n\,q_{t-1}, -e_t), \quad e_t = \langle g_t, w_t\rangle \\
+        s_t &= \frac{\sum_{k \le t} n^{t-k} a_k}{\sum_{k \le t} n^{t-k}},
+          \quad a_t = \begin{cases}
+            \operatorname{sign} e_t & e_t \ge 0 \\ -\sqrt{-e_t / q_t} & e_t < 0
           \end{cases} \\
-        w_{t+1} &= \exp\left(-\gamma'_t (\kappa\,s_t + \gamma_t \beta)\right) w_t
-          - \gamma'_t \sqrt{1 - c\,\sigma_t^2}\,\|w_t\|_F\,\|v_{t+1}\|_F\,o_t
+        w_{t+1} &= \exp\left(-\gamma'_t (\kappa\,s_t
+          + \gamma_t \beta\,[\|w_t\|_F > \bar\rho])\right) w_t
+          - \gamma'_t\,\bar\rho\,\|v_{t+1}\|_F\,o_t
         \end{align*}
 
     w is a kernel, an array of two axes or more as a matrix [inputs, outputs], and g its
     gradient. For L kernels :math:`\gamma' = \gamma / L^p`, because the relative changes
-    of layers in series add up. :math:`\bar\rho` is the norm that keeps the mean square
-    of what rectifiers hand on (:func:`lars.kernels.preserving_norm`). As in LARS, steps
-    are relative to norms. These are the differences:
+    of layers in series add up. :math:`\bar\rho = \sqrt{2 \cdot \text{outputs}}` is
+    the norm that keeps the mean square of what rectifiers hand on
+    (:func:`lars.kernels.preserving_norm`), about that of usual initializations. There,
+    steps are relative to norms, as in LARS. These are the differences:
 
     * *Averages* are of gradients of norm one, because the sizes of gradients change by
       orders of magnitude while a network recovers. The norm of v is 1 if gradients
       agree, and about :math:`\sqrt{(1 - m) / (1 + m)}` if they are noise.
     * *Directions* are orthogonalized by a few Newton-Schulz steps. In a deep network of
-      kernels that are far too small, gradients have nearly rank one.
+      kernels that are far too small, gradients have nearly rank one. Their steps have
+      the length that suits a kernel of the usual norm: one that is too small is soon of
+      that size, and one that is too large hardly turns until it has shrunk.
     * *Constant inputs* would hide how images differ, behind many sigmoids. In
       :math:`\hat g` the part of g that a constant input makes
       (:func:`lars.kernels.by_constant_input`) is reduced to at most the norm of the
       rest. It stays if the kernel has no bias, if at most two outputs have a gradient,
       or if the rest is rounding.
-    * *Sizes* change exponentially, by the average sign of the loss' derivative, so that
-      no rate turns a kernel around. Decay draws kernels whose signs are noise to
-      smaller sizes; it is of second order in the rate.
-    * *Directions yield* where a kernel is larger than :math:`\bar\rho` and should
-      shrink. Else a far too large network of rectifiers learns to be silent. An
-      embedding may seem too large: use ``stacked``, ``output_axes`` or ``yielding=0``.
+    * *Sizes* change exponentially, along the average sign of the loss' derivative by
+      the logarithm of the size, e. No rate turns a kernel around. The sign of growth is
+      weighed by its pull, relative to the strongest of late. The loss of images that
+      are learnt always falls a little where outputs grow: without the weight sizes grow
+      on, and the test loss with them.
+    * *Decay* acts on kernels above the usual norm alone, and is of second order in the
+      rate. It draws those whose signs are noise to that norm.
     * *Biases* must not hide what small kernels say. They move by the smaller of two
       lengths: ``bias_bound`` times the step of a row of the kernel; and the length that
       lowers the loss, to first order, by ``bias_share`` times what a step of the kernel
-      along its gradient does. Steps yield as the kernel's do and are then averaged.
-      Biases grow, shrink and decay with their kernels.
+      along its gradient does. Steps are then averaged. Biases grow, shrink and decay
+      with their kernels.
     * *Other vectors*, as those of normalizations, step by :math:`\gamma'` times their
       norm, or ``bias_bound`` times that of ones if that is larger. They do not decay.
-    * *Kernels of zeros* step as if their norm was :math:`\sqrt{\text{outputs}}`.
+
+    Of an embedding each row is an output: tell it with ``output_axes``.
 
     Args:
         learning_rate: :math:`\gamma`, a number or a schedule of the step.
         weight_decay: :math:`\beta`, a number or a schedule.
         momentum: :math:`m`, of the average of directions.
         radial_rate: :math:`\kappa`, of the size relative to that of the direction.
-        radial_momentum: :math:`n`, of the average of signs.
+        radial_momentum: :math:`n`, of the average of signs, and of the strongest pull.
         depth_exponent: :math:`p`, from 0 to 1.
         bias_bound: the first bound of a bias' step.
         bias_share: the second.
-        yielding: :math:`c`, from 0 (directions never wait) to 1.
         steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`; None is 3.
             For :func:`optax.inject_hyperparams` it is a static argument.
         stacked: pairs of a selection (:func:`lars.select`) and the axis, or axes, that
@@ -182,7 +187,6 @@ def polar(
         depth_exponent,
         bias_bound,
         bias_share,
-        yielding,
         STEPS if steps is None else steps,
     )
     o.check()
@@ -225,7 +229,6 @@ class _Options(NamedTuple):
     depth_exponent: Any
     bias_bound: Any
     bias_share: Any
-    yielding: Any
     steps: int
 
     def check(self) -> None:
@@ -235,9 +238,6 @@ class _Options(NamedTuple):
             check_number(name, number, schedule=is_rate)
             if name in ("momentum", "radial_momentum"):
                 check_below_one(name, number)
-        yielding = known(self.yielding)
-        if yielding is not None and yielding > 1:
-            raise ValueError(f"yielding must be at most 1, got {self.yielding!r}.")
         if not isinstance(self.steps, (int, np.integer)):
             raise TypeError(
                 f"steps must be an integer, got {self.steps!r}. To "
@@ -361,6 +361,7 @@ def _initial_state(plan: _Plan, params: optax.Params) -> PolarState:
         trace=optax.tree.zeros_like(params),
         # Orbax saves no empty arrays.
         signs=jnp.zeros((max(1, plan.layers), 2), widest),
+        pulls=jnp.full(max(1, plan.layers), -jnp.inf, widest),
     )
 
 
@@ -373,7 +374,7 @@ def _check_state(plan: _Plan, state: Any, params: optax.Params) -> None:
             "init(params)."
         )
     new = jax.eval_shape(lambda: _initial_state(plan, params))
-    check_same_shapes(state, new, ("trace", "signs"))
+    check_same_shapes(state, new, ("trace", "signs", "pulls"))
 
 
 def _update(
@@ -399,7 +400,7 @@ def _update(
     )
     stacks = zip(*stacks, strict=True)
     o = o.at_step(count, plan.layers)
-    steps, signs, rows = [], [], []
+    steps, signs, pulls, rows = [], [], [], []
     for group in groups:
         leaf = plan.leaves[group.leaves[0]]
         of_leaf = o.of_dtype(leaf.whole.dtype)
@@ -411,12 +412,15 @@ def _update(
             continue
         of_bias = next(stacks) if group.biases else None
         of_group = [row for i in group.leaves for row in plan.rows[i]]
-        sums = state.signs[np.asarray(of_group)].astype(w.dtype)
-        sums = sums.reshape(*w.shape[:2], 2)
+        sums, pull = (
+            x[np.asarray(of_group)].astype(w.dtype).reshape(*w.shape[:2], *x.shape[1:])
+            for x in (state.signs, state.pulls)
+        )
         bias_gradient = of_bias[1] if of_bias else None
-        move, average, sums, body = kernel_step(w, g, v, bias_gradient, sums)
-        steps.append((move, average))
+        *step, sums, pull, body = kernel_step(w, g, v, bias_gradient, sums, pull)
+        steps.append(tuple(step))
         signs.append(sums.reshape(-1, 2).astype(state.signs.dtype))
+        pulls.append(pull.ravel().astype(state.pulls.dtype))
         rows += of_group
         if of_bias:
             steps.append(vector_step(*of_bias, body))
@@ -431,11 +435,16 @@ def _update(
         )
 
     moves, averages = take_apart(count, list(zip(*steps, strict=True)))
-    new_signs = jnp.concatenate(signs)[np.argsort(rows)] if signs else state.signs
+
+    def in_order(parts: list[jax.Array], old: jax.Array) -> jax.Array:
+        new = jnp.concatenate(parts)[np.argsort(rows)] if parts else old
+        return as_varying_as(new, old)
+
     return like(params, moves), PolarState(
         count=optax.safe_increment(state.count),
         trace=like(state.trace, averages),
-        signs=as_varying_as(new_signs, state.signs),
+        signs=in_order(signs, state.signs),
+        pulls=in_order(pulls, state.pulls),
     )
 
 
@@ -469,25 +478,28 @@ def _kernel_step(
     v: jax.Array,
     b: jax.Array | None,
     sums: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, _Body]:
-    """A kernel's update, its average and sums of signs, and what its bias needs.
+    pull: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, _Body]:
+    """A kernel's update, its average, sums of signs and pull, and what its bias needs.
 
     Of a kernel w [inputs, outputs] with gradient g and average v; b is the gradient of
-    its bias [outputs], if it has one, and ``sums`` are those of signs, and of ones.
+    its bias [outputs], if it has one, ``sums`` are those of signs and of ones, and
+    ``pull`` is log2 of the strongest.
     """
     (u, norm), (direction, gradient_norm) = unit(w), unit(g)
+    usual_norm = preserving_norm(w)
 
-    # s = Σ nᵗ⁻ᵏ sign⟨g, u⟩ / Σ nᵗ⁻ᵏ, and exp(-γ' (κ s + γ β)) - 1
-    sign = jnp.sign(_inner(direction, u))
+    # s = Σ nᵗ⁻ᵏ a / Σ nᵗ⁻ᵏ, and exp(-γ' (κ s + γ β [‖w‖ > ρ̄])) - 1
+    cosine = _inner(direction, u)
+    sign, pull = _weighed_sign(o, cosine, (norm, gradient_norm), pull)
     sums = o.radial_momentum * sums + jnp.stack([sign, jnp.ones_like(sign)])
     s = sums[0] / sums[1]
-    growth = jnp.expm1(-o.learning_rate * (o.radial_rate * s + o.weight_decay))
+    decay = jnp.where(norm.value > usual_norm, o.weight_decay, 0)
+    growth = jnp.expm1(-o.learning_rate * (o.radial_rate * s + decay))
 
-    # γ' √(1 - c σ²) ‖w‖, where a kernel of zero counts as one of the norm √outputs
-    inputs, outputs = w.shape
-    size = jnp.where(norm.value > 0, norm.value, math.sqrt(outputs))
-    sigma = jnp.where((s > 0) & (size > preserving_norm(w)), s, 0)
-    length = o.learning_rate * root(1 - o.yielding * sigma**2) * size
+    # γ' ρ̄
+    inputs, _ = w.shape
+    length = jnp.asarray(o.learning_rate * usual_norm, w.dtype)
 
     # v ← m v + (1 - m) ĝ, and ‖v‖ o
     if b is not None:
@@ -496,7 +508,25 @@ def _kernel_step(
     v = o.momentum * v + (1 - o.momentum) * direction
     move = growth * w - length * _across(v, u, o.steps)
     bound = jnp.asarray(o.bias_bound / math.sqrt(max(1, inputs)), w.dtype)
-    return move, v, sums, _Body(growth, length, bound, gradient_norm)
+    return move, v, sums, pull, _Body(growth, length, bound, gradient_norm)
+
+
+def _weighed_sign(
+    o: _Options, cosine: jax.Array, norms: tuple[Scaled, Scaled], pull: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """a, and log2 of q: as logarithms, because e may leave the range of float32.
+
+    With e = ⟨g, w⟩ and q = max(n q, -e), a is the sign of e, and -√(-e / q) if e < 0.
+    """
+    is_pull = cosine < 0
+    size = jnp.log2(jnp.where(is_pull, -cosine, 1))
+    for norm in norms:
+        size += jnp.log2(jnp.where(is_pull, norm.fraction, 1))
+        size += norm.exponent.astype(size.dtype)
+    pull += jnp.log2(o.radial_momentum)
+    pull = jnp.where(is_pull, jnp.maximum(pull, size), pull)
+    weight = jnp.exp2(jnp.where(is_pull, size - pull, 0) / 2)
+    return jnp.sign(cosine) * weight, pull
 
 
 def _vector_step(

@@ -61,6 +61,7 @@ class Seen(NamedTuple):
 
     reasons: jax.Array  # shape=(4,), bool: the first of `REASONS` that holds, if any
     given_up: jax.Array  # shape=(4,), bool: reasons that do not count any more
+    is_unusual: jax.Array  # shape=(), bool: the sizes of kernels are
     # shape=(), int32: kernels without a gradient; more than there are if not finite
     silent_kernels: jax.Array
     norms: Scaled  # shape=(kernels,)
@@ -180,10 +181,11 @@ def look(
         (_is_drowned(effects) & are_off)
         | (inputs_vanish.any() & (are_off | is_one_off)),
     ]
-    flags, is_shut, silent, own = _everywhere(
+    flags, is_unusual, is_shut, silent, own = _everywhere(
         (
             # No factor mends parameters that are not finite themselves.
             jnp.stack(reasons) & is_finite[len(g) :].all(),
+            are_off | is_one_off,
             own.is_zero.any() | _is_shut(w, network),
             jnp.where(reasons[0], len(kernels) + 1, has_none.sum()).astype(jnp.int32),
             own,
@@ -192,7 +194,8 @@ def look(
     )
     given_up |= is_shut & (np.arange(len(REASONS)) > 0)
     flags &= ~given_up
-    return Seen(flags & (jnp.cumsum(flags) == 1), given_up, silent, own)
+    reasons = flags & (jnp.cumsum(flags) == 1)
+    return Seen(reasons, given_up, is_unusual, silent, own)
 
 
 def _units_and_norms(

@@ -98,9 +98,11 @@ def wake_silent_layers(
 
     That reason then causes no more moves.
 
-    **When it acts.** At once where a gradient is not finite. Otherwise after
-    ``patience`` silent steps in a row, made by the inner optimizer: in a healthy run a
-    single batch may leave a layer without a gradient. After ten steps in a row with a
+    **When it acts.** At once where a gradient is not finite, and at the first step of
+    all where sizes are unusual: most optimizers would make steps that are larger than
+    kernels that are far too small, and take their place. Otherwise after ``patience``
+    silent steps in a row, made by the inner optimizer: in a healthy run a single batch
+    may leave a layer without a gradient. After ten steps in a row with a
     signal the network is awake, and is not looked at again: what looks silent later is
     most often a network that has learnt its images. Once a kernel was zero, or a
     normalization nearly shut, only gradients that are not finite count.
@@ -246,7 +248,10 @@ def _decided(
     counted = state.silent_steps + (~is_infinite).astype(jnp.int32)
     silent_steps = jnp.where(is_silent, counted, 0)
     signal_steps = jnp.where(is_silent, 0, jnp.minimum(state.signal_steps + 1, AWAKE))
-    is_called = is_infinite | (silent_steps >= patience)
+    # Steps of most optimizers are larger than a kernel that is far too small.
+    is_first = (silent_steps == 1) & (state.signal_steps == 0)
+    at_once = is_infinite | (is_first & seen.is_unusual) | is_moving
+    is_called = is_silent & (at_once | (silent_steps >= patience))
 
     towards, level, is_there = _towards_the_aim(
         norms, state.level, is_infinite, network

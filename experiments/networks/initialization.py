@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from experiments.checks import check_name
 from experiments.networks.init_scales import kernel_positions
 from experiments.networks.model import Model, Variables
-from lars.kernels import preserving_norm
+from lars.kernels import kernels_of, preserving_norm
 from lars.norms import unit
 from lars.rules import flatten_with_path, path_string
 from lars.spectral import as_matrices, from_matrices
@@ -26,11 +26,12 @@ Mend = Callable[[Model, Variables, jax.Array], Any]
 def rescaled(model: Model, variables: Variables, images: jax.Array) -> Any:
     """Every kernel times what gives it its `preserving_norm`."""
     del model, images
-
-    def mend(x: jax.Array) -> jax.Array:
-        return unit(x)[0] * preserving_norm(x) if x.ndim >= 2 else x
-
-    return jax.tree.map(mend, variables["params"])
+    leaves, treedef = jax.tree.flatten(variables["params"])
+    for kernel in kernels_of(variables["params"]):
+        x = leaves[kernel.leaf]
+        norm = preserving_norm(x, kernel.output_axes)
+        leaves[kernel.leaf] = unit(x)[0] * norm
+    return treedef.unflatten(leaves)
 
 
 def lsuv(model: Model, variables: Variables, images: jax.Array) -> Any:

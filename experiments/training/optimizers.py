@@ -7,9 +7,14 @@ from typing import Any
 
 import jax
 import optax
-from optax.contrib import muon
 
 from experiments.checks import check_name
+from experiments.training.rivals import (
+    hyperball,
+    muon,
+    scion,
+    with_norms_reset,
+)
 from experiments.training.schedules import learning_rate_schedule
 from experiments.training.training import MakeOptimizer
 from lars.description import Description, describe
@@ -70,7 +75,16 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "muon": muon,
     "fromage": optax.fromage,
     "polar": polar,
+    "sgd_reset": with_norms_reset(sgd),
+    "adam_reset": with_norms_reset(optax.adam),
+    "muon_reset": with_norms_reset(muon),
+    "hyperball_adam": functools.partial(hyperball, directions=optax.adam),
+    "hyperball_muon": functools.partial(hyperball, directions=muon),
+    "scion": scion,
+    "sgd_waking": waking(sgd),
     "adam_waking": waking(optax.adam),
+    "lars_waking": waking(lars),
+    "muon_waking": waking(muon),
     "polar_waking": waking(polar),
 }
 

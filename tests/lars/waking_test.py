@@ -273,11 +273,13 @@ H, S, N = range(3)  # gradients of a healthy network, silent ones, and not finit
 @pytest.mark.parametrize(
     ("optimizer", "kinds", "moves"),
     [
-        # Silence must last as long as patience.
-        (STILL, [S] * 2, 0),
-        (STILL, [S, S, H, S, S], 0),
-        (STILL, [S] * 3, 1),
-        (STILL, [S, S, S, H, S, S], 1),
+        # Silence must last as long as patience, but not from the first step on.
+        (STILL, [S], 1),
+        (STILL, [S, H, S, S], 1),
+        (STILL, [H, S, S], 0),
+        (STILL, [H, S, S, H, S, S], 0),
+        (STILL, [H, S, S, S], 1),
+        (STILL, [H, S, S, S, H, S, S], 1),
         # An awake network is left alone for good. One that has learnt its images may
         # look silent: few of them still make errors.
         (AT_ONCE, [H] * (AWAKE - 1) + [S], 1),

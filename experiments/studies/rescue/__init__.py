@@ -15,6 +15,7 @@ ITEMS: dict[str, Item] = {
     "rescue_parts": items.PARTS,
     "rescue_profiles": items.PROFILES,
     "rescue_normalized": items.NORMALIZED,
+    "rescue_networks": items.NETWORKS,
     "rescue_cnn": items.CNN,
     "rescue_wider_cnn": items.WIDER_CNN,
     "rescue_elsewhere": items.ELSEWHERE,

@@ -192,6 +192,13 @@ NORMALIZED = _map(
     "The same with batch or layer normalization between each hidden layer and its "
     "activation, ReLU.",
 )
+NETWORKS = _map(
+    "Residual networks and transformers, and more rivals",
+    "A residual perceptron and transformers on image patches, of four blocks. The "
+    "standard is that of tuned Muon at scale 1. Rivals are optimizers "
+    "inside waking, those that reset or prescribe norms, and those whose start is "
+    "rescaled once. Their rates were chosen in trials from good starts.",
+)
 PROFILES = _map(
     "Other profiles of the scale",
     "One layer alone scaled, scales that alternate between s and 1/s, and scales drawn "

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from configs.optimizers import ARMS, LINEAR, Arm
+from configs.optimizers import ARMS, LINEAR, RIVALS, Arm
 
 Rates = tuple[float, ...]
 
@@ -18,7 +18,7 @@ _POLAR = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
 
 RATES: dict[str, tuple[Rates, Rates]] = {
     "module": (_LARS, (0.5, 10.0, 40.0)),
-    "polar_waking": (_POLAR, (0.15, 0.25, 0.4)),
+    "polar_waking": (_POLAR, (0.4, 0.6, 0.8)),
     "sgd": (_SGD, (0.01, 0.1, 0.3)),
     "clipped_sgd": (_CLIPPED, (0.1, 1.0, 1e6)),
     "adam": (_ADAM, (0.001, 0.01, 1e6)),
@@ -34,6 +34,28 @@ RATES: dict[str, tuple[Rates, Rates]] = {
 """The rates of each optimizer of `ARMS`: those of the search and from scale 1; and the
 three of all other maps. On validation data of the search (docs/rescue/rescue_search),
 one of the three rescues the most cells alone, and the others add the most to it."""
+
+_ON_SPHERES = (1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
+RIVAL_RATES: dict[str, tuple[Rates, Rates]] = {
+    "polar": RATES["polar_waking"],
+    "sgd": (_SGD, (1e-3, 0.01, 0.1)),
+    "adam": (_ADAM, (1e-3, 3e-3, 0.01)),
+    "muon": (_MUON, (0.01, 0.02, 0.05)),
+    "muon_waking": (_MUON, (0.01, 0.02, 0.05)),
+    "sgd_waking": (_SGD, (1e-3, 0.01, 0.1)),
+    "lars_waking": (_LARS, (0.5, 5.0, 20.0)),
+    "sgd_reset": (_SGD, (1e-3, 0.01, 0.1)),
+    "adam_reset": (_ADAM, (1e-3, 3e-3, 0.01)),
+    "muon_reset": (_MUON, (0.01, 0.02, 0.05)),
+    "hyperball": (_ON_SPHERES, (0.01, 0.03, 0.1)),
+    "hyperball_preserving": (_ON_SPHERES, (0.01, 0.03, 0.1)),
+    "hyperball_adam": (_ON_SPHERES, (0.01, 0.03, 0.1)),
+    "scion": (_ON_SPHERES, (0.003, 0.01, 0.03)),
+    "muon_rescaled": (_MUON, (0.01, 0.02, 0.05)),
+    "adam_rescaled": (_ADAM, (1e-3, 3e-3, 0.01)),
+}
+"""Likewise of `RIVALS`, and of others beside them; the three are around the best of
+trials from good starts."""
 
 
 def with_rates(
@@ -89,10 +111,7 @@ def _changed(label: str, name: str = "polar_waking", **settings: Any) -> Arm:
 PARTS: dict[str, Arm] = {
     "polar_waking": _RECOMMENDED,
     "alone": _changed("alone, not waking", "polar"),
-    "no_radial": _changed(
-        "without radial steps, or waiting for them", radial_rate=0.0, yielding=0.0
-    ),
-    "no_yielding": _changed("with directions that do not wait", yielding=0.0),
+    "no_radial": _changed("without radial steps", radial_rate=0.0),
     "no_decay": _changed("without decay", weight_decay=0.0),
     "no_orthogonal": _changed("without orthogonal steps", steps=0),
     "no_sharing": _changed("without sharing among layers", depth_exponent=0.0),
@@ -115,6 +134,17 @@ def _mlp(activation: str, profile: str = "all", **settings: Any) -> dict[str, An
     return {"model": model, "profile": profile}
 
 
+def _network(name: str, profile: str = "all", **settings: Any) -> dict[str, Any]:
+    of_all = {"name": name, "activation": "relu", "normalization": "none"}
+    model = {**of_all, "compute_dtype": "float32", **settings}
+    return {"model": model, "profile": profile}
+
+
+def _transformer(profile: str = "all", **settings: Any) -> dict[str, Any]:
+    sizes = {"width": 32, "patch": 2, "heads": 4, "activation": "gelu"}
+    return _network("transformer", profile, **sizes, **settings)
+
+
 def _cnn(width: int) -> dict[str, Any]:
     of_cnn = {"name": "cnn", "convolutions_per_pool": 1, "widening": 1}
     return _mlp("relu", width=width, **of_cnn)
@@ -127,6 +157,9 @@ def _start(activation: str, depth: int, init_scale: float) -> dict[str, Any]:
 _FEWER_SCALES = (1e-8, 1e-4, 1.0, 1e4, 1e8)
 _SCALES = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e4, 1e6, 1e8)
 _MORE_SCALES = tuple(sorted((*_SCALES, 1e-3, 1e3)))
+
+_WITH_RIVALS = ("polar_waking", "sgd", "adam", "muon")
+"""Of `ARMS`, those that are compared with `RIVALS`."""
 
 _MAP: dict[str, Any] = {
     "dataset": "digits",
@@ -224,6 +257,21 @@ SIZES: dict[str, dict[str, Any]] = {
         "optimizers": _FROM_ANY_SCALE,
     },
     "rescue_map": _MAP,
+    "rescue_networks": {
+        **_MAP,
+        "variants": {
+            "residual perceptron": _network("residual_mlp", width=64),
+            "transformer": _transformer(),
+            "transformer, LayerNorm": _transformer(normalization="layer"),
+        },
+        "depths": (4,),
+        "init_scales": (1e-4, 1e-2, 1.0, 1e2, 1e4),
+        "optimizers": with_rates(
+            {**_only(ARMS, _WITH_RIVALS), **RIVALS},
+            {**_only(RATES, ("polar_waking",)), **RIVAL_RATES},
+        ),
+        "reference": "muon",
+    },
     "rescue_parts": {
         **_MAP,
         "variants": _only(_MAP["variants"], ("relu", "sigmoid")),

@@ -73,6 +73,7 @@ def test_a_rule_in_the_settings_says_what_is_decayed(name, rule):
 @pytest.mark.parametrize(("settings", "decayed"), [({}, 2), ({"weight_decay": 0.0}, 0)])
 def test_the_description_of_polar_lars_is_what_it_decays(name, settings, decayed):
     params = {**PARAMS, "norm": {"scale": jnp.ones(3), "bias": jnp.ones(3)}}
+    params = jax.tree.map(lambda x: 2 * x, params)  # above the norm that decay ends at
     described = describe_parameters(name, settings, params)
     assert sum(row.decayed for row in described) == decayed
     assert all(row.adapted for row in described)

@@ -1,0 +1,208 @@
+"""Rivals of `lars.polar` that optax does not have.
+
+Most prescribe or bound norms. Then it hardly matters with which one a kernel starts.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax.contrib import MuonDimensionNumbers, muon as muon_of_matrices
+
+from lars.kernels import Kernel, kernels_of, preserving_norm
+from lars.norms import l2_norm, unit
+from lars.options import at
+from lars.spectral import as_matrices, from_matrices, orthogonalize
+
+Radius = Literal["initial", "preserving"]
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule, **settings: Any
+) -> optax.GradientTransformation:
+    """`optax.contrib.muon` for all kernels, also of attention and convolutions.
+
+    Left alone it would leave all but matrices to Adam.
+    """
+
+    def dimensions(params: optax.Params) -> optax.Params:
+        leaves, treedef = jax.tree.flatten(params)
+        numbers: list[MuonDimensionNumbers | None] = [None] * len(leaves)
+        for kernel in kernels_of(params):
+            axes = range(np.ndim(leaves[kernel.leaf]))
+            outputs = tuple(axes[axis] for axis in kernel.output_axes)
+            inputs = tuple(axis for axis in axes if axis not in outputs)
+            numbers[kernel.leaf] = MuonDimensionNumbers(inputs, outputs)
+        return treedef.unflatten(numbers)
+
+    return muon_of_matrices(
+        learning_rate, muon_weight_dimension_numbers=dimensions, **settings
+    )
+
+
+def norms_reset(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    r"""An optimizer after each of whose steps kernels get their preserving norm.
+
+    .. math::
+        w_{t+1} = \bar\rho\,\frac{w_t + \Delta_t}{\|w_t + \Delta_t\|_F}
+
+    All else steps as the inner optimizer has it.
+
+    References:
+        Jordan, `94% on CIFAR-10 in 3.29 Seconds on a Single GPU
+        <https://arxiv.org/abs/2404.00498>`_, 2024, whose later versions with Muon reset
+        the norms of filters at every step
+    """
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
+        updates, state = inner.update(updates, state, params)
+
+        def reset(kernel: Kernel, w: jax.Array, step: jax.Array) -> jax.Array:
+            return preserving_norm(w, kernel.output_axes) * unit(w + step)[0] - w
+
+        return _of_kernels(reset, params, updates), state
+
+    return optax.GradientTransformation(inner.init, update_fn)
+
+
+class HyperballState(NamedTuple):
+    """State of `hyperball`."""
+
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
+    inner_state: optax.OptState
+    radii: list[jax.Array]  # of every kernel, shape=()
+
+
+def hyperball(
+    learning_rate: optax.ScalarOrSchedule,
+    directions: Callable[..., optax.GradientTransformation] = optax.adam,
+    radius: Radius = "initial",
+    **settings: Any,
+) -> optax.GradientTransformation:
+    r"""Steps of a given length along directions, on a sphere of a fixed radius.
+
+    .. math::
+        w_{t+1} = R\,\frac{x}{\|x\|_F}, \qquad
+          x = w_t + \gamma_t\,R\,\frac{d_t}{\|d_t\|_F}
+
+    d is the step of another optimizer, and R the norm that the kernel started with, as
+    in the paper, or the preserving one. All else makes the other optimizer's steps.
+
+    References:
+        Hyperball optimization, `arXiv:2606.16899
+        <https://arxiv.org/abs/2606.16899>`_, 2026
+    """
+    inner = directions(learning_rate, **settings)
+
+    def init_fn(params: optax.Params) -> HyperballState:
+        w = jax.tree.leaves(params)
+        radii = [
+            l2_norm(w[kernel.leaf])
+            if radius == "initial"
+            else jnp.float32(preserving_norm(w[kernel.leaf], kernel.output_axes))
+            for kernel in kernels_of(params)
+        ]
+        return HyperballState(jnp.zeros((), jnp.int32), inner.init(params), radii)
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, HyperballState]:
+        updates, inner_state = inner.update(updates, state.inner_state, params)
+        rate = at(learning_rate, state.count)
+        radii = iter(state.radii)
+
+        def on_sphere(_: Kernel, w: jax.Array, step: jax.Array) -> jax.Array:
+            size = next(radii)
+            moved = unit(w)[0] + rate * unit(step)[0]
+            return size * unit(moved)[0] - w
+
+        updates = _of_kernels(on_sphere, params, updates)
+        count = optax.safe_increment(state.count)
+        return updates, HyperballState(count, inner_state, state.radii)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+class ScionState(NamedTuple):
+    """State of `scion`."""
+
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
+    trace: optax.Params  # the averages of gradients, like the parameters
+
+
+def scion(
+    learning_rate: optax.ScalarOrSchedule, *, momentum: float, radius: float
+) -> optax.GradientTransformation:
+    r"""Steps towards the corner of a ball that the gradient points to.
+
+    .. math::
+        w_{t+1} = (1 - \gamma_t)\,w_t - \gamma_t\,\rho
+          \sqrt{\frac{\text{outputs}}{\text{inputs}}}\,UV^\top
+          \text{ of the average } v = U \Sigma V^\top
+
+    So the spectral norm is at most the radius, once the start has decayed. Vectors have
+    balls in the norm of the root of the mean square.
+
+    References:
+        Pethick et al., `Training Deep Learning Models with Norm-Constrained LMOs
+        <https://arxiv.org/abs/2502.07529>`_, 2025
+    """
+
+    def init_fn(params: optax.Params) -> ScionState:
+        return ScionState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ScionState]:
+        trace = optax.tree.update_moment(updates, state.trace, momentum, 1)
+        rate = at(learning_rate, state.count)
+
+        def towards(w: jax.Array, corner: jax.Array) -> jax.Array:
+            return -rate * (w + radius * corner)
+
+        def of_kernel(kernel: Kernel, w: jax.Array, v: jax.Array) -> jax.Array:
+            matrix = as_matrices(unit(v)[0], (), kernel.output_axes)
+            inputs, outputs = matrix.shape
+            corner = (outputs / inputs) ** 0.5 * orthogonalize(matrix)
+            return towards(w, from_matrices(corner, w.shape, (), kernel.output_axes))
+
+        vectors = jax.tree.map(
+            lambda w, v: towards(w, v.size**0.5 * unit(v)[0]), params, trace
+        )
+        updates = _of_kernels(of_kernel, params, vectors, trace)
+        return updates, ScionState(optax.safe_increment(state.count), trace)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _of_kernels(
+    function: Callable[[Kernel, jax.Array, jax.Array], jax.Array],
+    params: optax.Params | None,
+    updates: optax.Updates,
+    inputs: optax.Params | None = None,
+) -> optax.Updates:
+    """The updates, with a function of kernels and of inputs in the place of theirs."""
+    w, (new, treedef) = jax.tree.leaves(params), jax.tree.flatten(updates)
+    x = new if inputs is None else jax.tree.leaves(inputs)
+    x = list(x)
+    for kernel in kernels_of(params):
+        new[kernel.leaf] = function(kernel, w[kernel.leaf], x[kernel.leaf])
+    return treedef.unflatten(new)
+
+
+def with_norms_reset(
+    factory: Callable[..., optax.GradientTransformation],
+) -> Callable[..., optax.GradientTransformation]:
+    """The optimizer within `norms_reset`."""
+
+    @functools.wraps(factory)
+    def reset(*args: Any, **kwargs: Any) -> optax.GradientTransformation:
+        return norms_reset(factory(*args, **kwargs))
+
+    return reset
