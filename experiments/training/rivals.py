@@ -29,7 +29,8 @@ def muon(
     Left alone it would leave all but matrices to Adam.
     """
 
-    def dimensions(params: optax.Params) -> optax.Params:
+    def of(params: optax.Params | None) -> optax.GradientTransformation:
+        # Of whole parameters: beside its bias a kernel shows which axes are outputs.
         leaves, treedef = jax.tree.flatten(params)
         numbers: list[MuonDimensionNumbers | None] = [None] * len(leaves)
         for kernel in kernels_of(params):
@@ -37,11 +38,18 @@ def muon(
             outputs = tuple(axes[axis] for axis in kernel.output_axes)
             inputs = tuple(axis for axis in axes if axis not in outputs)
             numbers[kernel.leaf] = MuonDimensionNumbers(inputs, outputs)
-        return treedef.unflatten(numbers)
+        return muon_of_matrices(
+            learning_rate,
+            muon_weight_dimension_numbers=treedef.unflatten(numbers),
+            **settings,
+        )
 
-    return muon_of_matrices(
-        learning_rate, muon_weight_dimension_numbers=dimensions, **settings
-    )
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
+        return of(params).update(updates, state, params)
+
+    return optax.GradientTransformation(lambda x: of(x).init(x), update_fn)
 
 
 def norms_reset(inner: optax.GradientTransformation) -> optax.GradientTransformation:

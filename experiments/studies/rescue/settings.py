@@ -18,7 +18,7 @@ _POLAR = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
 
 RATES: dict[str, tuple[Rates, Rates]] = {
     "module": (_LARS, (0.5, 10.0, 40.0)),
-    "polar_waking": (_POLAR, (0.4, 0.6, 0.8)),
+    "polar_waking": (_POLAR, (0.15, 0.25, 0.4)),
     "sgd": (_SGD, (0.01, 0.1, 0.3)),
     "clipped_sgd": (_CLIPPED, (0.1, 1.0, 1e6)),
     "adam": (_ADAM, (0.001, 0.01, 1e6)),
@@ -37,7 +37,8 @@ one of the three rescues the most cells alone, and the others add the most to it
 
 _ON_SPHERES = (1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
 RIVAL_RATES: dict[str, tuple[Rates, Rates]] = {
-    "polar": RATES["polar_waking"],
+    "polar_waking": (_POLAR, (0.4, 0.6, 0.8)),
+    "polar": (_POLAR, (0.4, 0.6, 0.8)),
     "sgd": (_SGD, (1e-3, 0.01, 0.1)),
     "adam": (_ADAM, (1e-3, 3e-3, 0.01)),
     "muon": (_MUON, (0.01, 0.02, 0.05)),
@@ -268,7 +269,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "init_scales": (1e-4, 1e-2, 1.0, 1e2, 1e4),
         "optimizers": with_rates(
             {**_only(ARMS, _WITH_RIVALS), **RIVALS},
-            {**_only(RATES, ("polar_waking",)), **RIVAL_RATES},
+            RIVAL_RATES,
         ),
         "reference": "muon",
     },

@@ -1,0 +1,102 @@
+"""Rivals keep the norms that they prescribe, whatever kernels start with."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from optax.contrib import muon as muon_of_matrices
+
+from experiments.training.rivals import hyperball, muon, norms_reset, scion
+from lars.kernels import preserving_norm
+from tests.lars.steps import assert_trees_close, drawn
+
+SHAPES = {
+    "attention": {"kernel": (6, 2, 4), "bias": (2, 4)},  # two heads
+    "output": {"kernel": (8, 3), "bias": (3,)},
+}
+NORMS = {"attention": np.sqrt(2 * 8), "output": np.sqrt(2 * 3)}
+
+
+def after(optimizer, scale=1.0, steps=3):
+    """Parameters after some steps of as many gradients, from scaled kernels."""
+    params = drawn(SHAPES, 0)
+    for layer in params.values():
+        layer["kernel"] = np.float32(scale) * layer["kernel"]
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for seed in range(1, steps + 1):
+        updates, state = update(drawn(SHAPES, seed), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def norms(params):
+    return {name: np.linalg.norm(x["kernel"]) for name, x in params.items()}
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_norms_are_reset_at_every_step(scale):
+    with jax.numpy_dtype_promotion("standard"):  # Adam mixes floats and integers
+        params = after(norms_reset(optax.adam(0.1)), scale)
+        free = after(optax.adam(0.1), scale)
+    assert norms(params) == pytest.approx(NORMS, rel=1e-5)
+    for name in params:  # all else is the inner optimizer's
+        np.testing.assert_array_equal(params[name]["bias"], free[name]["bias"])
+
+
+def test_a_reset_step_is_the_inner_one_at_another_norm():
+    moved, free = (after(x, steps=1) for x in (norms_reset(optax.sgd(1)), optax.sgd(1)))
+    w = free["output"]["kernel"]
+    expected = w * preserving_norm(w) / np.linalg.norm(w)
+    np.testing.assert_allclose(moved["output"]["kernel"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_hyperball_keeps_its_radius(scale):
+    with jax.numpy_dtype_promotion("standard"):
+        fixed = after(hyperball(0.1, optax.adam, "preserving"), scale)
+        initial = after(hyperball(0.1, optax.adam, "initial"), scale)
+    assert norms(fixed) == pytest.approx(NORMS, rel=1e-5)
+    started = norms(after(optax.set_to_zero(), scale))
+    assert norms(initial) == pytest.approx(started, rel=1e-5)
+
+
+def test_a_step_of_hyperball_has_the_angle_of_its_rate():
+    """Of a step across a kernel; that of SGD along the gradient, whatever its size."""
+    w = {"kernel": np.float32([[3, 0], [0, 0]])}
+    g = {"kernel": np.float32([[0, 0], [1e-20, 0]])}
+    optimizer = hyperball(0.5, optax.sgd)
+    updates, _ = optimizer.update(g, optimizer.init(w), w)
+    moved = np.float64(w["kernel"] + updates["kernel"])
+    np.testing.assert_allclose(moved[1, 0] / moved[0, 0], -0.5, rtol=1e-6)
+
+
+def test_scion_goes_to_the_corner_of_its_ball():
+    """With a rate of 1 and no momentum it is there at once, in all directions."""
+    params = after(scion(1.0, momentum=0.0, radius=5.0), 1e6, steps=1)
+    kernel = np.asarray(params["attention"]["kernel"]).reshape(6, 8)
+    values = np.linalg.svd(kernel, compute_uv=False)
+    np.testing.assert_allclose(values, 5 * np.sqrt(8 / 6), rtol=0.05)
+    bias = params["output"]["bias"]
+    np.testing.assert_allclose(np.sqrt(np.mean(bias**2)), 5, rtol=1e-5)
+
+
+def test_muon_takes_the_kernels_of_attention_as_matrices():
+    """As it takes matrices: the same step, once arrays have the same shape."""
+
+    def step(optimizer, shape):
+        """A kernel's, where it and its bias have this shape."""
+        shapes = {"kernel": shape, "bias": shape[1:]}
+        sizes = {"kernel": (6, 8), "bias": (8,)}
+        w, g = (
+            {name: x.reshape(shapes[name]) for name, x in drawn(sizes, seed).items()}
+            for seed in (0, 1)
+        )
+        updates, _ = optimizer.update(g, optimizer.init(w), w)
+        return np.asarray(updates["kernel"]).reshape(6, 8)
+
+    with jax.numpy_dtype_promotion("standard"):
+        ours = step(muon(0.1), (6, 2, 4))
+        matrix = step(muon_of_matrices(0.1), (6, 8))
+        left_to_adam = step(muon_of_matrices(0.1), (6, 2, 4))
+    assert_trees_close(ours, matrix, 1e-5)
+    assert np.abs(ours - left_to_adam).max() > 0.01
