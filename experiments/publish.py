@@ -22,7 +22,7 @@ from experiments.figures import DOCS, SOURCES
 from experiments.results import pages
 from experiments.results.pages import markdown
 from experiments.speed import orthogonality, step_cost as benchmark, throughput
-from experiments.studies import page
+from experiments.studies import Settings, page
 from experiments.studies.page import Entry
 from experiments.studies.rescue import coverage
 from experiments.studies.rescue.cost import cost_table
@@ -120,6 +120,8 @@ def all_blocks() -> dict[str, str]:
             blocks |= figure_blocks(source)
     if is_finished("rescue", "rescue_map"):
         blocks |= map_blocks()
+    if is_finished("rescue", "rescue_networks"):
+        blocks |= networks_blocks()
     if is_finished("rescue", "rescue_cost"):
         costs = cost_table(*kept_figure("rescue", "rescue_cost"))
         blocks["map-cost"] = markdown(costs)
@@ -171,9 +173,38 @@ def map_blocks() -> dict[str, str]:
         {name: arms[name]["label"] for name in SHORT if name in arms},
         coverage.represented(starts),
     )
+    return {
+        "map-coverage": markdown(whole(table, settings)),
+        "map-short": markdown(short.iloc[:, :3]),
+        "map-mended": markdown(mended_table(counts, settings)),
+        "map-rates": markdown(coverage.search_space_table(arms)),
+        "map-standards": (
+            f"{standards_text(runs, settings)} in the shallowest network, "
+            f"{min(settings['depths'])} layers."
+        ),
+    }
+
+
+def networks_blocks() -> dict[str, str]:
+    """The tables of residual networks and transformers."""
+    table, settings = kept_figure("rescue", "rescue_networks")
+    runs, starts = runs_of(table, settings), starts_in(table)
+    counts = coverage.summary(runs, starts, settings["reference"])
+    overview = SOURCES["rescue"]["rescue_networks"].overview
+    assert overview is not None
+    return {
+        "networks-overview": markdown(overview(table, settings)),
+        "networks-mended": markdown(mended_table(counts, settings)),
+        "networks-standards": f"{standards_text(runs, settings)}.",
+    }
+
+
+def mended_table(counts: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """How much is rescued by what is done to the start, of the scales that it has."""
+    arms = settings["optimizers"]
     mended = [name for name in counts.index if arms[name]["initialization"] != "scaled"]
     some = ", ".join(f"{x:g}" for x in scales_of(settings, str(mended[0])))
-    mended_table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "optimizer, and what is done to its start": arms[str(name)]["label"],
             f"of the starts from {some}": coverage.interval(row, "all_best"),
@@ -182,21 +213,19 @@ def map_blocks() -> dict[str, str]:
         }
         for name, row in counts.loc[mended].iterrows()
     )
+
+
+def standards_text(runs: pd.DataFrame, settings: Settings) -> str:
+    """What counts as rescued, by variants."""
+    reference = settings["reference"]
     standards = coverage.standards(runs, reference)
-    return {
-        "map-coverage": markdown(whole(table, settings)),
-        "map-short": markdown(short.iloc[:, :3]),
-        "map-mended": markdown(mended_table),
-        "map-rates": markdown(coverage.search_space_table(arms)),
-        "map-standards": (
-            "Rescued means a median test accuracy over "
-            f"{runs['seed'].nunique()} seeds of at least "
-            + ", ".join(f"{x:.3f} ({name})" for name, x in standards.items())
-            + f": {coverage.RESCUED:g} of what tuned {arms[reference]['label']} "
-            "reaches at scale 1 in the shallowest network, "
-            f"{min(settings['depths'])} layers."
-        ),
-    }
+    return (
+        f"Rescued means a median test accuracy over {runs['seed'].nunique()} seeds of "
+        "at least "
+        + ", ".join(f"{x:.3f} ({name})" for name, x in standards.items())
+        + f": {coverage.RESCUED:g} of what tuned "
+        f"{settings['optimizers'][reference]['label']} reaches at scale 1"
+    )
 
 
 def is_finished(source: str, name: str) -> bool:
