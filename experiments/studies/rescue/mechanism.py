@@ -202,18 +202,21 @@ def measure_recovery(cell: Mapping[str, Any], settings: Settings) -> pd.DataFram
 def least_steps(
     arm: Mapping[str, Any], learning_rate: float, init_scale: float, kernels: int
 ) -> float:
-    """The bound: |ln s| over the largest change of the logarithm of a norm in a step.
+    """The bound: in fewer steps a norm cannot grow from s times what is needed to that.
 
-    That a kernel must grow by s⁻¹ is an assumption: one that has turned may need less.
-    The arm is of `lars.lars` or `lars.polar`, with the settings that the bound has.
+    That it is needed is an assumption: a kernel that has turned may do with less. The
+    arm is of `lars.lars` or `lars.polar`, with the settings that the bound has.
     """
     settings = arm["settings"]
     if arm["name"] == "lars":
         across = 1 / (1 - settings["momentum"])
         growth = learning_rate * settings["trust_coefficient"] * across
-    else:
-        growth = learning_rate / kernels * settings["radial_rate"]
-    return abs(math.log(init_scale)) / growth
+        return -math.log(init_scale) / growth
+    # ρ ← exp(γ' κ) ρ + γ' ρ̄ at most, from s ρ̄ to ρ̄
+    step = learning_rate / kernels
+    growth = step * settings["radial_rate"]
+    added = step / math.expm1(growth)
+    return math.log((1 + added) / (init_scale + added)) / growth
 
 
 def draw_recovery(table: pd.DataFrame, settings: Settings) -> Figure:
@@ -223,8 +226,8 @@ def draw_recovery(table: pd.DataFrame, settings: Settings) -> Figure:
         1,
         len(arms),
         "Steps until the loss of a batch is below half of ln 10, from small starts "
-        "(ReLU, two layers,\nconstant rate). Dashed: the bound |ln s| over the largest "
-        "change of ln ‖w‖ in a step.",
+        "(ReLU, two layers,\nconstant rate). Dashed: in fewer steps a norm cannot grow "
+        "from s times the usual one to that.",
         width=5,
     )
     for axes, (name, arm) in zip(grid.flat, arms.items(), strict=True):
@@ -284,9 +287,9 @@ RECOVERY = Item(
     title="How long recovery takes",
     about="A layer that moves by a given part of its own norm can only grow "
     "exponentially. To grow from s times the norm that is needed, LARS with momentum m "
-    "takes at least |ln s| (1 − m)/(γη) steps. A step of polar LARS adds nearly γκ/L "
-    "at most to the logarithm of a norm, as the step that turns a kernel is at right "
-    "angles to it. The norm of the usual start is taken for the one that is needed. A "
+    "takes at least |ln s| (1 − m)/(γη) steps. A step of polar LARS multiplies a norm "
+    "by exp(γκ/L) at most, and adds γ/L of the usual norm at most: so the bound hardly "
+    "depends on s. The norm of the usual start is taken for the one that is needed. A "
     "kernel that has turned may need less, and recover earlier. Without waking.",
     cells=recovery_cells,
     measure=measure_recovery,
