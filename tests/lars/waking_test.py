@@ -275,6 +275,7 @@ H, S, N = range(3)  # gradients of a healthy network, silent ones, and not finit
     [
         # Silence must last as long as patience, but not from the first step on.
         (STILL, [S], 1),
+        (STILL, [S, S], 2),  # once it has begun
         (STILL, [S, H, S, S], 1),
         (STILL, [H, S, S], 0),
         (STILL, [H, S, S, H, S, S], 0),
@@ -294,6 +295,16 @@ def test_when_a_network_is_moved(optimizer, kinds, moves):
     grads = healthy, without(healthy, "output"), not_finite(healthy)
     _, state = after(optimizer, params, [grads[kind] for kind in kinds])
     assert state.reasons.sum() == moves
+
+
+@pytest.mark.parametrize(("scale", "moves"), [(0.3, [0, 0, 1]), (1e-3, [1, 1, 1])])
+def test_usual_sizes_get_patience_at_the_first_step_too(scale, moves):
+    """Of sigmoids that see a constant input; those that are far too small get none."""
+    params = network(scale)
+    grads = gradient(params, "sigmoid")
+    for steps, expected in enumerate(moves, start=1):
+        _, state = after(STILL, params, [grads] * steps)
+        assert bool(state.reasons.sum()) == expected
 
 
 def test_one_batch_that_is_not_finite_is_left_to_an_inner_optimizer_that_skips_it():
