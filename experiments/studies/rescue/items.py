@@ -197,7 +197,7 @@ NETWORKS = _map(
     "A residual perceptron and transformers on image patches, of four blocks. The "
     "standard is that of tuned Muon at scale 1. Rivals are optimizers "
     "inside waking, those that reset or prescribe norms, and those whose start is "
-    "rescaled once. Their rates were chosen in trials from good starts.",
+    "rescaled once. Each has four rates, chosen in trials.",
 )
 PROFILES = _map(
     "Other profiles of the scale",

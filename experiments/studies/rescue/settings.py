@@ -35,28 +35,32 @@ RATES: dict[str, tuple[Rates, Rates]] = {
 three of all other maps. On validation data of the search (docs/rescue/rescue_search),
 one of the three rescues the most cells alone, and the others add the most to it."""
 
-_ON_SPHERES = (1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
-RIVAL_RATES: dict[str, tuple[Rates, Rates]] = {
-    "polar_waking": (_POLAR, (0.4, 0.6, 0.8)),
-    "polar": (_POLAR, (0.4, 0.6, 0.8)),
-    "sgd": (_SGD, (1e-3, 0.01, 0.1)),
-    "adam": (_ADAM, (1e-3, 3e-3, 0.01)),
-    "muon": (_MUON, (0.01, 0.02, 0.05)),
-    "muon_waking": (_MUON, (0.01, 0.02, 0.05)),
-    "sgd_waking": (_SGD, (1e-3, 0.01, 0.1)),
-    "lars_waking": (_LARS, (0.5, 5.0, 20.0)),
-    "sgd_reset": (_SGD, (1e-3, 0.01, 0.1)),
-    "adam_reset": (_ADAM, (1e-3, 3e-3, 0.01)),
-    "muon_reset": (_MUON, (0.01, 0.02, 0.05)),
-    "hyperball": (_ON_SPHERES, (0.01, 0.03, 0.1)),
-    "hyperball_preserving": (_ON_SPHERES, (0.01, 0.03, 0.1)),
-    "hyperball_adam": (_ON_SPHERES, (0.01, 0.03, 0.1)),
-    "scion": (_ON_SPHERES, (0.003, 0.01, 0.03)),
-    "muon_rescaled": (_MUON, (0.01, 0.02, 0.05)),
-    "adam_rescaled": (_ADAM, (1e-3, 3e-3, 0.01)),
+_TRIED_SGD = (1e-3, 0.01, 0.1, 0.3)
+_TRIED_ADAM = (1e-3, 3e-3, 0.01, 0.03)
+_TRIED_MUON = (5e-3, 0.01, 0.02, 0.05)
+_TRIED_ANGLES = (3e-3, 0.01, 0.03, 0.1)
+_TRIED_POLAR = (0.3, 0.4, 0.6, 0.8)
+
+RIVAL_RATES: dict[str, Rates] = {
+    "polar_waking": _TRIED_POLAR,
+    "polar": _TRIED_POLAR,
+    "sgd": _TRIED_SGD,
+    "adam": _TRIED_ADAM,
+    "muon": _TRIED_MUON,
+    "muon_waking": _TRIED_MUON,
+    "sgd_waking": _TRIED_SGD,
+    "lars_waking": (0.5, 2.0, 5.0, 20.0),
+    "sgd_reset": (1e-3, 0.01, 0.03, 0.1),
+    "adam_reset": _TRIED_ADAM,
+    "muon_reset": _TRIED_MUON,
+    "hyperball": _TRIED_ANGLES,
+    "hyperball_preserving": _TRIED_ANGLES,
+    "hyperball_adam": _TRIED_ANGLES,
+    "scion": _TRIED_ANGLES,
+    "muon_rescaled": _TRIED_MUON,
+    "adam_rescaled": _TRIED_ADAM,
 }
-"""Likewise of `RIVALS`, and of others beside them; the three are around the best of
-trials from good starts."""
+"""Of `RIVALS`, and of others beside them: four each, around the best of trials."""
 
 
 def with_rates(
@@ -266,10 +270,10 @@ SIZES: dict[str, dict[str, Any]] = {
             "transformer, LayerNorm": _transformer(normalization="layer"),
         },
         "depths": (4,),
-        "init_scales": (1e-4, 1e-2, 1.0, 1e2, 1e4),
+        "init_scales": (1e-4, 1.0, 1e4),
         "optimizers": with_rates(
             {**_only(ARMS, _WITH_RIVALS), **RIVALS},
-            RIVAL_RATES,
+            {name: (rates, rates) for name, rates in RIVAL_RATES.items()},
         ),
         "reference": "muon",
     },
