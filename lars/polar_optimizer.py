@@ -102,9 +102,9 @@ def polar(
       the logarithm of the size, e. No rate turns a kernel around. The sign of growth is
       weighed by its pull, relative to the strongest of late. The loss of images that
       are learnt always falls a little where outputs grow: without the weight sizes grow
-      on, and the test loss with them.
-    * *Decay* acts on kernels above the usual norm alone, and is of second order in the
-      rate. It draws those whose signs are noise to that norm.
+      on, and the test loss with them. Signs that are noise therefore shrink a kernel.
+    * *Decay* is of second order in the rate. It acts above the usual norm alone, where
+      networks may be chaotic.
     * *Biases* must not hide what small kernels say. They move by the smaller of two
       lengths: ``bias_bound`` times the step of a row of the kernel; and the length that
       lowers the loss, to first order, by ``bias_share`` times what a step of the kernel

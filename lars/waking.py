@@ -98,14 +98,14 @@ def wake_silent_layers(
 
     That reason then causes no more moves.
 
-    **When it acts.** At once where a gradient is not finite, and at the first step of
-    all where sizes are unusual: most optimizers would make steps that are larger than
-    kernels that are far too small, and take their place. Otherwise after ``patience``
-    silent steps in a row, made by the inner optimizer: in a healthy run a single batch
-    may leave a layer without a gradient. After ten steps in a row with a
-    signal the network is awake, and is not looked at again: what looks silent later is
-    most often a network that has learnt its images. Once a kernel was zero, or a
-    normalization nearly shut, only gradients that are not finite count.
+    **When it acts.** At once where a gradient is not finite. Otherwise after
+    ``patience`` silent steps in a row: in a healthy run a single batch may leave a
+    layer without a gradient. The inner optimizer makes these steps if sizes are usual.
+    If they are not, none is made: most optimizers' would be larger than kernels that
+    are far too small, and take their place. After ten steps in a row with a signal the
+    network is awake, and is not looked at again: what looks silent later is most often
+    a network that has learnt its images. Once a kernel was zero, or a normalization
+    nearly shut, only gradients that are not finite count.
 
     A run that is never silent gets the updates of the inner optimizer, to the bit. XLA
     may round differently inside a branch: on a CPU by the last bit of float32.
@@ -206,7 +206,7 @@ def wake_silent_layers(
 
         def rest() -> tuple[_Plan, WakingState]:
             no = jnp.bool(False)
-            return _Plan(no, no, jnp.ones_like(state.best.fractions)), outer
+            return _Plan(no, no, no, jnp.ones_like(state.best.fractions)), outer
 
         def decide() -> tuple[_Plan, WakingState]:
             seen = look(updates, params, network, state.given_up, state.moving_for)
@@ -215,11 +215,13 @@ def wake_silent_layers(
 
         def move() -> tuple[optax.Updates, optax.OptState]:
             moves = _moves(plan, state.best.biases, params, network)
-            return moves, _forgotten(inner, state.inner_state, params)
+            moved = moves, _forgotten(inner, state.inner_state, params)
+            held = optax.tree.zeros_like(params), state.inner_state
+            return jax.tree.map(_of_one_dtype(plan.is_held), held, moved)
 
         is_awake = state.signal_steps >= AWAKE
         plan, outer = jax.lax.cond(is_awake, *_of_one_type(rest, decide))
-        is_moved = plan.is_moved | plan.is_given_back
+        is_moved = plan.is_moved | plan.is_given_back | plan.is_held
         updates, inner_state = jax.lax.cond(is_moved, *_of_one_type(move, step))
         return updates, outer._replace(inner_state=inner_state)
 
@@ -227,10 +229,11 @@ def wake_silent_layers(
 
 
 class _Plan(NamedTuple):
-    """What a step does. If neither of the two is true, the inner optimizer makes it."""
+    """What a step does. If none of the three is true, the inner optimizer makes it."""
 
     is_moved: jax.Array  # shape=(), bool: towards the aim
     is_given_back: jax.Array  # shape=(), bool
+    is_held: jax.Array  # shape=(), bool: as it is, for a step
     factors: jax.Array  # shape=(kernels,): of kernels
 
 
@@ -248,10 +251,7 @@ def _decided(
     counted = state.silent_steps + (~is_infinite).astype(jnp.int32)
     silent_steps = jnp.where(is_silent, counted, 0)
     signal_steps = jnp.where(is_silent, 0, jnp.minimum(state.signal_steps + 1, AWAKE))
-    # Steps of most optimizers are larger than a kernel that is far too small.
-    is_first = (silent_steps == 1) & (state.signal_steps == 0)
-    at_once = is_infinite | (is_first & seen.is_unusual) | is_moving
-    is_called = is_silent & (at_once | (silent_steps >= patience))
+    is_called = is_infinite | (silent_steps >= patience)
 
     towards, level, is_there = _towards_the_aim(
         norms, state.level, is_infinite, network
@@ -267,13 +267,15 @@ def _decided(
     is_moved = is_called & ~is_over
     # If nothing was tried there is nothing to be given back.
     is_given_back = is_worse | (all_tried & is_moving)
+    # Steps of most optimizers are larger than a kernel that is far too small.
+    is_held = is_silent & seen.is_unusual & ~is_called & ~is_over
 
     here = Place(silent_kernels, norms.fraction, norms.exponent, biases)
     is_best = ~is_moving | (silent_kernels < state.best.silent_kernels)
     best = jax.tree.map(lambda x, y: jnp.where(is_best, x, y), here, state.best)
     factors = jnp.where(is_given_back, _back_to(best, norms), towards)
     moving_for = state.moving_for & (is_silent & ~is_over)
-    return _Plan(is_moved, is_given_back, factors), state._replace(
+    return _Plan(is_moved, is_given_back, is_held, factors), state._replace(
         silent_steps=jnp.where(is_over, 0, silent_steps),
         signal_steps=signal_steps,
         level=jnp.where(is_over, 0, jnp.where(is_called, level, state.level)),
@@ -397,6 +399,16 @@ def _are_of_params(
         return [any(path[-len(end) :] == end for end in ends) for path in places]
     # What stands for a tree without arrays has no leaves of its own in the state.
     return jax.tree.leaves(jax.tree.broadcast(of_params, state))
+
+
+def _of_one_dtype(is_first: jax.Array) -> Any:
+    """A choice between two arrays, in the dtype of the first."""
+
+    def chosen(x: Any, y: Any) -> jax.Array:
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        return jnp.where(is_first, x, y if x.dtype == y.dtype else y.astype(x.dtype))
+
+    return chosen
 
 
 def _of_one_type(rare: Any, usual: Any) -> tuple[Any, Any]:

@@ -88,7 +88,10 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "polar_waking": waking(polar),
 }
 
-ADAPTIVE = ("lamb", "optax_lars", "lars", "fromage", "polar", "polar_waking")
+ADAPTIVE = (
+    *("lamb", "fromage", "optax_lars", "lars", "lars_waking"),
+    *("polar", "polar_waking"),
+)
 """Those whose steps are parts of the norms of parameters."""
 
 

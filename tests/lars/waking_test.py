@@ -273,14 +273,11 @@ H, S, N = range(3)  # gradients of a healthy network, silent ones, and not finit
 @pytest.mark.parametrize(
     ("optimizer", "kinds", "moves"),
     [
-        # Silence must last as long as patience, but not from the first step on.
-        (STILL, [S], 1),
-        (STILL, [S, S], 2),  # once it has begun
-        (STILL, [S, H, S, S], 1),
-        (STILL, [H, S, S], 0),
-        (STILL, [H, S, S, H, S, S], 0),
-        (STILL, [H, S, S, S], 1),
-        (STILL, [H, S, S, S, H, S, S], 1),
+        # Silence must last as long as patience.
+        (STILL, [S] * 2, 0),
+        (STILL, [S, S, H, S, S], 0),
+        (STILL, [S] * 3, 1),
+        (STILL, [S, S, S, H, S, S], 1),
         # An awake network is left alone for good. One that has learnt its images may
         # look silent: few of them still make errors.
         (AT_ONCE, [H] * (AWAKE - 1) + [S], 1),
@@ -297,14 +294,25 @@ def test_when_a_network_is_moved(optimizer, kinds, moves):
     assert state.reasons.sum() == moves
 
 
-@pytest.mark.parametrize(("scale", "moves"), [(0.3, [0, 0, 1]), (1e-3, [1, 1, 1])])
-def test_usual_sizes_get_patience_at_the_first_step_too(scale, moves):
-    """Of sigmoids that see a constant input; those that are far too small get none."""
+@pytest.mark.parametrize(("scale", "is_held"), [(0.3, False), (100.0, True)])
+def test_steps_wait_while_a_network_of_unusual_sizes_is_silent(scale, is_held):
+    """Where sizes are usual, as of sigmoids that see a constant input, they do not."""
+    inner = optax.sgd(1e-9, momentum=0.9)
+    optimizer = lars.wake_silent_layers(inner)
     params = network(scale)
-    grads = gradient(params, "sigmoid")
-    for steps, expected in enumerate(moves, start=1):
-        _, state = after(STILL, params, [grads] * steps)
-        assert bool(state.reasons.sum()) == expected
+    healthy = gradient(params)
+    constant, dead = gradient(params, "sigmoid"), without(healthy, "output")
+    silent = dead if is_held else constant
+    assert reason(silent, params)
+    grads = [healthy, silent, silent, healthy]
+    every, state = after(optimizer, params, grads)
+    made = [healthy, healthy] if is_held else grads
+    plain, plain_state = after(inner, params, made)
+    assert_trees_close(every[-1], plain[-1], 1e-6)
+    assert_trees_close(state.inner_state, plain_state, 1e-6)  # momentum is kept
+    if is_held:
+        assert_same(every[2], every[0])
+    assert not state.reasons.any()
 
 
 def test_one_batch_that_is_not_finite_is_left_to_an_inner_optimizer_that_skips_it():

@@ -36,6 +36,7 @@ CONSTANT = {
         ("lamb", {}, optax.lamb),
         ("optax_lars", {"weight_decay": 0.1}, lambda rate: optax.lars(rate, 0.1)),
         ("lars", {"weight_decay": 0.1}, lambda rate: lars.lars(rate, 0.1)),
+        ("muon", {"adam_b1": 0.5}, lambda rate: optax.contrib.muon(rate, adam_b1=0.5)),
     ],
 )
 def test_names_lead_to_their_optimizers(name, settings, expected):

@@ -43,6 +43,23 @@ def test_norms_are_reset_at_every_step(scale):
         np.testing.assert_array_equal(params[name]["bias"], free[name]["bias"])
 
 
+@pytest.mark.parametrize("scale", [1e4, 1e8, 1e20])
+def test_of_kernels_that_are_far_too_large_the_direction_is_kept(scale):
+    """Of too large a step float32 would leave zero."""
+    w = drawn(SHAPES, 0)["output"]
+    params, nothing = {"w": np.float32(scale) * w["kernel"]}, {"w": 0 * w["kernel"]}
+    right = w["kernel"] / np.linalg.norm(w["kernel"]) * NORMS["output"]
+    for optimizer in (
+        norms_reset(optax.sgd(0.1)),
+        hyperball(0.1, optax.sgd, "preserving"),
+    ):
+        moved, state = params, optimizer.init(params)
+        for _ in range(6):
+            updates, state = optimizer.update(nothing, state, moved)
+            moved = optax.apply_updates(moved, updates)
+        np.testing.assert_allclose(moved["w"], right, rtol=0.02, atol=0.01)
+
+
 def test_a_reset_step_is_the_inner_one_at_another_norm():
     moved, free = (after(x, steps=1) for x in (norms_reset(optax.sgd(1)), optax.sgd(1)))
     w = free["output"]["kernel"]
