@@ -195,7 +195,7 @@ NORMALIZED = _map(
 NETWORKS = _map(
     "Residual networks and transformers, and more rivals",
     "A residual perceptron and transformers on image patches, of four blocks. The "
-    "standard is that of tuned Muon at scale 1. Rivals are optimizers "
+    "standard is that of tuned Scion at scale 1. Rivals are optimizers "
     "inside waking, those that reset or prescribe norms, and those whose start is "
     "rescaled once. Each has four rates, chosen in trials.",
 )

@@ -275,7 +275,7 @@ SIZES: dict[str, dict[str, Any]] = {
             {**_only(ARMS, _WITH_RIVALS), **RIVALS},
             {name: (rates, rates) for name, rates in RIVAL_RATES.items()},
         ),
-        "reference": "muon",
+        "reference": "scion",  # the best of the rivals from scale 1
     },
     "rescue_parts": {
         **_MAP,
