@@ -156,7 +156,7 @@ BAD_SETTINGS = [
     ("optimizer.name=sdg", "got 'sdg'; did you mean sgd"),
     (
         "optimizer.name=polar_waking",
-        "no setting 'layer', which belongs to lars; it has learning_rate, .*"
+        "no setting 'layer', which belongs to lars, .*; it has learning_rate, .*"
         "--config=configs/digits_mlp.py:polar_waking, chooses",
     ),
     ("optimizer.settings.layer=net", "layer .* got 'net'"),
