@@ -47,7 +47,7 @@ class PolarState(NamedTuple):
 
 def polar(
     learning_rate: optax.ScalarOrSchedule,
-    weight_decay: optax.ScalarOrSchedule = 4.0,
+    weight_decay: optax.ScalarOrSchedule = 1.0,
     momentum: jax.typing.ArrayLike = 0.7,
     *,
     radial_rate: jax.typing.ArrayLike = 3.0,
