@@ -1,7 +1,7 @@
 """The rescue maps: which starts of which networks each optimizer trains."""
 
 from experiments.studies.item import Item
-from experiments.studies.rescue import cost, items, mechanism
+from experiments.studies.rescue import cost, items, mechanism, repair
 from experiments.studies.rescue.settings import QUICK as QUICK, SIZES as SIZES
 
 ITEMS: dict[str, Item] = {
@@ -16,6 +16,8 @@ ITEMS: dict[str, Item] = {
     "rescue_profiles": items.PROFILES,
     "rescue_normalized": items.NORMALIZED,
     "rescue_networks": items.NETWORKS,
+    "rescue_confirmation": items.CONFIRMATION,
+    "rescue_repair": repair.REPAIR,
     "rescue_cnn": items.CNN,
     "rescue_wider_cnn": items.WIDER_CNN,
     "rescue_elsewhere": items.ELSEWHERE,

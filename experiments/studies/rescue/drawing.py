@@ -1,5 +1,6 @@
 """Pictures of maps: heat maps, lines over the scale, and accuracies from one start."""
 
+import collections
 import itertools
 import textwrap
 
@@ -16,6 +17,7 @@ from experiments.studies.rescue.coverage import CELL
 from experiments.studies.rescue.grid import (
     GOOD_START,
     from_any_scale,
+    networks_in,
     runs_of,
     starts_in,
 )
@@ -53,9 +55,8 @@ def heat_maps(table: pd.DataFrame, settings: Settings, title: str) -> Figure:
         ):
             y, x = np.nonzero(is_marked)
             axes.scatter(x, y, s=7, linewidths=0.7, **look)
-        for first in range(0, len(represented), len(settings["depths"])):
-            inside = represented[first : first + len(settings["depths"])]
-            _draw_borders(axes, inside, first)
+        for first, last in _rows_of_variants(settings):
+            _draw_borders(axes, represented[first:last], first)
         row = summary.loc[name]
         axes.set_title(
             f"{textwrap.fill(arms[name]['label'], 30)}\n"
@@ -202,9 +203,7 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, number: int) -> None:
 
 def _grid(table: pd.DataFrame, column: str, settings: Settings) -> np.ndarray:
     """Rows: the depths of each variant; columns: scales. NaN where nothing was run."""
-    rows = pd.MultiIndex.from_product(
-        [settings["variants"], settings["depths"]], names=CELL[:2]
-    )
+    rows = pd.MultiIndex.from_tuples(networks_in(settings), names=CELL[:2])
     values = table.set_index(CELL)[column].astype(float).unstack("init_scale")
     wanted = values.reindex(index=rows, columns=list(settings["init_scales"]))
     return wanted.to_numpy()
@@ -220,14 +219,22 @@ def _draw_borders(axes: Axes, inside: np.ndarray, first: int) -> None:
 
 
 def _set_ticks(axes: Axes, settings: Settings) -> None:
-    scales, depths = settings["init_scales"], settings["depths"]
+    scales = settings["init_scales"]
     labels = [f"{scale:g}" for scale in scales]
     axes.set_xticks(range(len(scales)), labels, rotation=90, fontsize=7)
+    networks = networks_in(settings)
+    starts = [first for first, _ in _rows_of_variants(settings)]
     names = [
-        f"{variant}  {depth}" if number == 0 else f"{depth}"
-        for variant in settings["variants"]
-        for number, depth in enumerate(depths)
+        f"{variant}  {depth}" if row in starts else f"{depth}"
+        for row, (variant, depth) in enumerate(networks)
     ]
     axes.set_yticks(range(len(names)), names, fontsize=7)
-    for number in range(1, len(settings["variants"])):
-        axes.axhline(number * len(depths) - 0.5, color="white", linewidth=1.5)
+    for first in starts[1:]:
+        axes.axhline(first - 0.5, color="white", linewidth=1.5)
+
+
+def _rows_of_variants(settings: Settings) -> list[tuple[int, int]]:
+    """The first row of each variant, and the first that is not of it any more."""
+    counts = collections.Counter(variant for variant, _ in networks_in(settings))
+    ends = list(itertools.accumulate(counts.values()))
+    return list(zip([0, *ends], ends, strict=False))

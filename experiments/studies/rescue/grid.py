@@ -1,7 +1,8 @@
 """The rescue map: which starts of which networks can each optimizer train?
 
 Every item of this kind is the same computation with other settings: ``variants`` are
-the networks, ``depths`` and ``init_scales`` span the map of each.
+the networks, ``depths`` and ``init_scales`` span the map of each. A variant may have
+``depths`` of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,12 +41,21 @@ def from_any_scale(settings: Settings) -> dict[str, Mapping[str, Any]]:
 
 def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
     """The starts, then every optimizer, from the shallowest networks on."""
+    networks = sorted(networks_in(settings), key=lambda network: network[1])
     return [
         {"optimizer": name, "variant": variant, "depth": depth, "init_scale": scale}
         for name in (START, *settings["optimizers"])
-        for depth in settings["depths"]
-        for variant in settings["variants"]
+        for variant, depth in networks
         for scale in scales_of(settings, name)
+    ]
+
+
+def networks_in(settings: Settings) -> list[tuple[str, int]]:
+    """The variants with each of their depths, which are the map's or their own."""
+    return [
+        (name, depth)
+        for name, variant in settings["variants"].items()
+        for depth in variant.get("depths", settings["depths"])
     ]
 
 

@@ -145,9 +145,9 @@ def _network(name: str, profile: str = "all", **settings: Any) -> dict[str, Any]
     return {"model": model, "profile": profile}
 
 
-def _transformer(profile: str = "all", **settings: Any) -> dict[str, Any]:
+def _transformer(**settings: Any) -> dict[str, Any]:
     sizes = {"width": 32, "patch": 2, "heads": 4, "activation": "gelu"}
-    return _network("transformer", profile, **sizes, **settings)
+    return _network("transformer", **{**sizes, **settings})
 
 
 def _cnn(width: int) -> dict[str, Any]:
@@ -165,6 +165,22 @@ _MORE_SCALES = tuple(sorted((*_SCALES, 1e-3, 1e3)))
 
 _WITH_RIVALS = ("polar_waking", "sgd", "adam", "muon")
 """Of `ARMS`, those that are compared with `RIVALS`."""
+
+_NETWORKS_OPTIMIZERS = with_rates(
+    {**_only(ARMS, _WITH_RIVALS), **RIVALS},
+    {name: (rates, rates) for name, rates in RIVAL_RATES.items()},
+)
+
+CONFIRMED_RATES: dict[str, Rates] = {
+    "polar_waking": (0.4, 0.6, 0.8),
+    "sgd": (0.001, 0.01, 0.1),
+    "adam": (0.003, 0.01, 0.03),
+    "muon": (0.005, 0.02, 0.05),
+    "lars_waking": (2.0, 5.0, 20.0),
+    "muon_reset": (0.01, 0.02, 0.05),
+    "scion": (0.003, 0.01, 0.1),
+}
+"""Of one optimizer of each kind: the three most useful ones of ``rescue_networks``."""
 
 _MAP: dict[str, Any] = {
     "dataset": "digits",
@@ -271,11 +287,57 @@ SIZES: dict[str, dict[str, Any]] = {
         },
         "depths": (4,),
         "init_scales": (1e-4, 1.0, 1e4),
-        "optimizers": with_rates(
-            {**_only(ARMS, _WITH_RIVALS), **RIVALS},
-            {name: (rates, rates) for name, rates in RIVAL_RATES.items()},
-        ),
+        "optimizers": _NETWORKS_OPTIMIZERS,
         "reference": "scion",  # the best of the rivals from scale 1
+    },
+    "rescue_confirmation": {
+        **_MAP,
+        "dataset": "fashion_mnist",
+        "variants": {
+            "perceptron, ReLU": _mlp("relu", width=48),
+            "perceptron, tanh": _mlp("tanh", width=48),
+            "residual perceptron": {
+                **_network("residual_mlp", width=48),
+                "depths": (8, 24),
+            },
+            "residual CNN": {**_network("residual_cnn", width=8), "depths": (3,)},
+            "transformer": {**_transformer(width=48, patch=7), "depths": (3,)},
+            "transformer, LayerNorm": {
+                **_transformer(width=48, patch=7, normalization="layer"),
+                "depths": (3,),
+            },
+        },
+        "depths": (6, 24, 48),
+        "init_scales": (1e-5, 1.0, 1e5),
+        "optimizers": {
+            name: {**_NETWORKS_OPTIMIZERS[name], "learning_rates": rates}
+            for name, rates in CONFIRMED_RATES.items()
+        },
+        "reference": "scion",
+        "num_steps": 600,
+        "seeds": (10, 11, 12),
+    },
+    "rescue_repair": {
+        **_only(_MAP, (*_TRAINING, "seeds", "recommended")),
+        "networks": {
+            "perceptron, 8 layers": _mlp("relu", depth=8)["model"],
+            "CNN, 4 layers": {**_cnn(16)["model"], "depth": 4},
+            "transformer, 2 blocks": {
+                **_transformer(normalization="layer")["model"],
+                "depth": 2,
+            },
+        },
+        "trained_with": {**ARMS["adam"], "learning_rate": 0.003, "num_steps": 600},
+        "damages": (
+            "none",
+            "all kernels scaled",
+            "one kernel is zero",
+            "one kernel is fresh",
+        ),
+        "damage_scale": 1e4,
+        "optimizers": _only(_NETWORKS_OPTIMIZERS, CONFIRMED_RATES),
+        "num_steps": 100,
+        "points": 10,
     },
     "rescue_parts": {
         **_MAP,
@@ -341,6 +403,17 @@ QUICK: dict[str, dict[str, Any]] = {
         "seeds": (0, 1),
     },
     "rescue_recovery": {"init_scales": (1e-4, 1e-2), "num_steps": 100, "seeds": (0, 1)},
+    "rescue_repair": {
+        "networks": {"perceptron, 2 layers": _mlp("relu", depth=2)["model"]},
+        "trained_with": {**ARMS["adam"], "learning_rate": 0.003, "num_steps": 100},
+        "optimizers": {
+            name: {**arm, "learning_rates": arm["learning_rates"][-2:]}
+            for name, arm in _NETWORKS_OPTIMIZERS.items()
+            if name in ("polar_waking", "sgd")
+        },
+        "num_steps": 40,
+        "points": 4,
+    },
 }
 QUICK |= {
     name: {

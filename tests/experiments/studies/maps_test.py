@@ -277,6 +277,29 @@ def test_rates_are_those_that_the_search_found():
     assert {name: arm["learning_rates"] for name, arm in OPTIMIZERS.items()} == useful
 
 
+def test_rates_of_the_confirmation_are_those_that_residual_networks_found():
+    table, settings = publish.kept_figure("rescue", "rescue_networks")
+    useful = coverage.most_useful_rates(
+        runs_of(table, settings), settings["reference"], SEARCHED
+    )
+    arms = SIZES["rescue_confirmation"]["optimizers"]
+    assert arms.keys() >= {"polar_waking", "scion", "muon", "adam", "sgd"}
+    for name, arm in arms.items():
+        assert arm["learning_rates"] == useful[name]
+
+
+def test_variants_have_the_depths_of_the_map_or_their_own():
+    settings = {
+        **FULL,
+        "variants": {"a": {}, "b": {"depths": (3,)}},
+        "depths": (2, 4),
+        "init_scales": (1.0,),
+        "optimizers": {},
+    }
+    found = [(cell["variant"], cell["depth"]) for cell in cells(settings)]
+    assert found == [("a", 2), ("b", 3), ("a", 4)]
+
+
 @pytest.mark.parametrize(
     ("arms", "rates", "where"),
     [
