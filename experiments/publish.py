@@ -125,12 +125,19 @@ def all_blocks() -> dict[str, str]:
     if is_finished("rescue", "rescue_cost"):
         costs = cost_table(*kept_figure("rescue", "rescue_cost"))
         blocks["map-cost"] = markdown(costs)
-    if is_finished("rescue", "rescue"):
-        overview = figures.ITEMS["rescue"].overview
-        assert overview is not None
-        small = overview(*kept_figure("rescue", "rescue"))
-        blocks["small-overview"] = markdown(small)
+    for block, name in OVERVIEWS.items():
+        overview = figures.ITEMS[name].overview
+        if is_finished("rescue", name) and overview is not None:
+            blocks[block] = markdown(overview(*kept_figure("rescue", name)))
     return blocks
+
+
+OVERVIEWS = {
+    "small-overview": "rescue",
+    "confirmation-overview": "rescue_confirmation",
+    "repair-overview": "rescue_repair",
+}
+"""By the names of blocks: items whose tables the page of the rescue map shows."""
 
 
 def figure_blocks(source: str) -> dict[str, str]:

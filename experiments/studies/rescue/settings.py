@@ -18,7 +18,7 @@ _POLAR = (0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.2)
 
 RATES: dict[str, tuple[Rates, Rates]] = {
     "module": (_LARS, (0.5, 10.0, 40.0)),
-    "polar_waking": (_POLAR, (0.15, 0.25, 0.4)),
+    "polar_waking": (_POLAR, (0.5, 0.6, 0.8)),
     "sgd": (_SGD, (0.01, 0.1, 0.3)),
     "clipped_sgd": (_CLIPPED, (0.1, 1.0, 1e6)),
     "adam": (_ADAM, (0.001, 0.01, 1e6)),
@@ -99,11 +99,11 @@ _FROM_ANY_SCALE = {
     name: arm for name, arm in _OPTIMIZERS.items() if arm["initialization"] == "scaled"
 }
 
-# Without a part, other rates may be best: eight layers that share none have 0.05 where
-# those that do have 0.4.
+# Without a part, other rates may be best: eight layers that share none have a rate of
+# an eighth.
 _RECOMMENDED = {
     **_OPTIMIZERS["polar_waking"],
-    "learning_rates": (0.05, 0.1, 0.2, 0.3, 0.4, 0.6),
+    "learning_rates": (0.05, 0.1, 0.2, 0.4, 0.6, 0.8),
 }
 
 
