@@ -172,7 +172,7 @@ _NETWORKS_OPTIMIZERS = with_rates(
 )
 
 CONFIRMED_RATES: dict[str, Rates] = {
-    "polar_waking": (0.4, 0.6, 0.8),
+    "polar_waking": (0.3, 0.4, 0.8),
     "sgd": (0.001, 0.01, 0.1),
     "adam": (0.003, 0.01, 0.03),
     "muon": (0.005, 0.02, 0.05),
