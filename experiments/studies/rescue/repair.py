@@ -230,7 +230,7 @@ def draw(table: pd.DataFrame, settings: Settings) -> Figure:
                 line_over_seeds(axes, *line)
             axes.set_ylim(-0.03, 1.06)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-            axes.set_title(f"{network}\n{damage}", fontsize=10)
+            axes.set_title(f"{network}\ndamage: {damage}", fontsize=10)
         row[0].set_ylabel("test accuracy, relative\nto that before damage")
     for axes in grid[-1]:
         axes.set_xlabel("step of the repair")
