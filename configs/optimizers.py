@@ -121,6 +121,9 @@ RIVALS: dict[str, Arm] = {
         radius="preserving",
     ),
     "scion": _arm("Scion", 0.01, "scion", momentum=0.9, radius=5.0),
+    "scion_waking": _arm(
+        "Scion, waking", 0.01, "scion_waking", momentum=0.9, radius=5.0
+    ),
     "muon_rescaled": _arm("Muon, kernels rescaled once", 0.02, "muon", "rescaled"),
     "adam_rescaled": _arm("Adam, kernels rescaled once", 0.003, "adam", "rescaled"),
 }

@@ -85,6 +85,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam_waking": waking(optax.adam),
     "lars_waking": waking(lars),
     "muon_waking": waking(muon),
+    "scion_waking": waking(scion),
     "polar_waking": waking(polar),
 }
 

@@ -57,6 +57,7 @@ RIVAL_RATES: dict[str, Rates] = {
     "hyperball_preserving": _TRIED_ANGLES,
     "hyperball_adam": _TRIED_ANGLES,
     "scion": _TRIED_ANGLES,
+    "scion_waking": _TRIED_ANGLES,
     "muon_rescaled": _TRIED_MUON,
     "adam_rescaled": _TRIED_ADAM,
 }
