@@ -63,6 +63,17 @@ RIVAL_RATES: dict[str, Rates] = {
 }
 """Of `RIVALS`, and of others beside them: four each, around the best of trials."""
 
+REPAIR_RATES: dict[str, Rates] = {
+    "polar_waking": (0.2, 0.4, 0.6, 0.8, 1.2),
+    "sgd": (1e-4, 1e-3, 0.01, 0.03, 0.1),
+    "adam": (1e-3, 3e-3, 0.01, 0.03, 0.1),
+    "muon": (5e-3, 0.01, 0.02, 0.05, 0.1),
+    "lars_waking": (1.0, 2.0, 5.0, 10.0, 20.0),
+    "muon_reset": (0.01, 0.02, 0.05, 0.1, 0.2),
+    "scion": (1e-3, 3e-3, 0.01, 0.03, 0.1),
+}
+"""Five each, for trained networks that are damaged."""
+
 
 def with_rates(
     arms: Mapping[str, Arm], rates: Mapping[str, tuple[Rates, Rates]]
@@ -151,9 +162,14 @@ def _transformer(**settings: Any) -> dict[str, Any]:
     return _network("transformer", **{**sizes, **settings})
 
 
-def _cnn(width: int) -> dict[str, Any]:
+def _cnn(width: int, **settings: Any) -> dict[str, Any]:
     of_cnn = {"name": "cnn", "convolutions_per_pool": 1, "widening": 1}
-    return _mlp("relu", width=width, **of_cnn)
+    return _mlp("relu", width=width, **of_cnn, **settings)
+
+
+def _broken(variant: dict[str, Any], kernel: str) -> dict[str, Any]:
+    """A network with the path of its kernel that is damaged."""
+    return {"model": variant["model"], "kernel": kernel}
 
 
 def _start(activation: str, depth: int, init_scale: float) -> dict[str, Any]:
@@ -319,14 +335,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "seeds": (10, 11, 12),
     },
     "rescue_repair": {
-        **_only(_MAP, (*_TRAINING, "seeds", "recommended")),
+        **_only(_MAP, (*_TRAINING, "recommended")),
         "networks": {
-            "perceptron, 8 layers": _mlp("relu", depth=8)["model"],
-            "CNN, 4 layers": {**_cnn(16)["model"], "depth": 4},
-            "transformer, 2 blocks": {
-                **_transformer(normalization="layer")["model"],
-                "depth": 2,
-            },
+            "perceptron, 8 layers": _broken(_mlp("relu", depth=8), "hidden_4/kernel"),
+            "CNN, 4 layers": _broken(_cnn(16, depth=4), "hidden_1/kernel"),
+            "transformer, 2 blocks": _broken(
+                _transformer(normalization="layer", depth=2), "first/kernel"
+            ),
         },
         "trained_with": {**ARMS["adam"], "learning_rate": 0.003, "num_steps": 600},
         "damages": (
@@ -336,9 +351,13 @@ SIZES: dict[str, dict[str, Any]] = {
             "one kernel is fresh",
         ),
         "damage_scale": 1e4,
-        "optimizers": _only(_NETWORKS_OPTIMIZERS, CONFIRMED_RATES),
+        "optimizers": {
+            name: {**_NETWORKS_OPTIMIZERS[name], "learning_rates": rates}
+            for name, rates in REPAIR_RATES.items()
+        },
         "num_steps": 100,
         "points": 10,
+        "seeds": (0, 1, 2, 3, 4),
     },
     "rescue_parts": {
         **_MAP,
@@ -405,7 +424,9 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "rescue_recovery": {"init_scales": (1e-4, 1e-2), "num_steps": 100, "seeds": (0, 1)},
     "rescue_repair": {
-        "networks": {"perceptron, 2 layers": _mlp("relu", depth=2)["model"]},
+        "networks": {
+            "perceptron, 3 layers": _broken(_mlp("relu", depth=3), "hidden_1/kernel")
+        },
         "trained_with": {**ARMS["adam"], "learning_rate": 0.003, "num_steps": 100},
         "optimizers": {
             name: {**arm, "learning_rates": arm["learning_rates"][-2:]}
@@ -414,6 +435,7 @@ QUICK: dict[str, dict[str, Any]] = {
         },
         "num_steps": 40,
         "points": 4,
+        "seeds": (0, 1),
     },
 }
 QUICK |= {
