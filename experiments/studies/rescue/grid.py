@@ -84,8 +84,10 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
 def runs_of(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The runs of a table that the optimizers of the settings made."""
     runs = table[table["optimizer"].isin(list(settings["optimizers"]))]
-    columns = ["optimizer", *CELL, "seed", *_RUN]
-    runs = runs[[name for name in columns if name in table]]
+    columns = [name for name in ("optimizer", *CELL, "seed", *_RUN) if name in table]
+    # What the older runs of an optimizer lack is not compared.
+    is_held = runs[columns].notna().groupby(runs["optimizer"]).any().all()
+    runs = runs[[name for name in columns if is_held[name]]]
     return runs.assign(diverged=runs["diverged"].astype(bool))
 
 

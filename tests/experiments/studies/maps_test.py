@@ -288,6 +288,18 @@ def test_rates_of_the_confirmation_are_those_that_residual_networks_found():
         assert arm["learning_rates"] == useful[name]
 
 
+def test_what_older_runs_of_an_optimizer_lack_is_not_compared():
+    held = RUNS.assign(test_loss=0.1)
+    both = {"optimizers": {"ours": {}, "sgd": {}}}
+    assert "test_loss" in runs_of(held, both)
+    lacking = held.assign(test_loss=held["test_loss"].mask(held["optimizer"] == "sgd"))
+    assert "test_loss" not in runs_of(lacking, both)
+    assert "test_loss" in runs_of(lacking, {"optimizers": {"ours": {}}})
+    # A run that diverged has no loss; others of its optimizer have one.
+    diverged = held.assign(test_loss=held["test_loss"].mask(held["diverged"]))
+    assert "test_loss" in runs_of(diverged, both)
+
+
 def test_variants_have_the_depths_of_the_map_or_their_own():
     settings = {
         **FULL,
