@@ -2,7 +2,8 @@
 
 `ARMS` has what each optimizer is. Its learning rates depend on the task: those of the
 rescue maps are in ``experiments/studies/rescue/settings.py``. A single run on the
-digits has the best of the searched rates from a good start, on validation data.
+digits has the best of the searched rates from a good start, on validation data; that of
+polar LARS has the one rate that rescues the most of the large map.
 """
 
 from typing import Any
