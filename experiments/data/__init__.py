@@ -3,10 +3,10 @@
 `load` gives small sets as whole arrays, `stream` large ones batch by batch.
 """
 
-from experiments.data.loading import (
+from experiments.data.arrays import (
     Data as Data,
     Split as Split,
-    load as load,
     standardise as standardise,
 )
+from experiments.data.loading import load as load
 from experiments.data.streaming import Stream as Stream, stream as stream

@@ -3,57 +3,19 @@
 import functools
 import os
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from experiments.data import prepared
+from experiments.data import prepared, text
 from experiments.data.array_cache import Arrays, cached
+from experiments.data.arrays import Data, Split
 
 _CHUNK = 1000
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-class Split(NamedTuple):
-    """A part of a data set."""
-
-    images: jax.Array  # [N, H, W, C], uint8, or float32 and standardised
-    labels: jax.Array  # [N], int32
-
-
-class Data(NamedTuple):
-    """A data set in three disjoint parts, and what standardises its images.
-
-    Images of bytes stay bytes, a quarter of the memory; `standardise` makes numbers of
-    them where they are used.
-    """
-
-    train: Split  # what steps are taken on
-    validation: Split  # what settings are chosen on
-    test: Split  # what is reported
-    mean: jax.Array  # [C], float32: of each channel of the training images
-    deviation: jax.Array  # [C], float32: the standard deviation of the same
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes, up to the last that has an image."""
-        splits = (self.train, self.validation, self.test)
-        return max(int(split.labels.max()) for split in splits) + 1
-
-
-def standardise(images: jax.Array, mean: jax.Array, deviation: jax.Array) -> jax.Array:
-    """Gives the channels of the training images mean 0 and standard deviation 1.
-
-    From images [..., H, W, C] of bytes or numbers to float32 ones. Mean 0 and deviation
-    1 leave numbers as they are.
-    """
-    channels = (1,) * (jnp.ndim(images) - 1) + (-1,)
-    mean = jnp.reshape(mean, channels)
-    return (jnp.asarray(images, jnp.float32) - mean) / jnp.reshape(deviation, channels)
 
 
 @functools.cache
@@ -69,7 +31,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Data:
 
     Args:
         name: the name in tensorflow-datasets, ``mnist``, ``cifar10``, ...; ``digits``,
-            which comes with this package and is prepared at once; or the name of a
+            which comes with this package and is prepared at once;
+            ``python_reference``, a text (`experiments.data.text`); or the name of a
             prepared set of one's own.
         data_dir: where prepared data is; None is tensorflow-datasets' own place, the
             environment's ``TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
@@ -83,6 +46,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Data:
         FileNotFoundError: if the set is not prepared; the message says how it is.
         OSError: if the place of the digits cannot be written.
     """
+    if name == text.NAME:
+        return text.load()
     builder = prepared.find(name, data_dir)
     shape = builder.info.features["image"].shape
     if len(shape) != 3 or None in shape:

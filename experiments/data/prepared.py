@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
+from experiments.data import text
+
 # tensorflow_datasets is imported where it is used: it takes a while.
 
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name, config and version
@@ -213,7 +215,7 @@ def _not_found(
     with contextlib.suppress(OSError):
         folders = Path(place).expanduser().iterdir()
         known |= {folder.name for folder in folders if folder.is_dir()}
-    close = difflib.get_close_matches(bare, sorted(known | {"digits"}))
+    close = difflib.get_close_matches(bare, sorted(known | {"digits", text.NAME}))
     meant = f"; did you mean {' or '.join(close)}?" if close else "."
     return ValueError(
         f"there is no data set {name!r} in tensorflow-datasets, nor prepared in "

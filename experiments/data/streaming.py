@@ -21,7 +21,7 @@ from PIL import Image
 
 from experiments.checks import check_count, check_name
 from experiments.data import prepared
-from experiments.data.loading import Split
+from experiments.data.arrays import Split
 
 if TYPE_CHECKING:
     import grain  # takes a while: imported where it is used

@@ -7,6 +7,7 @@ from experiments.networks.miniature import miniature_alexnet as miniature_alexne
 from experiments.networks.model import Model as Model, Variables as Variables
 from experiments.networks.plain import cnn as cnn, mlp as mlp
 from experiments.networks.residual import (
+    decoder as decoder,
     residual_cnn as residual_cnn,
     residual_mlp as residual_mlp,
     transformer as transformer,
@@ -22,5 +23,6 @@ MODELS: dict[str, Callable[..., Model]] = {
     "residual_mlp": residual_mlp,
     "residual_cnn": residual_cnn,
     "transformer": transformer,
+    "decoder": decoder,
 }
 """From the number of classes, and settings by name, to a network."""

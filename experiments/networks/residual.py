@@ -3,6 +3,7 @@
     perceptron     x + B act(A norm(x))
     convolutional  the same, with convolutions of 3x3 for A and B
     transformer    x + attention(norm(x)), and then as in the perceptron
+    decoder        the same, where a position sees only those before it and itself
 
 A first layer comes before the blocks, and an output layer after them. With
 normalization the output layer, too, sees a normalized x.
@@ -77,12 +78,36 @@ def transformer(
     """
     _check(settings)
     check_count("model.patch", patch)
+    _check_heads(heads, settings)
+    return as_model(_Transformer(num_classes, patch=patch, heads=heads, **settings))
+
+
+def decoder(num_classes: int, *, heads: int, **settings: Unpack[Settings]) -> Model:
+    """A transformer decoder on characters, with logits for the next one at each.
+
+    It takes the numbers of characters as images [B, T, 1, 1], as those of
+    `experiments.data.text`. Logits are [B, T, num_classes].
+
+    Args:
+        num_classes: how many characters there are.
+        heads: of attention, a divisor of the width.
+        **settings: those of `residual_mlp`.
+
+    Raises:
+        ValueError: for a number below one or an unknown name, with the value; when it
+            is given images of more than one column.
+    """
+    _check(settings)
+    _check_heads(heads, settings)
+    return as_model(_Decoder(num_classes, heads=heads, **settings))
+
+
+def _check_heads(heads: int, settings: Settings) -> None:
     check_count("model.heads", heads)
     if settings["width"] % heads:
         raise ValueError(
             f"model.heads must divide model.width, got {heads} and {settings['width']}."
         )
-    return as_model(_Transformer(num_classes, patch=patch, heads=heads, **settings))
 
 
 def _check(settings: Settings) -> None:
@@ -156,27 +181,50 @@ class _CNN(_Network):
         return self.output(jnp.mean(x, axis=(1, 2)))
 
 
-class _Transformer(_Network):
-    patch: int
+class _Attending(_Network):
     heads: int
 
-    @nn.compact
-    def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
-        patches = patches_of(images, self.patch)
-        x = self.dense(self.width, "first")(patches)
-        place = nn.Embed(patches.shape[1], self.width, name="position")
-        x = x + place(jnp.arange(patches.shape[1]))[None].astype(x.dtype)
+    def with_positions(self, x: jax.Array) -> jax.Array:
+        place = nn.Embed(x.shape[1], self.width, name="position")
+        return x + place(jnp.arange(x.shape[1]))[None].astype(x.dtype)
+
+    def blocks(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         for i in range(self.depth):
             attention = nn.MultiHeadDotProductAttention(
                 self.heads, dtype=x.dtype, name=f"attention_{i}"
             )
-            x = x + attention(self.normalize(f"attention_norm_{i}", x))
+            x = x + attention(self.normalize(f"attention_norm_{i}", x), mask=mask)
             x = self.perceptron(i, x)
-        return self.output(jnp.mean(x, axis=1))
+        return x
 
     def perceptron(self, i: int, x: jax.Array) -> jax.Array:
         widths = iter((2 * self.width, self.width))
         return self.block(i, x, lambda name: self.dense(next(widths), name))
+
+
+class _Transformer(_Attending):
+    patch: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
+        x = self.dense(self.width, "first")(patches_of(images, self.patch))
+        return self.output(jnp.mean(self.blocks(self.with_positions(x)), axis=1))
+
+
+class _Decoder(_Attending):
+    @nn.compact
+    def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
+        if images.shape[2:] != (1, 1):
+            raise ValueError(
+                "a decoder reads numbers of characters [batch, characters, 1, 1], got "
+                f"the shape {images.shape}; take a text, or another model.name."
+            )
+        characters = images[:, :, 0, 0].astype(jnp.int32)
+        embed = nn.Embed(self.num_classes, self.width, name="first")
+        x = embed(characters).astype(jnp.dtype(self.compute_dtype))
+        return self.output(
+            self.blocks(self.with_positions(x), nn.make_causal_mask(characters))
+        )
 
 
 def patches_of(images: jax.Array, patch: int) -> jax.Array:

@@ -84,7 +84,7 @@ class Curve(NamedTuple):
 class Result(NamedTuple):
     """What a finished run reports."""
 
-    train_loss: jax.Array
+    train_loss: jax.Array  # over as many training images as there are test images
     validation_accuracy: jax.Array
     test_accuracy: jax.Array
     test_loss: jax.Array
@@ -200,6 +200,12 @@ def make_training(
             logits, updated = model.apply(
                 {**variables, "params": params}, images, model_key
             )
+            if logits.shape[:-1] != labels.shape:
+                raise ValueError(
+                    f"the network gives logits of shape {logits.shape} for labels of "
+                    f"shape {labels.shape}; texts need model.name='decoder', and "
+                    "images another network."
+                )
             return _smoothed_cross_entropy(logits, labels, label_smoothing), updated
 
         (loss, updated), gradients = jax.value_and_grad(loss_of, has_aux=True)(
@@ -272,6 +278,9 @@ def make_training(
         correct = jnp.argmax(logits, axis=-1) == split.labels
         correct &= jnp.isfinite(logits).all(axis=-1)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
+        # An image has one label, and a text has one for each character.
+        mask = jnp.reshape(mask, (-1,) + (1,) * (loss.ndim - 1))
+        mask = jnp.broadcast_to(mask, loss.shape)
         return Sums(
             jnp.where(mask, loss, 0).sum(),
             (correct & mask).astype(jnp.float32).sum(),
@@ -279,11 +288,11 @@ def make_training(
         )
 
     def evaluate(state: State, data: Data, split: Split) -> Metrics:
-        everything = jnp.ones(split.labels.shape, bool)
+        everything = jnp.ones(len(split.labels), bool)
         return metrics_of(evaluate_part(state, data, split, everything))
 
     def result(state: State, data: Data) -> Result:
-        train_loss = evaluate(state, data, data.train).loss
+        train_loss = evaluate(state, data, some_of_training(data)).loss
         test = evaluate(state, data, data.test)
         return Result(
             train_loss=train_loss,
@@ -313,15 +322,15 @@ def make_training(
             raise ValueError(
                 f"num_points must be at most num_steps ({num_steps}), got {num_points}."
             )
-        # As many training images as there are test images: as good a mean of the loss.
-        seen = Split(*(x[: len(data.test.labels)] for x in data.train))
 
         def to_next_point(state: State, _: None) -> tuple[State, Curve]:
             def norms_of(report: Report) -> tuple[jax.Array, jax.Array]:
                 return report.weight_norms, report.gradient_norms
 
             state, norms = advance_reporting(state, run, data, between, norms_of)
-            train, test = (evaluate(state, data, x) for x in (seen, data.test))
+            train, test = (
+                evaluate(state, data, x) for x in (some_of_training(data), data.test)
+            )
             means = (norm.mean(axis=0) for norm in norms)
             return state, Curve(train.loss, test.loss, test.accuracy, *means)
 
@@ -340,6 +349,11 @@ def make_training(
 def all_finite(tree: Any) -> jax.Array:
     """Whether every number of a tree is finite."""
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def some_of_training(data: Data) -> Split:
+    """As many training images as there are test images: as good a mean of the loss."""
+    return Split(*(x[: len(data.test.labels)] for x in data.train))
 
 
 def metrics_of(sums: Sums) -> Metrics:

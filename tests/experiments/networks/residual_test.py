@@ -21,14 +21,17 @@ OF_KIND = {
     "residual_mlp": {},
     "residual_cnn": {},
     "transformer": {"patch": 2, "heads": 2},
+    "decoder": {"heads": 2},
 }
 IMAGES = np.random.default_rng(0).standard_normal((5, 4, 4, 1)).astype(np.float32)
+TEXTS = np.random.default_rng(0).integers(0, 10, (5, 6, 1, 1)).astype(np.float32)
 
 
 def build(kind, **changes):
     """A model, and parameters that are all random, by their paths."""
     model = MODELS[kind](10, **{**SETTINGS, **OF_KIND[kind], **changes})
-    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES[:1])["params"]
+    inputs = TEXTS if kind == "decoder" else IMAGES
+    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs[:1])["params"]
     random = np.random.default_rng(1)
     named = traverse_util.flatten_dict(shapes, sep="/")
     params = {k: random.normal(0.0, 0.5, x.shape) for k, x in named.items()}
@@ -61,13 +64,19 @@ def oracle(params, images, normalization, depth=2):
             for part in ("query", "key", "value")
         )
         weights = np.exp(np.einsum("bhtf,bhsf->bhts", q, k) / np.sqrt(q.shape[-1]))
+        if is_decoder:
+            weights = np.tril(weights)
         mixed = np.einsum("bhts,bhsf->bthf", weights / weights.sum(-1)[..., None], v)
         out = np.einsum("bthf,hfo->bto", mixed, p[f"{name}/out/kernel"])
         return out + p[f"{name}/out/bias"]
 
+    is_decoder = "first/embedding" in p
     is_transformer = "position/embedding" in p
-    x = patches_of(images, 2) if is_transformer else images.reshape(len(images), -1)
-    x = dense("first", np.float64(x))
+    if is_decoder:
+        x = p["first/embedding"][images[:, :, 0, 0].astype(int)]
+    else:
+        x = patches_of(images, 2) if is_transformer else images.reshape(len(images), -1)
+        x = dense("first", np.float64(x))
     if is_transformer:
         x = x + p["position/embedding"]
     for i in range(depth):
@@ -75,15 +84,27 @@ def oracle(params, images, normalization, depth=2):
             x = x + attention(f"attention_{i}", norm(f"attention_norm_{i}", x))
         y = np.tanh(dense(f"block_{i}_in", norm(f"norm_{i}", x)))
         x = x + dense(f"block_{i}_out", y)
-    return dense("output", norm("norm", x.mean(1) if is_transformer else x))
+    has_mean = is_transformer and not is_decoder
+    return dense("output", norm("norm", x.mean(1) if has_mean else x))
 
 
 @pytest.mark.parametrize("normalization", ["none", "layer"])
-@pytest.mark.parametrize("kind", ["residual_mlp", "transformer"])
+@pytest.mark.parametrize("kind", ["residual_mlp", "transformer", "decoder"])
 def test_logits_are_those_of_the_formulas(kind, normalization):
     model, params = build(kind, normalization=normalization)
-    expected = oracle(params, IMAGES, normalization)
-    np.testing.assert_allclose(logits(model, params), expected, rtol=2e-4, atol=2e-4)
+    inputs = TEXTS if kind == "decoder" else IMAGES
+    expected = oracle(params, inputs, normalization)
+    found = logits(model, params, inputs)
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_a_decoder_does_not_see_what_comes_later():
+    model, params = build("decoder")
+    changed = TEXTS.copy()
+    changed[:, 3:] = (changed[:, 3:] + 1) % 10
+    before, after = logits(model, params, TEXTS), logits(model, params, changed)
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert (np.abs(before - after)[:, 3:].max(axis=-1) > 1e-3).all()
 
 
 def test_convolutional_blocks_without_their_last_layer_are_nothing():
@@ -133,8 +154,15 @@ def test_every_layer_of_a_transformer_is_a_kernel_with_its_bias():
         ("residual_cnn", {"normalization": "batch"}, "'batch'"),
         ("transformer", {"heads": 4}, "divide model.width, got 4 and 6"),
         ("transformer", {"patch": 3}, "got 3 for 4 by 4 pixels"),
+        ("decoder", {"heads": 4}, "divide model.width, got 4 and 6"),
     ],
 )
 def test_bad_settings_are_named(kind, changes, message):
     with pytest.raises(ValueError, match=message):
         build(kind, **changes)
+
+
+def test_a_decoder_refuses_images():
+    model, params = build("decoder")
+    with pytest.raises(ValueError, match=r"got the shape \(5, 4, 4, 1\)"):
+        logits(model, params, IMAGES)

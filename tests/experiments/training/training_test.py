@@ -15,6 +15,7 @@ from experiments.training.training import (
     Run,
     batch_positions,
     make_training,
+    some_of_training,
     sweep_over,
 )
 from tests.experiments.small import small_mlp
@@ -226,7 +227,7 @@ def test_a_result_reports_each_split_by_its_name(digits):
     )
     result = jax.jit(parts.result)(state, changed)
     evaluate = jax.jit(parts.evaluate)
-    assert result.train_loss == evaluate(state, digits, digits.train).loss
+    assert result.train_loss == evaluate(state, digits, some_of_training(digits)).loss
     assert result.test_accuracy == evaluate(state, changed, changed.test).accuracy < 0.1
     on_validation = evaluate(state, changed, changed.validation)
     assert result.validation_accuracy == on_validation.accuracy
