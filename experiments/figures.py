@@ -31,6 +31,7 @@ from experiments.checks import check_name
 from experiments.cli import command
 from experiments.results import pages
 from experiments.studies import Item, Settings, book, paper, rescue
+from experiments.studies.item import datasets_of
 from experiments.training.devices import use_every_core
 
 STUDIES = {"paper": paper, "book": book, "rescue": rescue}
@@ -83,8 +84,9 @@ def main(workdir: str) -> None:
             if not RECOMPUTE.value:
                 take_published(name, kept, settings)
             # What is damaged or missing is named before anything is computed.
-            if not is_complete(name, kept, settings) and "dataset" in settings:
-                datasets.load(settings["dataset"])
+            if not is_complete(name, kept, settings):
+                for dataset in datasets_of(settings):
+                    datasets.load(dataset)
     check_interrupt = command.interrupt_on_signals()
     if QUICK.value:
         print("Quick versions: smaller, and not what the pages show and judge.")

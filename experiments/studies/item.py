@@ -47,6 +47,13 @@ class Item(NamedTuple):
     """The table in short, for people."""
 
 
+def datasets_of(settings: Settings) -> list[str]:
+    """The data sets that an item uses: its own, and those of its variants."""
+    variants = settings.get("variants", {}).values()
+    names = [x["dataset"] for x in (settings, *variants) if "dataset" in x]
+    return list(dict.fromkeys(names))
+
+
 def judged(holds: Sequence[bool]) -> Verdict:
     """The verdict on a claim of several parts: all of them hold, some, or none."""
     if all(holds):

@@ -18,8 +18,5 @@ ITEMS: dict[str, Item] = {
     "rescue_networks": items.NETWORKS,
     "rescue_confirmation": items.CONFIRMATION,
     "rescue_repair": repair.REPAIR,
-    "rescue_cnn": items.CNN,
-    "rescue_wider_cnn": items.WIDER_CNN,
-    "rescue_elsewhere": items.ELSEWHERE,
     "rescue_search": items.SEARCH,
 }

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from experiments.studies import style
-from experiments.studies.item import Settings
+from experiments.studies.item import Settings, datasets_of
 from experiments.studies.rescue import coverage
 from experiments.studies.rescue.coverage import CELL
 from experiments.studies.rescue.grid import (
@@ -181,7 +181,7 @@ def good_starts(table: pd.DataFrame, settings: Settings) -> Figure:
 
 def _run_of(settings: Settings) -> str:
     return (
-        f"{settings['dataset']}, {settings['num_steps']} steps of "
+        f"{', '.join(datasets_of(settings))}, {settings['num_steps']} steps of "
         f"{settings['batch_size']}"
     )
 

@@ -2,7 +2,7 @@
 
 Every item of this kind is the same computation with other settings: ``variants`` are
 the networks, ``depths`` and ``init_scales`` span the map of each. A variant may have
-``depths`` of its own.
+``depths`` and a ``dataset`` of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,6 +71,8 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     """Trains with every rate and seed from one start, or looks at it."""
     variant = settings["variants"][cell["variant"]]
     model = {**variant["model"], "depth": cell["depth"]}
+    if "dataset" in variant:
+        settings = {**settings, "dataset": variant["dataset"]}
     start = (settings["seeds"], cell["init_scale"], variant["profile"])
     if cell["optimizer"] == START:
         return starts_of(settings["dataset"], model, settings["batch_size"], *start)

@@ -201,8 +201,10 @@ NETWORKS = _map(
 )
 CONFIRMATION = _map(
     "Networks that nothing was chosen on",
-    "Plain and residual networks and transformers of other widths and depths, on "
-    "Fashion-MNIST, with seeds of their own. Rates are the three most useful ones on "
+    "Plain and residual networks and transformers of other widths and depths, with "
+    "seeds of their own. Convolutional networks are trained on the digits, decoders on "
+    "the characters of Python's language reference, and the others on Fashion-MNIST. "
+    "Rates are the three most useful ones on "
     "[residual networks](rescue.md#residual-networks-and-transformers), for each "
     "optimizer. The standard is that of tuned Scion at scale 1. Neither the "
     "recommended setting nor anything else was changed after it was run.",
@@ -213,20 +215,6 @@ PROFILES = _map(
     "from between the two, ReLU. One rate for the whole map may rescue more than a "
     "rate for each start: the rate of a start is the best one there on validation "
     "data, and rescues are counted on test data.",
-)
-CNN = _map(
-    "The map of convolutional networks",
-    "Plain convolutional networks on Fashion-MNIST, ReLU. They have only 8 channels, "
-    "which can easily all become silent at once.",
-)
-WIDER_CNN = _map(
-    "Convolutional networks of twice the width",
-    "The same with 16 channels, from some of the scales.",
-)
-ELSEWHERE = _map(
-    "Where nothing was chosen",
-    "Perceptrons on Fashion-MNIST, with seeds that neither the recommended setting nor "
-    "any rate was chosen with. Each optimizer has the rates that it has on digits.",
 )
 PARTS = _map(
     "What each part of the recommended setting does",
