@@ -11,9 +11,11 @@ help:
 	@awk '/^## / { says = says "\n      " substr($$0, 4); next } \
 	  /^[a-z-]+:/ && says { sub(/:.*/, ""); print "make " $$0 says } { says = "" }' $(MAKEFILE_LIST)
 
-## The small rescue map, on the embedded digits, with its picture: results/rescue/
+## Two small rescue maps, on the embedded digits, with their pictures: results/rescue/ (a
+## perceptron) and results/rescue_transformer/
 rescue: .venv/runtime
-	$(BIN)/python -m experiments.figures --figure=rescue --recompute --workdir=results
+	$(BIN)/python -m experiments.figures --figure=rescue,rescue_transformer --recompute \
+	  --workdir=results
 
 ## Every figure and table of the pages: the paper's, the book's and the rescue maps. Many
 ## hours on two cores; the command goes on where it was stopped.

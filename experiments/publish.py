@@ -39,6 +39,8 @@ PAGES = (
     ),
 )
 RUNS = ("digits_mlp", "fashion_mnist_cnn", "cifar10_cnn")
+SMALL_MAPS = ("rescue", "rescue_transformer")
+"""What `make rescue` computes, in a place of its own."""
 
 
 KEPT = {  # of results/NAME, in docs/FOLDER
@@ -58,8 +60,7 @@ KEPT = {  # of results/NAME, in docs/FOLDER
         for name in RUNS
     },
     **{
-        # `make rescue` has a place of its own.
-        "rescue" if name == "rescue" else f"figures/{name}": (
+        name if name in SMALL_MAPS else f"figures/{name}": (
             f"{source}/{name}",
             ("config.json", f"{name}.csv", "provenance.json", f"{name}.png"),
         )

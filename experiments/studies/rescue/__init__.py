@@ -6,6 +6,7 @@ from experiments.studies.rescue.settings import QUICK as QUICK, SIZES as SIZES
 
 ITEMS: dict[str, Item] = {
     "rescue": items.SMALL,
+    "rescue_transformer": items.SMALL_TRANSFORMER,
     "rescue_map": items.MAP,
     "rescue_start_digits": items.START_DIGITS,
     "rescue_start_fashion": items.START_FASHION,

@@ -17,12 +17,16 @@ from experiments.studies.rescue.coverage import CELL
 from experiments.studies.rescue.grid import (
     GOOD_START,
     from_any_scale,
+    network_name,
     networks_in,
     runs_of,
     starts_in,
 )
 
 COLUMNS = 4
+
+BEST_RIVALS = 3
+"""How many others `lines_by_network` shows."""
 
 
 def heat_maps(table: pd.DataFrame, settings: Settings, title: str) -> Figure:
@@ -133,6 +137,64 @@ def lines_over_scales(table: pd.DataFrame, settings: Settings) -> Figure:
     return figure
 
 
+def lines_by_network(table: pd.DataFrame, settings: Settings, title: str) -> Figure:
+    """Test accuracy with one rate for all against the scale, a network a panel.
+
+    The recommended setting, and those of the others that rescue the most starts with
+    one rate; of equal ones, those of the higher mean accuracy. Where the ground is
+    grey, float32 does not represent the start.
+    """
+    runs, starts = runs_of(table, settings), starts_in(table)
+    arms = from_any_scale(settings)
+    runs = runs[runs["optimizer"].isin(list(arms))]
+    fixed = coverage.one_rate(runs, settings["reference"])
+    fixed["share"] = fixed["rescued"].astype(float)
+    score = fixed.groupby("optimizer")[["share", "test"]].mean()
+    others = score.drop(settings["recommended"]).sort_values(["share", "test"])
+    shown = [settings["recommended"], *others.index[::-1][:BEST_RIVALS]]
+    rates = fixed.groupby("optimizer")["learning_rate"].first()
+    standards = coverage.standards(runs, settings["reference"])
+    can = coverage.represented(starts)
+    unseen = can[~can["represented"]].groupby(CELL[:2])["init_scale"].apply(list)
+    networks = networks_in(settings)
+    columns = min(COLUMNS, len(networks))
+    figure, panels = style.panels(
+        -(-len(networks) // columns),
+        columns,
+        f"{title}, with one rate for all  ({_run_of(settings)})\n"
+        f"Lines: median of {len(settings['seeds'])} seeds; bands: lowest to highest. "
+        "Filled markers: rescued, from the dotted line on.\n"
+        f"The {len(shown) - 1} others that rescue the most, of {len(others)}. Grey "
+        "ground: float32 does not represent the start.",
+        height=2.4,
+        width=3.3,
+    )
+    for axes in panels.flat[len(networks) :]:
+        axes.set_axis_off()
+    for axes, (variant, depth) in zip(panels.flat, networks, strict=False):
+        axes.axhline(standards[variant], color="0.4", linestyle=":", linewidth=1)
+        here = fixed[(fixed["variant"] == variant) & (fixed["depth"] == depth)]
+        for number, name in enumerate(shown):
+            label = f"{arms[name]['label']}, rate {rates[name]:g}"
+            _draw_line(axes, here[here["optimizer"] == name], number, label)
+        for scale in unseen.get((variant, depth), []):
+            span = scale / 10**0.7, scale * 10**0.7
+            axes.axvspan(*span, color="black", alpha=0.1, linewidth=0)
+        axes.set(
+            title=network_name(settings, variant, depth),
+            xlabel="init_scale (factor on kernels)",
+            ylabel="test accuracy",
+            xscale="log",
+            ylim=(-0.03, 1.03),
+        )
+        axes.title.set_fontsize(9.5)
+        axes.set_xticks(settings["init_scales"])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    style.legend_below(panels.flat[0], columns=min(2, len(shown)))
+    return figure
+
+
 def good_starts(table: pd.DataFrame, settings: Settings) -> Figure:
     """Test accuracy from one start with the best rate; its loss, if the table has it.
 
@@ -186,14 +248,14 @@ def _run_of(settings: Settings) -> str:
     )
 
 
-def _draw_line(axes: Axes, rows: pd.DataFrame, number: int) -> None:
+def _draw_line(axes: Axes, rows: pd.DataFrame, number: int, label: str = "") -> None:
     """The median and the spread over seeds; markers of rescued starts are filled."""
     rows = rows.sort_values("init_scale")
     style.line_with_band(
         axes,
         *(rows[x] for x in ("init_scale", "test", "test_lowest", "test_highest")),
         number=number,
-        label="",
+        label=label,
         markerfacecolor="white",
     )
     rescued, look = rows[rows["rescued"]], style.look(number)

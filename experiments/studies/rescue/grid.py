@@ -59,6 +59,12 @@ def networks_in(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
+def network_name(settings: Settings, variant: str, depth: int) -> str:
+    """A network for people: its variant, and what its depth counts."""
+    kind = settings["variants"][variant]["model"]["name"]
+    return f"{variant}, {depth} {'layers' if kind in ('mlp', 'cnn') else 'blocks'}"
+
+
 def scales_of(settings: Settings, optimizer: str) -> Sequence[float]:
     """Which scales an optimizer is run from: where none matters, the extremes and 1."""
     scales = settings["init_scales"]

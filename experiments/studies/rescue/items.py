@@ -9,12 +9,18 @@ from matplotlib.figure import Figure
 from experiments.studies.item import Claim, Item, Settings, judged
 from experiments.studies.rescue import coverage
 from experiments.studies.rescue.coverage import CELL, interval
-from experiments.studies.rescue.drawing import good_starts, heat_maps, lines_over_scales
+from experiments.studies.rescue.drawing import (
+    good_starts,
+    heat_maps,
+    lines_by_network,
+    lines_over_scales,
+)
 from experiments.studies.rescue.grid import (
     GOOD_START,
     cells,
     from_any_scale,
     measure,
+    network_name,
     runs_of,
     starts_in,
 )
@@ -49,7 +55,8 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     at = ["optimizer", *CELL]
     by_rate = coverage.medians(runs).set_index(at)
     resisting = [
-        _resisting(row, by_rate.loc[tuple(row[at])]) for _, row in left.iterrows()
+        _resisting(settings, row, by_rate.loc[tuple(row[at])])
+        for _, row in left.iterrows()
     ]
 
     claims = []
@@ -75,11 +82,11 @@ def overview(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     return coverage.coverage_table(counts, labels, coverage.represented(starts))
 
 
-def _resisting(row: pd.Series, by_rate: pd.DataFrame) -> str:
+def _resisting(settings: Settings, row: pd.Series, by_rate: pd.DataFrame) -> str:
     """A start that is not rescued, and how far it gets with each rate."""
     others = by_rate[by_rate["learning_rate"] != row["learning_rate"]]
     return (
-        f"{row.variant}, {row.depth} layers, from {row.init_scale:g} "
+        f"{network_name(settings, row.variant, row.depth)}, from {row.init_scale:g} "
         f"({'' if row.represented else 'not '}represented): {row.test:.3f} "
         f"({row.test_lowest:.3f} to {row.test_highest:.3f}) with "
         f"{row.learning_rate:g}, "
@@ -187,6 +194,12 @@ SMALL = _map(
     "minute. Every optimizer has the rates that it has there.",
     draw=lines_over_scales,
 )
+SMALL_TRANSFORMER = _map(
+    "A small transformer",
+    "A transformer of two blocks without normalization: the map of residual networks "
+    "in two minutes. Rates are the three most useful ones there.",
+    draw=functools.partial(lines_by_network, title="A small transformer"),
+)
 NORMALIZED = _map(
     "The map with normalization layers",
     "The same with batch or layer normalization between each hidden layer and its "
@@ -198,6 +211,9 @@ NETWORKS = _map(
     "standard is that of tuned Scion at scale 1. Rivals are optimizers "
     "inside waking, those that reset or prescribe norms, and those whose start is "
     "rescaled once. Each has four rates, chosen in trials.",
+    draw=functools.partial(
+        lines_by_network, title="Residual networks and transformers"
+    ),
 )
 CONFIRMATION = _map(
     "Networks that nothing was chosen on",
@@ -208,6 +224,7 @@ CONFIRMATION = _map(
     "[residual networks](rescue.md#residual-networks-and-transformers), for each "
     "optimizer. The standard is that of tuned Scion at scale 1. Neither the "
     "recommended setting nor anything else was changed after it was run.",
+    draw=functools.partial(lines_by_network, title="Networks nothing was chosen on"),
 )
 PROFILES = _map(
     "Other profiles of the scale",

@@ -313,6 +313,18 @@ SIZES: dict[str, dict[str, Any]] = {
         "optimizers": _NETWORKS_OPTIMIZERS,
         "reference": "scion",  # the best of the rivals from scale 1
     },
+    "rescue_transformer": {
+        **_MAP,
+        "variants": {"transformer": _transformer(patch=4)},
+        "depths": (2,),
+        "init_scales": (1e-4, 1.0, 1e4),
+        "optimizers": {
+            name: {**_NETWORKS_OPTIMIZERS[name], "learning_rates": rates}
+            for name, rates in CONFIRMED_RATES.items()
+            if name in ("polar_waking", "adam", "muon", "scion")
+        },
+        "reference": "scion",
+    },
     "rescue_confirmation": {
         **_MAP,
         "dataset": "fashion_mnist",

@@ -12,7 +12,7 @@ from configs.optimizers import ARMS
 from experiments import data as datasets, publish
 from experiments.figures import ITEMS, settings_of
 from experiments.studies.rescue import cost, coverage
-from experiments.studies.rescue.drawing import lines_over_scales
+from experiments.studies.rescue.drawing import lines_by_network, lines_over_scales
 from experiments.studies.rescue.follow import follow, observed, participation_rank
 from experiments.studies.rescue.grid import START, cells, runs_of
 from experiments.studies.rescue.items import SEARCHED
@@ -347,6 +347,41 @@ def test_the_small_map_shows_the_rates_and_the_rescued_part():
     assert panel.get_xscale() == "log"
     assert "init_scale" in panel.get_xlabel()
     assert panel.get_title().startswith("SGD\nrescues 33%")
+    figure.draw_without_rendering()
+
+
+def test_networks_are_shown_beside_the_best_rivals_with_one_rate():
+    arms = {name: {"label": name, "initialization": "scaled"} for name in "abcdef"}
+    kinds = {"relu": "mlp", "blocks": "transformer"}
+    settings = {
+        **SIZES["rescue_networks"],
+        "variants": {x: {"model": {"name": kind}} for x, kind in kinds.items()},
+        "depths": (2,),
+        "init_scales": (1e-4, 1.0, 1e4),
+        "optimizers": arms,
+        "recommended": "f",
+        "reference": "a",
+    }
+    # With the rate 0.1, "b" rescues all, "c" and "d" less and less, "e" and "f" none.
+    lowest = {"a": 1e-4, "b": 1e-4, "c": 1.0, "d": 1e4, "e": np.inf, "f": np.inf}
+    rows = [
+        (name, variant, 2, scale, rate, [good] * 3, [good] * 3)
+        for name, first in lowest.items()
+        for variant in kinds
+        for scale in settings["init_scales"]
+        for rate in (0.1, 0.2)
+        for good in [0.9 if scale >= first and rate == 0.1 else 0.2]
+    ]
+    flags = starts(
+        *((x, 2, s, int(s != 1e4), 1, 1) for x in kinds for s in (1e-4, 1.0, 1e4))
+    )
+    whole = pd.concat([table(*rows), flags.assign(optimizer=START)])
+    figure = lines_by_network(whole, settings, "A map")
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [x.get_title() for x in panels] == ["relu, 2 layers", "blocks, 2 blocks"]
+    (legend,) = figure.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown == [f"{name}, rate 0.1" for name in ("f", "b", "a", "c")]
     figure.draw_without_rendering()
 
 
