@@ -235,7 +235,9 @@ PROFILES = _map(
 )
 PARTS = _map(
     "What each part of the recommended setting does",
-    "The recommended setting as a whole, and without one of its parts at a time.",
+    "The recommended setting as a whole, and without one of its parts at a time, in "
+    "shallow and deep perceptrons and in a transformer. The standard is that of the "
+    "whole setting at scale 1, in the shallowest network.",
 )
 
 

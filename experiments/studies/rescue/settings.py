@@ -111,11 +111,11 @@ _FROM_ANY_SCALE = {
     name: arm for name, arm in _OPTIMIZERS.items() if arm["initialization"] == "scaled"
 }
 
-# Without a part, other rates may be best: eight layers that share none have a rate of
-# an eighth.
+# Without a part, other rates may be best: 32 layers that share none have a rate of a
+# part of 32.
 _RECOMMENDED = {
     **_OPTIMIZERS["polar_waking"],
-    "learning_rates": (0.05, 0.1, 0.2, 0.4, 0.6, 0.8),
+    "learning_rates": (0.02, 0.1, 0.2, 0.4, 0.8),
 }
 
 
@@ -133,7 +133,6 @@ PARTS: dict[str, Arm] = {
     "no_orthogonal": _changed("without orthogonal steps", steps=0),
     "no_sharing": _changed("without sharing among layers", depth_exponent=0.0),
     "no_share": _changed("with biases bound by their rows alone", bias_share=1e9),
-    "sgd": _OPTIMIZERS["sgd"],
 }
 """The recommended setting, also without each of its parts."""
 
@@ -386,10 +385,15 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "rescue_parts": {
         **_MAP,
-        "variants": _only(_MAP["variants"], ("relu", "sigmoid")),
-        "depths": (2, 8),
-        "init_scales": _FEWER_SCALES,
+        "variants": {
+            "relu": {**_mlp("relu"), "depths": (2, 8)},
+            "sigmoid": {**_mlp("sigmoid"), "depths": (2, 32)},
+            "transformer": {**_transformer(), "depths": (4,)},
+        },
+        "depths": (),
+        "init_scales": (1e-6, 1.0, 1e6),
         "optimizers": PARTS,
+        "reference": "polar_waking",
     },
     "rescue_start_digits": {**_GOOD_START, "seeds": (0, 1, 2, 3, 4)},
     "rescue_start_fashion": {
