@@ -121,8 +121,9 @@ def all_blocks() -> dict[str, str]:
             blocks |= figure_blocks(source)
     if is_finished("rescue", "rescue_map"):
         blocks |= map_blocks()
-    if is_finished("rescue", "rescue_networks"):
-        blocks |= networks_blocks()
+    for name in ("networks", "confirmation"):
+        if is_finished("rescue", f"rescue_{name}"):
+            blocks |= networks_blocks(name)
     if is_finished("rescue", "rescue_cost"):
         costs = cost_table(*kept_figure("rescue", "rescue_cost"))
         blocks["map-cost"] = markdown(costs)
@@ -135,7 +136,8 @@ def all_blocks() -> dict[str, str]:
 
 OVERVIEWS = {
     "small-overview": "rescue",
-    "confirmation-overview": "rescue_confirmation",
+    "transformer-overview": "rescue_transformer",
+    "parts-overview": "rescue_parts",
     "repair-overview": "rescue_repair",
 }
 """By the names of blocks: items whose tables the page of the rescue map shows."""
@@ -193,18 +195,22 @@ def map_blocks() -> dict[str, str]:
     }
 
 
-def networks_blocks() -> dict[str, str]:
-    """The tables of residual networks and transformers."""
-    table, settings = kept_figure("rescue", "rescue_networks")
+def networks_blocks(name: str) -> dict[str, str]:
+    """The tables of networks of several kinds."""
+    table, settings = kept_figure("rescue", f"rescue_{name}")
     runs, starts = runs_of(table, settings), starts_in(table)
     counts = coverage.summary(runs, starts, settings["reference"])
-    overview = SOURCES["rescue"]["rescue_networks"].overview
+    overview = SOURCES["rescue"][f"rescue_{name}"].overview
     assert overview is not None
-    return {
-        "networks-overview": markdown(overview(table, settings)),
-        "networks-mended": markdown(mended_table(counts, settings)),
-        "networks-standards": f"{standards_text(runs, settings)}.",
+    blocks = {
+        f"{name}-overview": markdown(overview(table, settings)),
+        f"{name}-standards": f"{standards_text(runs, settings)}.",
     }
+    if any(
+        arm["initialization"] != "scaled" for arm in settings["optimizers"].values()
+    ):
+        blocks[f"{name}-mended"] = markdown(mended_table(counts, settings))
+    return blocks
 
 
 def mended_table(counts: pd.DataFrame, settings: Settings) -> pd.DataFrame:

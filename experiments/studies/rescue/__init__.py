@@ -15,6 +15,7 @@ ITEMS: dict[str, Item] = {
     "rescue_cost": cost.COST,
     "rescue_parts": items.PARTS,
     "rescue_profiles": items.PROFILES,
+    "rescue_transformer_profiles": items.TRANSFORMER_PROFILES,
     "rescue_normalized": items.NORMALIZED,
     "rescue_networks": items.NETWORKS,
     "rescue_confirmation": items.CONFIRMATION,

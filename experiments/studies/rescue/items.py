@@ -233,6 +233,14 @@ PROFILES = _map(
     "rate for each start: the rate of a start is the best one there on validation "
     "data, and rescues are counted on test data.",
 )
+TRANSFORMER_PROFILES = _map(
+    "Other profiles of the scale, in a transformer",
+    "The same profiles in a transformer of four blocks without normalization. Rates "
+    "are the three most useful ones of the map of residual networks.",
+    draw=functools.partial(
+        lines_by_network, title="Profiles of the scale in a transformer"
+    ),
+)
 PARTS = _map(
     "What each part of the recommended setting does",
     "The recommended setting as a whole, and without one of its parts at a time, in "

@@ -415,6 +415,21 @@ SIZES: dict[str, dict[str, Any]] = {
             for profile in ("first", "alternating", "log_uniform")
         },
     },
+    "rescue_transformer_profiles": {
+        **_MAP,
+        "variants": {
+            profile: {**_transformer(), "profile": profile}
+            for profile in ("first", "alternating", "log_uniform")
+        },
+        "depths": (4,),
+        "init_scales": (1e-4, 1.0, 1e4),
+        "optimizers": {
+            name: {**_NETWORKS_OPTIMIZERS[name], "learning_rates": rates}
+            for name, rates in CONFIRMED_RATES.items()
+            if name in ("polar_waking", "adam", "muon", "muon_reset", "scion")
+        },
+        "reference": "scion",
+    },
 }
 
 QUICK: dict[str, dict[str, Any]] = {
