@@ -167,7 +167,7 @@ def lines_by_network(table: pd.DataFrame, settings: Settings, title: str) -> Fig
         f"The {len(shown) - 1} others that rescue the most, of {len(others)}. Grey "
         "ground: float32 does not represent the start.",
         height=2.4,
-        width=3.3,
+        width=max(3.3, 9 / columns),  # the title needs that much
     )
     for axes in panels.flat[len(networks) :]:
         axes.set_axis_off()

@@ -316,7 +316,7 @@ SIZES: dict[str, dict[str, Any]] = {
         **_MAP,
         "variants": {"transformer": _transformer(patch=4)},
         "depths": (2,),
-        "init_scales": (1e-4, 1.0, 1e4),
+        "init_scales": (1e-4, 1e-2, 1.0, 1e2, 1e4),
         "optimizers": {
             name: {**_NETWORKS_OPTIMIZERS[name], "learning_rates": rates}
             for name, rates in CONFIRMED_RATES.items()
