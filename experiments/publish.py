@@ -138,6 +138,7 @@ OVERVIEWS = {
     "small-overview": "rescue",
     "transformer-overview": "rescue_transformer",
     "parts-overview": "rescue_parts",
+    "mended-overview": "rescue_mended",
     "repair-overview": "rescue_repair",
 }
 """By the names of blocks: items whose tables the page of the rescue map shows."""
@@ -198,19 +199,12 @@ def map_blocks() -> dict[str, str]:
 def networks_blocks(name: str) -> dict[str, str]:
     """The tables of networks of several kinds."""
     table, settings = kept_figure("rescue", f"rescue_{name}")
-    runs, starts = runs_of(table, settings), starts_in(table)
-    counts = coverage.summary(runs, starts, settings["reference"])
     overview = SOURCES["rescue"][f"rescue_{name}"].overview
     assert overview is not None
-    blocks = {
+    return {
         f"{name}-overview": markdown(overview(table, settings)),
-        f"{name}-standards": f"{standards_text(runs, settings)}.",
+        f"{name}-standards": f"{standards_text(runs_of(table, settings), settings)}.",
     }
-    if any(
-        arm["initialization"] != "scaled" for arm in settings["optimizers"].values()
-    ):
-        blocks[f"{name}-mended"] = markdown(mended_table(counts, settings))
-    return blocks
 
 
 def mended_table(counts: pd.DataFrame, settings: Settings) -> pd.DataFrame:

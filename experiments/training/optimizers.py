@@ -10,6 +10,7 @@ import optax
 
 from experiments.checks import check_name
 from experiments.training.rivals import (
+    angular_muown,
     hyperball,
     muon,
     scion,
@@ -81,6 +82,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "hyperball_adam": functools.partial(hyperball, directions=optax.adam),
     "hyperball_muon": functools.partial(hyperball, directions=muon),
     "scion": scion,
+    "angular_muown": angular_muown,
     "sgd_waking": waking(sgd),
     "adam_waking": waking(optax.adam),
     "lars_waking": waking(lars),

@@ -190,6 +190,119 @@ def scion(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
+class AngularMuownState(NamedTuple):
+    """State of `angular_muown`."""
+
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
+    inner_state: optax.OptState  # Adam's, of all else
+    sizes: list[jax.Array]  # of every kernel's columns, shape=(1, outputs)
+    sizes_state: optax.OptState  # Adam's, of the sizes
+    traces: list[jax.Array]  # sums of directions' gradients, shape=(inputs, outputs)
+
+
+def angular_muown(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.95,
+    angular_decay: float = 0.001,
+) -> optax.GradientTransformation:
+    r"""Adam on the sizes of a kernel's columns, and Muon on their directions.
+
+    .. math::
+        \begin{align*}
+        w &= u \operatorname{diag}(s), \qquad \|u_i\| = 1 \\
+        s' &= \langle g_i, u_i\rangle, \qquad u' = (g - u \operatorname{diag}(s'))
+          \operatorname{diag}(s) \\
+        v_{t+1} &= m\,v_t + u'_t, \qquad
+          x = u_t - \frac{\gamma_t}{1 + c t} \sqrt{\max(1,
+          \tfrac{\text{outputs}}{\text{inputs}})}\,UV^\top
+          \text{ of } u'_t + m\,v_{t+1} = U \Sigma V^\top \\
+        u_{t+1} &= x \operatorname{diag}(\|x_i\|)^{-1}, \qquad
+          s_{t+1} = s_t + \text{Adam's step along } s'
+        \end{align*}
+
+    i is an output, and c the decay of angles. All else makes Adam's steps. As in the
+    authors' code, columns of norms below 10⁻⁷ start with the size √0.33.
+
+    References:
+        Hübler et al., Muown Implicitly Performs Angular Step-size Decay,
+        `arXiv:2606.23637 <https://arxiv.org/abs/2606.23637>`_, 2026, and its code
+    """
+    inner = optax.adam(learning_rate)
+    of_sizes = optax.adam(learning_rate, b2=0.95)
+
+    def init_fn(params: optax.Params) -> AngularMuownState:
+        w = jax.tree.leaves(params)
+        kernels = [
+            as_matrices(w[kernel.leaf], (), kernel.output_axes)
+            for kernel in kernels_of(params)
+        ]
+        norms = [jnp.linalg.norm(w, axis=0, keepdims=True) for w in kernels]
+        sizes = [jnp.where(x <= _LEAST_SIZE, 0.33**0.5, x) for x in norms]
+        return AngularMuownState(
+            jnp.zeros((), jnp.int32),
+            inner.init(params),
+            sizes,
+            of_sizes.init(sizes),
+            optax.tree.zeros_like(kernels),
+        )
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, AngularMuownState]:
+        rate = at(learning_rate, state.count)
+        angle = rate / (1 + angular_decay * jnp.float32(state.count))
+        grads = jax.tree.leaves(updates)
+        updates, inner_state = inner.update(updates, state.inner_state, params)
+        kernels = list(kernels_of(params))
+        w = [
+            as_matrices(jax.tree.leaves(params)[x.leaf], (), x.output_axes)
+            for x in kernels
+        ]
+        g = [as_matrices(grads[x.leaf], (), x.output_axes) for x in kernels]
+        u = [x / size for x, size in zip(w, state.sizes, strict=True)]
+        of_size = [
+            (x * y).sum(axis=0, keepdims=True) for x, y in zip(g, u, strict=True)
+        ]
+        of_u = jax.tree.map(
+            lambda g, u, s, size: size * (g - u * s), g, u, of_size, state.sizes
+        )
+        traces = jax.tree.map(lambda v, x: momentum * v + x, state.traces, of_u)
+        steps, sizes_state = of_sizes.update(of_size, state.sizes_state)
+        sizes = [_kept_from_zero(x) for x in optax.apply_updates(state.sizes, steps)]
+
+        def turned(u: jax.Array, of_u: jax.Array, v: jax.Array) -> jax.Array:
+            inputs, outputs = u.shape
+            length = angle * max(1, outputs / inputs) ** 0.5
+            x = u - length * orthogonalize(unit(of_u + momentum * v)[0])
+            return x / jnp.maximum(
+                jnp.linalg.norm(x, axis=0, keepdims=True), _LEAST_SIZE
+            )
+
+        directions = jax.tree.map(turned, u, of_u, traces)
+        new = iter(jax.tree.map(jnp.multiply, directions, sizes))
+        updates = _of_kernels(
+            lambda kernel, w, _: (
+                from_matrices(next(new), w.shape, (), kernel.output_axes) - w
+            ),
+            params,
+            updates,
+        )
+        count = optax.safe_increment(state.count)
+        return updates, AngularMuownState(
+            count, inner_state, sizes, sizes_state, traces
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+_LEAST_SIZE = 1e-7
+
+
+def _kept_from_zero(x: jax.Array) -> jax.Array:
+    return jnp.copysign(jnp.maximum(jnp.abs(x), _LEAST_SIZE), x)
+
+
 def _towards(size: jax.typing.ArrayLike, w: jax.Array) -> jax.Array:
     """The norm that a step gives a kernel: a difference of float32 keeps its digits."""
     return jnp.maximum(size, 2.0**-15 * l2_norm(w))

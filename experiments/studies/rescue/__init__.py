@@ -18,6 +18,7 @@ ITEMS: dict[str, Item] = {
     "rescue_transformer_profiles": items.TRANSFORMER_PROFILES,
     "rescue_normalized": items.NORMALIZED,
     "rescue_networks": items.NETWORKS,
+    "rescue_mended": items.MENDED,
     "rescue_confirmation": items.CONFIRMATION,
     "rescue_repair": repair.REPAIR,
     "rescue_search": items.SEARCH,

@@ -31,11 +31,11 @@ _RUN = (
 
 
 def from_any_scale(settings: Settings) -> dict[str, Mapping[str, Any]]:
-    """The optimizers whose start is scaled, and not mended."""
+    """The optimizers that are run from all scales."""
     return {
         name: arm
         for name, arm in settings["optimizers"].items()
-        if arm["initialization"] == "scaled"
+        if set(scales_of(settings, name)) == set(settings["init_scales"])
     }
 
 
@@ -66,9 +66,12 @@ def network_name(settings: Settings, variant: str, depth: int) -> str:
 
 
 def scales_of(settings: Settings, optimizer: str) -> Sequence[float]:
-    """Which scales an optimizer is run from: where none matters, the extremes and 1."""
-    scales = settings["init_scales"]
-    if optimizer == START or optimizer in from_any_scale(settings):
+    """Which scales an optimizer is run from: the extremes and 1 if the start is mended.
+
+    None of these should matter then.
+    """
+    scales, arms = settings["init_scales"], settings["optimizers"]
+    if optimizer == START or arms[optimizer]["initialization"] == "scaled":
         return scales
     return list(dict.fromkeys([min(scales), 1.0, max(scales)]))
 

@@ -205,6 +205,15 @@ NORMALIZED = _map(
     "The same with batch or layer normalization between each hidden layer and its "
     "activation, ReLU.",
 )
+MENDED = _map(
+    "Mending the start",
+    "Adam from starts that are mended before the first step: kernels rescaled to the "
+    "preserving norm, LSUV, and MetaInit with the 500 steps, the rate and the momentum "
+    "of its authors' code. These steps take third derivatives and are not counted. "
+    "All optimizers have the rates of Adam or polar LARS that are the most useful ones "
+    "on the map of residual networks.",
+    draw=functools.partial(lines_by_network, title="Mended starts"),
+)
 NETWORKS = _map(
     "Residual networks and transformers, and more rivals",
     "A residual perceptron and transformers on image patches, of four blocks. The "

@@ -58,8 +58,10 @@ RIVAL_RATES: dict[str, Rates] = {
     "hyperball_adam": _TRIED_ANGLES,
     "scion": _TRIED_ANGLES,
     "scion_waking": _TRIED_ANGLES,
+    "angular_muown": _TRIED_MUON,
     "muon_rescaled": _TRIED_MUON,
     "adam_rescaled": _TRIED_ADAM,
+    "adam_lsuv": _TRIED_ADAM,
 }
 """Of `RIVALS`, and of others beside them: four each, around the best of trials."""
 
@@ -323,6 +325,28 @@ SIZES: dict[str, dict[str, Any]] = {
             if name in ("polar_waking", "adam", "muon", "scion")
         },
         "reference": "scion",
+    },
+    "rescue_mended": {
+        **_MAP,
+        "variants": {
+            "perceptron": {**_mlp("relu"), "depths": (8,)},
+            "transformer": {**_transformer(patch=4), "depths": (2,)},
+        },
+        "depths": (),
+        "init_scales": (1e-4, 1.0, 1e4),
+        "optimizers": {
+            name: {**arm, "learning_rates": CONFIRMED_RATES[arm["name"]]}
+            for name, arm in {
+                **_only(_NETWORKS_OPTIMIZERS, ("polar_waking", "adam")),
+                **_only(_NETWORKS_OPTIMIZERS, ("adam_rescaled", "adam_lsuv")),
+                "adam_metainit": {
+                    **_NETWORKS_OPTIMIZERS["adam"],
+                    "label": "Adam, MetaInit",
+                    "initialization": "metainit",
+                },
+            }.items()
+        },
+        "reference": "adam",
     },
     "rescue_confirmation": {
         **_MAP,

@@ -1,11 +1,20 @@
 """What mends the initialization gives the same network, whatever it was scaled by."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from experiments.networks.init_scales import scale_kernels
-from experiments.networks.initialization import initialization_named, lsuv, rescaled
+from experiments.networks.initialization import (
+    gradient_quotient,
+    initialization_named,
+    lsuv,
+    metainit,
+    rescaled,
+)
 from tests.experiments.small import small_cnn, small_mlp
 
 DEPTH = 4
@@ -71,6 +80,47 @@ def test_lsuv_keeps_an_orthogonal_kernel_but_for_its_scale():
         before, after = variables["params"][name]["kernel"], layer["kernel"]
         size = np.linalg.norm(after) / np.linalg.norm(before)
         np.testing.assert_allclose(after, size * before, atol=1e-5 * size)
+
+
+def quotient_of(model, params, images, labels):
+    return jax.jit(gradient_quotient, static_argnums=0)(
+        model, {"params": params}, images, labels
+    )
+
+
+def test_the_gradient_quotient_is_that_of_the_whole_hessian():
+    model = small_mlp(width=3, depth=2, activation="tanh")
+    images = jax.random.normal(jax.random.key(1), (5, 2, 2, 1))
+    labels = jnp.arange(5)
+    params = model.init(jax.random.key(0), images)["params"]
+    flat, whole = ravel_pytree(params)
+
+    def loss(flat):
+        logits, _ = model.apply({"params": whole(flat)}, images, None)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean()
+
+    g, hessian = (np.float64(f(loss)(flat)) for f in (jax.grad, jax.hessian))
+    quotients = (g - hessian @ g) / (g + np.where(g >= 0, 1e-5, -1e-5)) - 1
+    found = quotient_of(model, params, images, labels)
+    np.testing.assert_allclose(found, np.abs(quotients).mean(), rtol=1e-3)
+
+
+def test_metainit_changes_norms_alone_and_the_quotient_falls():
+    model = small_mlp(width=8, activation="tanh")
+    images = jax.random.normal(jax.random.key(1), (32, 3, 3, 1))
+    variables = model.init(jax.random.key(0), images)
+    before = scale_kernels(variables["params"], np.full(3, 0.05, np.float32))
+    after = jax.jit(lambda x: metainit(model, {"params": x}, images))(before)
+    for name, layer in after.items():
+        w, old = (np.ravel(x[name]["kernel"]) for x in (after, before))
+        sizes = np.linalg.norm(w), np.linalg.norm(old)
+        assert abs(w @ old) == pytest.approx(np.prod(sizes), rel=1e-4)
+        assert sizes[0] > 1.1 * sizes[1]
+        np.testing.assert_array_equal(layer["bias"], before[name]["bias"])
+    labels = jnp.arange(32) % 10
+    new, old = (quotient_of(model, x, images, labels) for x in (after, before))
+    assert new < old
 
 
 def test_a_name_that_there_is_not():

@@ -6,7 +6,13 @@ import optax
 import pytest
 from optax.contrib import muon as muon_of_matrices
 
-from experiments.training.rivals import hyperball, muon, norms_reset, scion
+from experiments.training.rivals import (
+    angular_muown,
+    hyperball,
+    muon,
+    norms_reset,
+    scion,
+)
 from lars.kernels import preserving_norm
 from tests.lars.steps import assert_trees_close, drawn
 
@@ -95,6 +101,46 @@ def test_scion_goes_to_the_corner_of_its_ball():
     np.testing.assert_allclose(values, 5 * np.sqrt(8 / 6), rtol=0.05)
     bias = params["output"]["bias"]
     np.testing.assert_allclose(np.sqrt(np.mean(bias**2)), 5, rtol=1e-5)
+
+
+def stepped(optimizer, w, g):
+    """The kernels after two steps along the same gradient."""
+    params, grads, kernels = {"kernel": w}, {"kernel": g}, []
+    state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(2):
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            kernels.append(np.asarray(params["kernel"]))
+    return kernels
+
+
+def test_angular_muown_makes_steps_of_adam_with_sizes_along_directions():
+    w = np.float32([[3, 0], [4, 2], [0, 0]])
+    u = w / np.linalg.norm(w, axis=0)
+    first, second = stepped(angular_muown(0.1), w, u * np.float32([1e-3, -7]))
+    np.testing.assert_allclose(first, u * [5 - 0.1, 2 + 0.1], rtol=1e-4)
+    np.testing.assert_allclose(second, u * [5 - 0.2, 2 + 0.2], rtol=1e-4)
+
+
+def test_angular_muown_turns_columns_alike_and_keeps_their_sizes():
+    w, g = np.float32([[2, 0], [0, 3]]), np.float32([[0, 1e-3], [-1e-3, 0]])
+    first, second = stepped(angular_muown(0.1, angular_decay=1.0), w, g)
+    turned = np.float32([[1, -0.1], [0.1, 1]]) / np.sqrt(1 + 0.1**2)
+    np.testing.assert_allclose(first, turned * [2, 3], rtol=0.01, atol=1e-3)
+    # The second step turns half as far.
+    angles = [np.arctan2(x[1, 0], x[0, 0]) for x in (first, second)]
+    assert angles[1] - angles[0] == pytest.approx(0.05, rel=0.03)
+
+
+def test_angular_muown_grows_columns_that_are_almost_zero():
+    with jax.numpy_dtype_promotion("standard"):
+        params = after(angular_muown(0.0), 1e-20)
+    for layer in params.values():
+        outputs = layer["kernel"].shape[1:]
+        columns = np.linalg.norm(layer["kernel"], axis=0)
+        assert columns.shape == outputs
+        assert np.isfinite(columns).all()
 
 
 def test_muon_takes_the_kernels_of_attention_as_matrices():
