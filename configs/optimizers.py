@@ -125,7 +125,13 @@ RIVALS: dict[str, Arm] = {
     "scion_waking": _arm(
         "Scion, waking", 0.01, "scion_waking", momentum=0.9, radius=5.0
     ),
-    "angular_muown": _arm("AngularMuown", 0.02, "angular_muown"),
+    "angular_muown": _arm(
+        # The schedule falls already; its authors then have angles decay no further.
+        "AngularMuown",
+        0.02,
+        "angular_muown",
+        angular_decay=0.0,
+    ),
     "muon_rescaled": _arm("Muon, kernels rescaled once", 0.02, "muon", "rescaled"),
     "adam_rescaled": _arm("Adam, kernels rescaled once", 0.003, "adam", "rescaled"),
     "adam_lsuv": _arm("Adam, LSUV", 0.003, "adam", "lsuv"),

@@ -2,8 +2,9 @@
 
     python -m experiments.publish
 
-Takes what there is of ``results/rescue``, ``results/search``, ``results/benchmark``,
-``results/throughput``, ``results/runs`` and ``results/figures``, keeps their tables,
+Takes what there is of ``results/rescue``, ``results/rescue_transformer``,
+``results/benchmark``, ``results/throughput``, ``results/runs`` and ``results/figures``,
+keeps their tables,
 configurations, provenance and pictures under ``docs/``, and writes the tables into the
 pages, beside the table of variants, which is the code's. What is in docs/ is therefore
 what the pages say, and a test compares the two.
@@ -203,7 +204,10 @@ def networks_blocks(name: str) -> dict[str, str]:
     assert overview is not None
     return {
         f"{name}-overview": markdown(overview(table, settings)),
-        f"{name}-standards": f"{standards_text(runs_of(table, settings), settings)}.",
+        f"{name}-standards": (
+            f"{standards_text(runs_of(table, settings), settings)}, in the shallowest "
+            "network of its kind."
+        ),
     }
 
 

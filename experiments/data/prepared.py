@@ -215,7 +215,9 @@ def _not_found(
     with contextlib.suppress(OSError):
         folders = Path(place).expanduser().iterdir()
         known |= {folder.name for folder in folders if folder.is_dir()}
-    close = difflib.get_close_matches(bare, sorted(known | {"digits", text.NAME}))
+    close = difflib.get_close_matches(
+        bare, sorted((known | {"digits", text.NAME}) - {bare})
+    )
     meant = f"; did you mean {' or '.join(close)}?" if close else "."
     return ValueError(
         f"there is no data set {name!r} in tensorflow-datasets, nor prepared in "

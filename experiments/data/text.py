@@ -8,7 +8,7 @@ from experiments.data.arrays import Data, Split
 NAME = "python_reference"
 
 _WINDOW = 16  # characters that a network sees of the text
-_PARTS = 12  # of as many windows in a row, one is for validation and one for the test
+_PARTS = 12  # of each 12 windows in a row, one is for validation and one for the test
 
 
 def load() -> Data:
@@ -16,20 +16,20 @@ def load() -> Data:
 
     The help topics of Python (``pydoc_data.topics``), which are its language reference
     as plain text. Other versions of Python have slightly other texts. A window has 16
-    characters, and its labels are the characters one further on. Windows do not
-    overlap, and each is a part of one split only.
+    characters, and its labels are the characters one further on: the last of them is
+    the first of the next window. Windows do not overlap.
 
     Returns:
-        Numbers of characters as images, uint8 [N, 16, 1, 1], and as labels, int32
-        [N, 16]. `experiments.data.standardise` leaves the numbers as they are.
+        Codes of characters as images, uint8 [N, 16, 1, 1], and as labels, int32
+        [N, 16]. `experiments.data.standardise` leaves the codes as they are.
     """
     from pydoc_data import topics  # most of a second, if it has no bytecode
 
     text = "".join(topics.topics[name] for name in sorted(topics.topics))
-    _, numbers = np.unique(np.array(list(text)), return_inverse=True)
-    count = (len(numbers) - 1) // _WINDOW
+    _, codes = np.unique(np.array(list(text)), return_inverse=True)
+    count = (len(codes) - 1) // _WINDOW
     seen, next_ones = (
-        numbers[first : first + count * _WINDOW].reshape(count, _WINDOW)
+        codes[first : first + count * _WINDOW].reshape(count, _WINDOW)
         for first in (0, 1)
     )
 

@@ -20,7 +20,7 @@ Profile = Callable[[float, int, int], np.ndarray]
 def profile_scales(
     profile: str, init_scale: float, num_kernels: int, seed: int
 ) -> np.ndarray:
-    """The factor of every kernel, from the first layer to the last.
+    """The factor of every kernel, in the order of `kernel_positions`.
 
     ==============  ==================================================================
     ``all``         every kernel × s
@@ -64,10 +64,11 @@ def scale_kernels(params: Any, scales: jax.Array) -> Any:
 
 
 def kernel_positions(params: Any) -> list[int]:
-    """Which leaves are kernels, from the first layer to the last.
+    """Which leaves are kernels, in the order of their paths.
 
-    In the order of their paths, where numbers count as numbers: ``hidden_2`` comes
-    before ``hidden_10``.
+    There numbers count as numbers: ``hidden_2`` comes before ``hidden_10``. In plain
+    networks this is from the first layer to the last. In residual ones it is not: there
+    the first kernels are those of attention, or of blocks.
     """
     paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(params)
 

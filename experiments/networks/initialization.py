@@ -48,7 +48,9 @@ def lsuv(model: Model, variables: Variables, images: jax.Array) -> Any:
     params = variables["params"]
     named, treedef = flatten_with_path(params)
     kernels = kernel_positions(params)
-    leaves = [_orthogonal(x) if i in kernels else x for i, (_, x) in enumerate(named)]
+    leaves = [x for _, x in named]
+    for kernel in kernels_of(params):
+        leaves[kernel.leaf] = _orthogonal(leaves[kernel.leaf], kernel.output_axes)
     layers = [path_string(named[i][0]).rpartition("/")[0] for i in kernels]
 
     def normalize(_: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
@@ -65,12 +67,15 @@ def lsuv(model: Model, variables: Variables, images: jax.Array) -> Any:
     return treedef.unflatten(jax.lax.fori_loop(0, len(kernels), normalize, leaves))
 
 
-def metainit(model: Model, variables: Variables, images: jax.Array) -> Any:
+def metainit(
+    model: Model, variables: Variables, images: jax.Array, steps: int = 500
+) -> Any:
     """Norms of kernels at which a step along the gradient hardly changes the gradient.
 
-    500 steps, on random images and labels, of the sign of the derivative of
+    Steps on random images and labels, of the sign of the derivative of
     `gradient_quotient` by each norm: a rate of 0.1, and a momentum of 0.9. A norm
-    changes by at most one a step, as in the authors' code.
+    changes by at most one a step, as in the authors' code. For networks with one label
+    an image.
 
     References:
         Dauphin and Schoenholz, `MetaInit: Initializing learning by learning to
@@ -92,14 +97,16 @@ def metainit(model: Model, variables: Variables, images: jax.Array) -> Any:
         slopes = jax.grad(of)(leaves, jax.random.fold_in(jax.random.key(0), i))
         norms = jnp.stack([l2_norm(leaves[k]) for k in kernels])
         by_norm = jnp.stack([(leaves[k] * slopes[k]).sum() for k in kernels])
-        speeds = 0.9 * speeds - 0.1 * jnp.sign(by_norm / norms)
+        signs = jnp.sign(by_norm / norms)
+        # What is not a number has the sign 0 in PyTorch.
+        speeds = 0.9 * speeds - 0.1 * jnp.where(jnp.isnan(signs), 0, signs)
         factors = (norms + speeds) / norms
         for factor, k in zip(factors, kernels, strict=True):
             leaves[k] = factor * leaves[k]
         return leaves, speeds
 
     start = leaves, jnp.zeros(len(kernels))
-    return treedef.unflatten(jax.lax.fori_loop(0, 500, step, start)[0])
+    return treedef.unflatten(jax.lax.fori_loop(0, steps, step, start)[0])
 
 
 def gradient_quotient(
@@ -134,12 +141,12 @@ def initialization_named(name: str) -> Mend | None:
     return mends.get(name)
 
 
-def _orthogonal(x: jax.Array) -> jax.Array:
+def _orthogonal(x: jax.Array, output_axes: tuple[int, ...]) -> jax.Array:
     """The orthogonal factor of a kernel, whatever its scale."""
-    matrix = as_matrices(x)
+    matrix = as_matrices(x, (), output_axes)
     is_wide = matrix.shape[0] < matrix.shape[1]
     q, r = jnp.linalg.qr(matrix.T if is_wide else matrix)
     # Signs that make the factor that of a matrix with a positive diagonal: as random as
     # the kernel was.
     q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)[None]
-    return from_matrices(q.T if is_wide else q, x.shape)
+    return from_matrices(q.T if is_wide else q, x.shape, (), output_axes)

@@ -24,8 +24,9 @@ class Model(NamedTuple):
         [Variables, jax.Array, jax.Array | None], tuple[jax.Array, Variables]
     ]
     """From variables, images [B, H, W, C] and a PRNG key to the logits [B, num_classes]
-    in float32, and the variables with updated statistics. The key is what dropout draws
-    from in training; None means evaluation, which draws and updates nothing."""
+    (of a text, [B, T, num_classes]) in float32, and the variables with updated
+    statistics. The key is what dropout draws from in training; None means evaluation,
+    which draws and updates nothing."""
 
     outputs: Callable[[Variables, jax.Array, jax.Array | None], dict[str, jax.Array]]
     """From what `apply` takes to the output of every layer, by its path, in the order

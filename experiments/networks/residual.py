@@ -26,7 +26,7 @@ Normalization = Literal["none", "layer"]
 
 
 class Settings(TypedDict):
-    """The settings of all three networks."""
+    """The settings that all networks here have."""
 
     depth: int  # blocks
     width: int  # numbers that a position of x has
@@ -85,7 +85,7 @@ def transformer(
 def decoder(num_classes: int, *, heads: int, **settings: Unpack[Settings]) -> Model:
     """A transformer decoder on characters, with logits for the next one at each.
 
-    It takes the numbers of characters as images [B, T, 1, 1], as those of
+    It takes codes of characters as images [B, T, 1, 1], as those of
     `experiments.data.text`. Logits are [B, T, num_classes].
 
     Args:
@@ -95,7 +95,7 @@ def decoder(num_classes: int, *, heads: int, **settings: Unpack[Settings]) -> Mo
 
     Raises:
         ValueError: for a number below one or an unknown name, with the value; when it
-            is given images of more than one column.
+            is given images of more than one column or channel.
     """
     _check(settings)
     _check_heads(heads, settings)
@@ -216,7 +216,7 @@ class _Decoder(_Attending):
     def __call__(self, images: jax.Array, is_training: bool) -> jax.Array:
         if images.shape[2:] != (1, 1):
             raise ValueError(
-                "a decoder reads numbers of characters [batch, characters, 1, 1], got "
+                "a decoder reads codes of characters [batch, characters, 1, 1], got "
                 f"the shape {images.shape}; take a text, or another model.name."
             )
         characters = images[:, :, 0, 0].astype(jnp.int32)

@@ -221,8 +221,10 @@ def angular_muown(
           s_{t+1} = s_t + \text{Adam's step along } s'
         \end{align*}
 
-    i is an output, and c the decay of angles. All else makes Adam's steps. As in the
-    authors' code, columns of norms below 10⁻⁷ start with the size √0.33.
+    i is an output, and c the decay of angles. Biases and normalizations make Adam's
+    steps, and so would embeddings and output layers in the authors' code. Here all
+    kernels are treated alike, as by the other optimizers. As in that code, columns of
+    norms of at most 10⁻⁷ start with the size √0.33.
 
     References:
         Hübler et al., Muown Implicitly Performs Angular Step-size Decay,

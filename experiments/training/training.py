@@ -84,11 +84,11 @@ class Curve(NamedTuple):
 class Result(NamedTuple):
     """What a finished run reports."""
 
-    train_loss: jax.Array  # over as many training images as there are test images
+    train_loss: jax.Array  # of `some_of_training`
     validation_accuracy: jax.Array
     test_accuracy: jax.Array
     test_loss: jax.Array
-    diverged: jax.Array  # bool: a parameter or the training loss is not finite
+    diverged: jax.Array  # bool: a parameter or `train_loss` is not finite
 
 
 class Training(NamedTuple):

@@ -75,7 +75,7 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
 
 
 def overview(table: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """How much each optimizer rescues; without those whose start is mended."""
+    """How much each optimizer rescues; of those that are run from all scales."""
     runs, starts = runs_of(table, settings), starts_in(table)
     labels = {name: arm["label"] for name, arm in from_any_scale(settings).items()}
     counts = coverage.summary(runs, starts, settings["reference"])
@@ -210,16 +210,17 @@ MENDED = _map(
     "Adam from starts that are mended before the first step: kernels rescaled to the "
     "preserving norm, LSUV, and MetaInit with the 500 steps, the rate and the momentum "
     "of its authors' code. These steps take third derivatives and are not counted. "
-    "All optimizers have the rates of Adam or polar LARS that are the most useful ones "
-    "on the map of residual networks.",
+    "Adam and polar LARS have the four rates that they have on the map of residual "
+    "networks.",
     draw=functools.partial(lines_by_network, title="Mended starts"),
 )
 NETWORKS = _map(
     "Residual networks and transformers, and more rivals",
     "A residual perceptron and transformers on image patches, of four blocks. The "
-    "standard is that of tuned Scion at scale 1. Rivals are optimizers "
-    "inside waking, those that reset or prescribe norms, and those whose start is "
-    "rescaled once. Each has four rates, chosen in trials.",
+    "standard is that of tuned Scion at scale 1. Rivals are optimizers inside waking, "
+    "those that reset or prescribe norms or learn sizes apart, and those whose start "
+    "is mended. Each has four rates, around the best of trials; AngularMuown has those "
+    "of Muon.",
     draw=functools.partial(
         lines_by_network, title="Residual networks and transformers"
     ),
@@ -231,8 +232,10 @@ CONFIRMATION = _map(
     "the characters of Python's language reference, and the others on Fashion-MNIST. "
     "Rates are the three most useful ones on "
     "[residual networks](rescue.md#residual-networks-and-transformers), for each "
-    "optimizer. The standard is that of tuned Scion at scale 1. Neither the "
-    "recommended setting nor anything else was changed after it was run.",
+    "optimizer. The standard is that of tuned Scion at scale 1, in the shallowest "
+    "network of its kind. The plain convolutional network is of the size that once "
+    "resisted on Fashion-MNIST. Neither the recommended setting nor anything else was "
+    "changed after the item was run.",
     draw=functools.partial(lines_by_network, title="Networks nothing was chosen on"),
 )
 PROFILES = _map(
@@ -244,8 +247,10 @@ PROFILES = _map(
 )
 TRANSFORMER_PROFILES = _map(
     "Other profiles of the scale, in a transformer",
-    "The same profiles in a transformer of four blocks without normalization. Rates "
-    "are the three most useful ones of the map of residual networks.",
+    "A transformer of four blocks without normalization, of which one kernel alone is "
+    "scaled, or whose kernels are scaled in turn by s and 1/s in the order of their "
+    "paths, or by factors drawn from between the two. Rates are the three most useful "
+    "ones of the map of residual networks.",
     draw=functools.partial(
         lines_by_network, title="Profiles of the scale in a transformer"
     ),

@@ -63,7 +63,8 @@ RIVAL_RATES: dict[str, Rates] = {
     "adam_rescaled": _TRIED_ADAM,
     "adam_lsuv": _TRIED_ADAM,
 }
-"""Of `RIVALS`, and of others beside them: four each, around the best of trials."""
+"""Of `RIVALS`, and of others beside them: four each, around the best of trials.
+AngularMuown has those of Muon, and mended starts have those of the optimizer."""
 
 REPAIR_RATES: dict[str, Rates] = {
     "polar_waking": (0.2, 0.4, 0.6, 0.8, 1.2),
@@ -109,12 +110,12 @@ _OPTIMIZERS = with_rates(ARMS, RATES)
 _SEARCHED = with_rates(ARMS, {name: (x, x) for name, (x, _) in RATES.items()})
 
 # What is done to the start alone has a scale of its own, and costs nothing later.
-_FROM_ANY_SCALE = {
+_NOT_MENDED = {
     name: arm for name, arm in _OPTIMIZERS.items() if arm["initialization"] == "scaled"
 }
 
-# Without a part, other rates may be best: 32 layers that share none have a rate of a
-# part of 32.
+# Without a part, other rates may be best. Without sharing, each of 32 layers takes the
+# whole rate, which must then be about 32 times smaller.
 _RECOMMENDED = {
     **_OPTIMIZERS["polar_waking"],
     "learning_rates": (0.02, 0.1, 0.2, 0.4, 0.8),
@@ -240,7 +241,7 @@ _TRAINING = ("dataset", "schedule", "batch_size")
 SIZES: dict[str, dict[str, Any]] = {
     "rescue_cost": {
         **_only(_MAP, (*_TRAINING, "recommended", "reference")),
-        "optimizers": _FROM_ANY_SCALE,
+        "optimizers": _NOT_MENDED,
         "model": {**_MLP, "activation": "relu"},
         "depths": (2, 8, 32),
         "num_steps": 100,
@@ -299,7 +300,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "variants": {"relu": _mlp("relu")},
         "depths": (3,),
         "init_scales": _MORE_SCALES,
-        "optimizers": _FROM_ANY_SCALE,
+        "optimizers": _NOT_MENDED,
     },
     "rescue_map": _MAP,
     "rescue_networks": {
@@ -335,16 +336,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "depths": (),
         "init_scales": (1e-4, 1.0, 1e4),
         "optimizers": {
-            name: {**arm, "learning_rates": CONFIRMED_RATES[arm["name"]]}
-            for name, arm in {
-                **_only(_NETWORKS_OPTIMIZERS, ("polar_waking", "adam")),
-                **_only(_NETWORKS_OPTIMIZERS, ("adam_rescaled", "adam_lsuv")),
-                "adam_metainit": {
-                    **_NETWORKS_OPTIMIZERS["adam"],
-                    "label": "Adam, MetaInit",
-                    "initialization": "metainit",
-                },
-            }.items()
+            **_only(_NETWORKS_OPTIMIZERS, ("polar_waking", "adam")),
+            **_only(_NETWORKS_OPTIMIZERS, ("adam_rescaled", "adam_lsuv")),
+            "adam_metainit": {
+                **_NETWORKS_OPTIMIZERS["adam"],
+                "label": "Adam, MetaInit",
+                "initialization": "metainit",
+            },
         },
         "reference": "adam",
     },
@@ -379,7 +377,7 @@ SIZES: dict[str, dict[str, Any]] = {
             for name, rates in CONFIRMED_RATES.items()
         },
         "reference": "scion",
-        "num_steps": 450,  # half as many more, as 48 layers are than the map's 32
+        "num_steps": 450,  # 1.5 times the map's 300, as 48 layers are 1.5 times its 32
         "seeds": (10, 11, 12),
     },
     "rescue_repair": {
@@ -442,8 +440,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "rescue_transformer_profiles": {
         **_MAP,
         "variants": {
-            profile: {**_transformer(), "profile": profile}
-            for profile in ("first", "alternating", "log_uniform")
+            label: {**_transformer(), "profile": profile}
+            for label, profile in (
+                ("keys of the first block", "first"),
+                ("alternating", "alternating"),
+                ("log_uniform", "log_uniform"),
+            )
         },
         "depths": (4,),
         "init_scales": (1e-4, 1.0, 1e4),
@@ -496,7 +498,7 @@ QUICK |= {
         "optimizers": {
             name: {**arm, "learning_rates": arm["learning_rates"][-3:]}
             for name, arm in sizes["optimizers"].items()
-            if name in ("polar_waking", "sgd")
+            if name in ("polar_waking", "sgd", "alone", sizes["reference"])
         },
         "num_steps": 50,
     }

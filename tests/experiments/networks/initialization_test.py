@@ -15,6 +15,7 @@ from experiments.networks.initialization import (
     metainit,
     rescaled,
 )
+from experiments.networks.residual import transformer
 from tests.experiments.small import small_cnn, small_mlp
 
 DEPTH = 4
@@ -65,6 +66,20 @@ def test_lsuv_layers_put_out_a_deviation_of_one(activation, name):
         kernel = np.asarray(values["kernel"]).reshape(-1, values["kernel"].shape[-1])
         size = np.linalg.svd(kernel, compute_uv=False)
         np.testing.assert_allclose(size, size[0], rtol=1e-4)  # orthogonal, times one
+
+
+def test_lsuv_takes_the_kernels_of_attention_as_matrices():
+    settings = {"depth": 1, "width": 8, "activation": "gelu", "normalization": "none"}
+    model = transformer(10, patch=2, heads=2, compute_dtype="float32", **settings)
+    images = jax.random.normal(jax.random.key(1), (64, 4, 4, 1))
+    variables = model.init(jax.random.key(0), images)
+    params = lsuv(model, variables, images)
+    outputs = model.outputs({"params": params}, images, None)
+    for name, shape in (("query", (8, -1)), ("value", (8, -1)), ("out", (-1, 8))):
+        kernel = np.asarray(params["attention_0"][name]["kernel"]).reshape(shape)
+        size = np.linalg.svd(kernel, compute_uv=False)
+        np.testing.assert_allclose(size, size[0], rtol=1e-4)
+        np.testing.assert_allclose(np.std(outputs[f"attention_0/{name}"]), 1, rtol=1e-3)
 
 
 def test_lsuv_keeps_an_orthogonal_kernel_but_for_its_scale():
@@ -118,9 +133,31 @@ def test_metainit_changes_norms_alone_and_the_quotient_falls():
         assert abs(w @ old) == pytest.approx(np.prod(sizes), rel=1e-4)
         assert sizes[0] > 1.1 * sizes[1]
         np.testing.assert_array_equal(layer["bias"], before[name]["bias"])
+    first, second = (
+        jax.jit(lambda x, steps=steps: metainit(model, {"params": x}, images, steps))(
+            before
+        )
+        for steps in (1, 2)
+    )
+    for name in before:
+        old, one, two = (
+            np.linalg.norm(x[name]["kernel"]) for x in (before, first, second)
+        )
+        # The first step goes 0.1; the second goes on by 0.09, plus or minus 0.1.
+        assert abs(one - old) == pytest.approx(0.1, rel=1e-3)
+        assert min(abs(abs(two - one) - x) for x in (0.19, 0.01)) < 1e-3 * 0.19
     labels = jnp.arange(32) % 10
     new, old = (quotient_of(model, x, images, labels) for x in (after, before))
     assert new < old
+
+
+def test_metainit_leaves_norms_that_have_no_derivative():
+    model = small_mlp(width=8)
+    images = jax.random.normal(jax.random.key(1), (32, 3, 3, 1))
+    variables = model.init(jax.random.key(0), images)
+    params = scale_kernels(variables["params"], np.full(3, 1e20, np.float32))
+    after = jax.jit(lambda x: metainit(model, {"params": x}, images, 3))(params)
+    jax.tree.map(np.testing.assert_array_equal, after, params)
 
 
 def test_a_name_that_there_is_not():

@@ -74,7 +74,7 @@ def kept_map(folder):
             }
             for name in accuracies
         },
-        **{"reference": "sgd", "depths": [2], "init_scales": [1e-8, 1.0]},
+        **{"reference": "sgd", "depths": [2], "init_scales": [1e-8, 1e-4, 1.0]},
         "variants": {"relu": {}},
     }
     folder.mkdir(parents=True)
