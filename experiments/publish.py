@@ -235,8 +235,13 @@ def standards_text(runs: pd.DataFrame, settings: Settings) -> str:
         f"Rescued means a median test accuracy over {runs['seed'].nunique()} seeds of "
         "at least "
         + ", ".join(f"{x:.3f} ({name})" for name, x in standards.items())
-        + f": {coverage.RESCUED:g} of what tuned "
-        f"{settings['optimizers'][reference]['label']} reaches at scale 1"
+        + f": {coverage.RESCUED:g} of what "
+        + (
+            "the best optimizer"
+            if reference == coverage.BEST
+            else f"tuned {settings['optimizers'][reference]['label']}"
+        )
+        + " reaches at scale 1"
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from configs.optimizers import ARMS, LINEAR, RIVALS, Arm
+from experiments.studies.rescue.coverage import BEST
 
 Rates = tuple[float, ...]
 
@@ -376,7 +377,7 @@ SIZES: dict[str, dict[str, Any]] = {
             name: {**_NETWORKS_OPTIMIZERS[name], "learning_rates": rates}
             for name, rates in CONFIRMED_RATES.items()
         },
-        "reference": "scion",
+        "reference": BEST,
         "num_steps": 450,  # 1.5 times the map's 300, as 48 layers are 1.5 times its 32
         "seeds": (10, 11, 12),
     },
