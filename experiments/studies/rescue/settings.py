@@ -206,7 +206,8 @@ CONFIRMED_RATES: dict[str, Rates] = {
     "muon_reset": (0.01, 0.02, 0.05),
     "scion": (0.003, 0.01, 0.1),
 }
-"""Of one optimizer of each kind: the three most useful ones of ``rescue_networks``."""
+"""Of one optimizer of each kind: the three most useful ones of ``rescue_networks``.
+Those of LARS are from runs in an older version of waking; later ones have 0.5 for 2."""
 
 _MAP: dict[str, Any] = {
     "dataset": "digits",
