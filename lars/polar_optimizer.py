@@ -47,14 +47,12 @@ class PolarState(NamedTuple):
 
 def polar(
     learning_rate: optax.ScalarOrSchedule,
-    weight_decay: optax.ScalarOrSchedule = 1.0,
     momentum: jax.typing.ArrayLike = 0.7,
     *,
     radial_rate: jax.typing.ArrayLike = 3.0,
     radial_momentum: jax.typing.ArrayLike = 0.9,
     depth_exponent: float = 1.0,
     bias_bound: jax.typing.ArrayLike = 0.1,
-    bias_share: jax.typing.ArrayLike = 0.3,
     steps: int | None = None,
     stacked: AxesRules = (),
     output_axes: AxesRules = (),
@@ -74,8 +72,7 @@ def polar(
           \quad a_t = \begin{cases}
             \operatorname{sign} e_t & e_t \ge 0 \\ -\sqrt{-e_t / q_t} & e_t < 0
           \end{cases} \\
-        w_{t+1} &= \exp\left(-\gamma'_t (\kappa\,s_t
-          + \gamma_t \beta\,[\|w_t\|_F > \bar\rho])\right) w_t
+        w_{t+1} &= \exp(-\gamma'_t \kappa\,s_t)\,w_t
           - \gamma'_t\,\bar\rho\,\|v_{t+1}\|_F\,o_t
         \end{align*}
 
@@ -103,27 +100,20 @@ def polar(
       weighed by its pull, relative to the strongest of late. The loss of images that
       are learnt always falls a little where outputs grow: without the weight sizes grow
       on, and the test loss with them. Signs that are noise therefore shrink a kernel.
-    * *Decay* is of second order in the rate. It acts above the usual norm alone, where
-      networks may be chaotic.
-    * *Biases* must not hide what small kernels say. They move by the smaller of two
-      lengths: ``bias_bound`` times the step of a row of the kernel; and the length that
-      lowers the loss, to first order, by ``bias_share`` times what a step of the kernel
-      along its gradient does. Steps are then averaged. Biases grow, shrink and decay
-      with their kernels.
+    * *Biases* must not hide what small kernels say. They step by ``bias_bound`` times
+      the step of a row of the kernel, and grow and shrink with their kernels.
     * *Other vectors*, as those of normalizations, step by :math:`\gamma'` times their
-      norm, or ``bias_bound`` times that of ones if that is larger. They do not decay.
+      norm, or ``bias_bound`` times that of ones if that is larger.
 
     Of an embedding each row is an output: tell it with ``output_axes``.
 
     Args:
         learning_rate: :math:`\gamma`, a number or a schedule of the step.
-        weight_decay: :math:`\beta`, a number or a schedule.
         momentum: :math:`m`, of the average of directions.
         radial_rate: :math:`\kappa`, of the size relative to that of the direction.
         radial_momentum: :math:`n`, of the average of signs, and of the strongest pull.
         depth_exponent: :math:`p`, from 0 to 1.
-        bias_bound: the first bound of a bias' step.
-        bias_share: the second.
+        bias_bound: the step of a bias relative to that of a row of its kernel.
         steps: Newton-Schulz steps, see :func:`lars.spectral.orthogonalize`; None is 3.
             For :func:`optax.inject_hyperparams` it is a static argument.
         stacked: pairs of a selection (:func:`lars.select`) and the axis, or axes, that
@@ -180,13 +170,11 @@ def polar(
     """
     o = _Options(
         learning_rate,
-        weight_decay,
         momentum,
         radial_rate,
         radial_momentum,
         depth_exponent,
         bias_bound,
-        bias_share,
         STEPS if steps is None else steps,
     )
     o.check()
@@ -222,20 +210,17 @@ class _Options(NamedTuple):
     """The arguments of `polar` that are numbers."""
 
     learning_rate: Any  # γ, or γ' of a step
-    weight_decay: Any  # β, or γ β of a step
     momentum: Any
     radial_rate: Any
     radial_momentum: Any
     depth_exponent: Any
     bias_bound: Any
-    bias_share: Any
     steps: int
 
     def check(self) -> None:
         """Refuses what no parameters could make right, as far as it is known."""
         for name, number in self._asdict().items():
-            is_rate = name in ("learning_rate", "weight_decay")
-            check_number(name, number, schedule=is_rate)
+            check_number(name, number, schedule=name == "learning_rate")
             if name in ("momentum", "radial_momentum"):
                 check_below_one(name, number)
         if not isinstance(self.steps, (int, np.integer)):
@@ -246,11 +231,10 @@ class _Options(NamedTuple):
             )
 
     def at_step(self, count: jax.typing.ArrayLike, kernels: int) -> "_Options":
-        """With γ' = γ / Lᵖ and γ β in place of γ and β."""
+        """With γ' = γ / Lᵖ in place of γ."""
         gamma = jnp.asarray(at(self.learning_rate, count))
-        beta = jnp.asarray(at(self.weight_decay, count))
         rate = float(max(1, kernels)) ** -self.depth_exponent * gamma
-        return self._replace(learning_rate=rate, weight_decay=gamma * beta)
+        return self._replace(learning_rate=rate)
 
     def of_dtype(self, dtype: Any) -> "_Options":
         """With all arrays in a parameter's dtype."""
@@ -466,9 +450,7 @@ class _Body(NamedTuple):
     """What the step of a bias takes from its kernel."""
 
     growth: jax.Array  # the part of an array that is added to change its size
-    length: jax.Array  # of a step across the kernel, beside an average of norm one
-    bound: jax.Array  # of the bias' step, relative to that
-    gradient_norm: Scaled
+    length: jax.Array  # of the bias' step
 
 
 def _kernel_step(
@@ -487,19 +469,17 @@ def _kernel_step(
     ``pull`` is log2 of the strongest.
     """
     (u, norm), (direction, gradient_norm) = unit(w), unit(g)
-    usual_norm = preserving_norm(w)
 
-    # s = Σ nᵗ⁻ᵏ a / Σ nᵗ⁻ᵏ, and exp(-γ' (κ s + γ β [‖w‖ > ρ̄])) - 1
+    # s = Σ nᵗ⁻ᵏ a / Σ nᵗ⁻ᵏ, and exp(-γ' κ s) - 1
     cosine = _inner(direction, u)
     sign, pull = _weighed_sign(o, cosine, (norm, gradient_norm), pull)
     sums = o.radial_momentum * sums + jnp.stack([sign, jnp.ones_like(sign)])
     s = sums[0] / sums[1]
-    decay = jnp.where(norm.value > usual_norm, o.weight_decay, 0)
-    growth = jnp.expm1(-o.learning_rate * (o.radial_rate * s + decay))
+    growth = jnp.expm1(-o.learning_rate * o.radial_rate * s)
 
     # γ' ρ̄
     inputs, _ = w.shape
-    length = jnp.asarray(o.learning_rate * usual_norm, w.dtype)
+    length = jnp.asarray(o.learning_rate * preserving_norm(w), w.dtype)
 
     # v ← m v + (1 - m) ĝ, and ‖v‖ o
     if b is not None:
@@ -507,8 +487,8 @@ def _kernel_step(
         direction = jnp.where(can_tell_constant_input(b), balanced, direction)
     v = o.momentum * v + (1 - o.momentum) * direction
     move = growth * w - length * _across(v, u, o.steps)
-    bound = jnp.asarray(o.bias_bound / math.sqrt(max(1, inputs)), w.dtype)
-    return move, v, sums, pull, _Body(growth, length, bound, gradient_norm)
+    of_bias = jnp.asarray(o.bias_bound / math.sqrt(max(1, inputs)) * length, w.dtype)
+    return move, v, sums, pull, _Body(growth, of_bias)
 
 
 def _weighed_sign(
@@ -533,18 +513,13 @@ def _vector_step(
     o: _Options, w: jax.Array, g: jax.Array, v: jax.Array, body: _Body | None
 ) -> tuple[jax.Array, jax.Array]:
     """The update and the average of a bias, or of a vector w without a kernel."""
-    direction, norm = unit(g)
     if body is None:
-        growth = 0.0
         least = o.bias_bound * math.sqrt(w.size)
         length = o.learning_rate * jnp.maximum(l2_norm(w), least)
-    else:
-        growth = body.growth
-        # Beside a step of the kernel along its gradient, by the kernel's whole norm.
-        of_loss = o.bias_share * (body.gradient_norm / norm).value
-        length = body.length * jnp.minimum(body.bound, of_loss)
-    v = o.momentum * v + (1 - o.momentum) * length * direction
-    return growth * w - v, v
+        body = _Body(jnp.zeros_like(length), length)
+    direction, _ = unit(g)
+    v = o.momentum * v + (1 - o.momentum) * body.length * direction
+    return body.growth * w - v, v
 
 
 def _balanced(constant: jax.Array, rest: jax.Array) -> jax.Array:

@@ -9,6 +9,11 @@ import jax
 import optax
 
 from experiments.checks import check_name
+from experiments.training.parts import (
+    polar_fixed_bias,
+    polar_unbalanced,
+    polar_unfading,
+)
 from experiments.training.rivals import (
     angular_muown,
     hyperball,
@@ -19,7 +24,6 @@ from experiments.training.rivals import (
 from experiments.training.schedules import learning_rate_schedule
 from experiments.training.training import MakeOptimizer
 from lars.description import Description, describe
-from lars.kernels import roles_of
 from lars.optimizer import lars
 from lars.polar_optimizer import polar
 from lars.rules import Mask, select
@@ -89,11 +93,15 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "muon_waking": waking(muon),
     "scion_waking": waking(scion),
     "polar_waking": waking(polar),
+    "polar_unbalanced_waking": waking(polar_unbalanced),
+    "polar_unfading_waking": waking(polar_unfading),
+    "polar_fixed_bias_waking": waking(polar_fixed_bias),
 }
 
 ADAPTIVE = (
     *("lamb", "fromage", "optax_lars", "lars", "lars_waking"),
-    *("polar", "polar_waking"),
+    *("polar", "polar_waking", "polar_unbalanced_waking"),
+    *("polar_unfading_waking", "polar_fixed_bias_waking"),
 )
 """Those whose steps are parts of the norms of parameters."""
 
@@ -168,14 +176,4 @@ def describe_parameters(
         rules["trust_ratio_mask"] = False
     if not settings.get("weight_decay"):  # some have none
         rules["weight_decay_mask"] = False
-    elif name in ("polar", "polar_waking"):
-        rules["weight_decay_mask"] = _kernels_and_their_biases
     return describe(params, **{k: v for k, v in rules.items() if v is not None})
-
-
-def _kernels_and_their_biases(params: Any) -> Any:
-    """What `lars.polar` decays."""
-    roles = roles_of(params)
-    numbers = {*(kernel.leaf for kernel in roles.kernels), *roles.biases.values()}
-    leaves, treedef = jax.tree.flatten(params)
-    return treedef.unflatten([i in numbers for i in range(len(leaves))])

@@ -132,11 +132,14 @@ def _changed(label: str, name: str = "polar_waking", **settings: Any) -> Arm:
 PARTS: dict[str, Arm] = {
     "polar_waking": _RECOMMENDED,
     "alone": _changed("alone, not waking", "polar"),
-    "no_radial": _changed("without radial steps", radial_rate=0.0),
-    "no_decay": _changed("without decay", weight_decay=0.0),
+    "no_average": _changed("without an average of directions", momentum=0.0),
     "no_orthogonal": _changed("without orthogonal steps", steps=0),
+    "no_balance": _changed("with all of constant inputs", "polar_unbalanced_waking"),
+    "no_radial": _changed("without radial steps", radial_rate=0.0),
+    "no_radial_average": _changed("without an average of signs", radial_momentum=0.0),
+    "no_fading": _changed("without growth that fades", "polar_unfading_waking"),
     "no_sharing": _changed("without sharing among layers", depth_exponent=0.0),
-    "no_share": _changed("with biases bound by their rows alone", bias_share=1e9),
+    "no_bias_growth": _changed("with biases of fixed size", "polar_fixed_bias_waking"),
 }
 """The recommended setting, also without each of its parts."""
 
