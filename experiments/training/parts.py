@@ -16,7 +16,7 @@ from lars.polar_optimizer import polar
 
 
 def _with_replaced(
-    **functions: Callable[..., Any],
+    **functions: Any,
 ) -> Callable[..., optax.GradientTransformation]:
     @functools.wraps(polar)
     def changed(*args: Any, **kwargs: Any) -> optax.GradientTransformation:
