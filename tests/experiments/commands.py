@@ -83,6 +83,7 @@ def main():
 
     import experiments.cli.hosts
     import experiments.cli.watching
+    import experiments.results.files
     import experiments.training.checkpoints
     import experiments.training.plan  # noqa: F401
 

@@ -310,7 +310,9 @@ def on_one_device(environment, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("placement", ["replicated", "fsdp"])
+@pytest.mark.parametrize(
+    "placement", [pytest.param("replicated", marks=pytest.mark.long), "fsdp"]
+)
 def test_eight_devices_make_the_same_run(
     environment, on_one_device, tmp_path, placement
 ):
