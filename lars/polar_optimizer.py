@@ -47,6 +47,7 @@ class PolarState(NamedTuple):
 
 def polar(
     learning_rate: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule = 1.0,
     momentum: jax.typing.ArrayLike = 0.7,
     *,
     radial_rate: jax.typing.ArrayLike = 3.0,
@@ -72,7 +73,8 @@ def polar(
           \quad a_t = \begin{cases}
             \operatorname{sign} e_t & e_t \ge 0 \\ -\sqrt{-e_t / q_t} & e_t < 0
           \end{cases} \\
-        w_{t+1} &= \exp(-\gamma'_t \kappa\,s_t)\,w_t
+        w_{t+1} &= \exp\left(-\gamma'_t (\kappa\,s_t
+          + \gamma_t \beta\,[\|w_t\|_F > \bar\rho])\right) w_t
           - \gamma'_t\,\bar\rho\,\|v_{t+1}\|_F\,o_t
         \end{align*}
 
@@ -100,15 +102,19 @@ def polar(
       weighed by its pull, relative to the strongest of late. The loss of images that
       are learnt always falls a little where outputs grow: without the weight sizes grow
       on, and the test loss with them. Signs that are noise therefore shrink a kernel.
+    * *Decay* is of second order in the rate, and acts above the usual norm alone. It is
+      for kernels whose signs are noise: those of chaotic networks, and those before a
+      normalization, whose size the loss does not depend on.
     * *Biases* must not hide what small kernels say. They step by ``bias_bound`` times
-      the step of a row of the kernel, and grow and shrink with their kernels.
+      the step of a row of the kernel, and grow, shrink and decay with their kernels.
     * *Other vectors*, as those of normalizations, step by :math:`\gamma'` times their
-      norm, or ``bias_bound`` times that of ones if that is larger.
+      norm, or ``bias_bound`` times that of ones if that is larger. They do not decay.
 
     Of an embedding each row is an output: tell it with ``output_axes``.
 
     Args:
         learning_rate: :math:`\gamma`, a number or a schedule of the step.
+        weight_decay: :math:`\beta`, a number or a schedule.
         momentum: :math:`m`, of the average of directions.
         radial_rate: :math:`\kappa`, of the size relative to that of the direction.
         radial_momentum: :math:`n`, of the average of signs, and of the strongest pull.
@@ -170,6 +176,7 @@ def polar(
     """
     o = _Options(
         learning_rate,
+        weight_decay,
         momentum,
         radial_rate,
         radial_momentum,
@@ -210,6 +217,7 @@ class _Options(NamedTuple):
     """The arguments of `polar` that are numbers."""
 
     learning_rate: Any  # γ, or γ' of a step
+    weight_decay: Any  # β, or γ β of a step
     momentum: Any
     radial_rate: Any
     radial_momentum: Any
@@ -220,7 +228,8 @@ class _Options(NamedTuple):
     def check(self) -> None:
         """Refuses what no parameters could make right, as far as it is known."""
         for name, number in self._asdict().items():
-            check_number(name, number, schedule=name == "learning_rate")
+            is_rate = name in ("learning_rate", "weight_decay")
+            check_number(name, number, schedule=is_rate)
             if name in ("momentum", "radial_momentum"):
                 check_below_one(name, number)
         if not isinstance(self.steps, (int, np.integer)):
@@ -231,10 +240,11 @@ class _Options(NamedTuple):
             )
 
     def at_step(self, count: jax.typing.ArrayLike, kernels: int) -> "_Options":
-        """With γ' = γ / Lᵖ in place of γ."""
+        """With γ' = γ / Lᵖ and γ β in place of γ and β."""
         gamma = jnp.asarray(at(self.learning_rate, count))
+        beta = jnp.asarray(at(self.weight_decay, count))
         rate = float(max(1, kernels)) ** -self.depth_exponent * gamma
-        return self._replace(learning_rate=rate)
+        return self._replace(learning_rate=rate, weight_decay=gamma * beta)
 
     def of_dtype(self, dtype: Any) -> "_Options":
         """With all arrays in a parameter's dtype."""
@@ -469,17 +479,19 @@ def _kernel_step(
     ``pull`` is log2 of the strongest.
     """
     (u, norm), (direction, gradient_norm) = unit(w), unit(g)
+    usual_norm = preserving_norm(w)
 
-    # s = Σ nᵗ⁻ᵏ a / Σ nᵗ⁻ᵏ, and exp(-γ' κ s) - 1
+    # s = Σ nᵗ⁻ᵏ a / Σ nᵗ⁻ᵏ, and exp(-γ' (κ s + γ β [‖w‖ > ρ̄])) - 1
     cosine = _inner(direction, u)
     sign, pull = _weighed_sign(o, cosine, (norm, gradient_norm), pull)
     sums = o.radial_momentum * sums + jnp.stack([sign, jnp.ones_like(sign)])
     s = sums[0] / sums[1]
-    growth = jnp.expm1(-o.learning_rate * o.radial_rate * s)
+    decay = jnp.where(norm.value > usual_norm, o.weight_decay, 0)
+    growth = jnp.expm1(-o.learning_rate * (o.radial_rate * s + decay))
 
     # γ' ρ̄
     inputs, _ = w.shape
-    length = jnp.asarray(o.learning_rate * preserving_norm(w), w.dtype)
+    length = jnp.asarray(o.learning_rate * usual_norm, w.dtype)
 
     # v ← m v + (1 - m) ĝ, and ‖v‖ o
     if b is not None:

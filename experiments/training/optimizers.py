@@ -24,6 +24,7 @@ from experiments.training.rivals import (
 from experiments.training.schedules import learning_rate_schedule
 from experiments.training.training import MakeOptimizer
 from lars.description import Description, describe
+from lars.kernels import roles_of
 from lars.optimizer import lars
 from lars.polar_optimizer import polar
 from lars.rules import Mask, select
@@ -176,4 +177,14 @@ def describe_parameters(
         rules["trust_ratio_mask"] = False
     if not settings.get("weight_decay"):  # some have none
         rules["weight_decay_mask"] = False
+    elif name.startswith("polar"):
+        rules["weight_decay_mask"] = _kernels_and_their_biases
     return describe(params, **{k: v for k, v in rules.items() if v is not None})
+
+
+def _kernels_and_their_biases(params: Any) -> Any:
+    """What `lars.polar` decays."""
+    roles = roles_of(params)
+    numbers = {*(kernel.leaf for kernel in roles.kernels), *roles.biases.values()}
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten([i in numbers for i in range(len(leaves))])

@@ -19,7 +19,7 @@ from tests.lars.steps import (
     first_step,
 )
 
-RATE, MOMENTUM, RADIAL = 0.2, 0.7, 3.0
+RATE, DECAY, MOMENTUM, RADIAL = 0.2, 4.0, 0.7, 3.0
 EXACT = 40  # Newton-Schulz steps after which nothing but rounding is left
 TURNS = (1, -1, -1, 1, -1, 1)  # what gradients are multiplied by, step by step
 
@@ -44,7 +44,8 @@ def expected(params, grads):
         for name, layer in w.items():
             kernel, g = layer["kernel"], turn * grads[name]["kernel"]
             bias, g_bias = layer["bias"], turn * grads[name]["bias"]
-            u, b = kernel / np.linalg.norm(kernel), g_bias / np.linalg.norm(g_bias)
+            size = np.linalg.norm(kernel)
+            u, b = kernel / size, g_bias / np.linalg.norm(g_bias)
             constant = np.outer(g @ b, b)
             rest = g - constant
             least = min(1, np.linalg.norm(rest) / np.linalg.norm(constant))
@@ -62,7 +63,8 @@ def expected(params, grads):
             s = np.average(
                 signs[name], weights=0.9 ** np.arange(len(signs[name]))[::-1]
             )
-            size_change = np.exp(-gamma * RADIAL * s)
+            decay = RATE * DECAY if size > usual else 0
+            size_change = np.exp(-gamma * (RADIAL * s + decay))
             length = 0.1 / np.sqrt(len(kernel)) * usual
             v[name]["bias"] = MOMENTUM * v[name]["bias"] + 0.3 * gamma * length * b
             layer["kernel"] = size_change * kernel - gamma * step
@@ -72,12 +74,13 @@ def expected(params, grads):
 
 NUMBERS = {
     "learning_rate": RATE,
+    "weight_decay": DECAY,
     "momentum": MOMENTUM,
     "radial_rate": RADIAL,
     "radial_momentum": 0.9,
     "depth_exponent": 1.0,
 }
-TURNING = {"radial_rate": 0.0}
+TURNING = {"weight_decay": 0.0, "radial_rate": 0.0}
 """Numbers with which kernels change their direction alone."""
 
 
@@ -164,7 +167,7 @@ def test_what_is_averaged_are_directions():
 def test_a_kernel_grows_or_shrinks_exponentially_and_never_turns_around(sign, rate):
     w = {"kernel": np.eye(3, dtype=np.float32)}
     # All of the gradient is along the kernel: nothing is left across it.
-    moved, _ = run(w, w, sign * np.ones(3), learning_rate=rate)
+    moved, _ = run(w, w, sign * np.ones(3), learning_rate=rate, weight_decay=0.0)
     for n, kernel in enumerate(moved["kernel"], start=1):
         size = np.exp(-sign * n * rate * RADIAL)
         np.testing.assert_allclose(
@@ -174,18 +177,28 @@ def test_a_kernel_grows_or_shrinks_exponentially_and_never_turns_around(sign, ra
 
 def test_without_memory_every_sign_stands_for_itself():
     w = {"kernel": np.eye(3, dtype=np.float32)}
-    # Along the kernel alone.
-    moved = after(w, w, (1, -1, -1), radial_momentum=0.0)
+    numbers = {"weight_decay": 0.0, "radial_momentum": 0.0}
+    moved = after(w, w, (1, -1, -1), **numbers)  # along the kernel alone
     np.testing.assert_allclose(
         moved["kernel"], np.exp(RATE * RADIAL) * w["kernel"], rtol=1e-5, atol=1e-6
     )
 
 
+def test_decay_acts_above_the_usual_norm_alone():
+    usual = np.sqrt(2 * 3) * np.eye(3, dtype=np.float32) / np.sqrt(3)
+    grads = {"kernel": np.zeros((3, 3), np.float32)}
+    for factor, change in ((0.99, 1.0), (1.01, np.exp(-RATE * RATE * DECAY))):
+        w = {"kernel": np.float32(factor) * usual}
+        moved = after(w, grads, (1,))["kernel"]
+        np.testing.assert_allclose(moved, change * w["kernel"], rtol=1e-6)
+
+
 def test_growth_fades_with_its_pull():
     """It is that of the root of -⟨g, w⟩, beside the strongest pull of late."""
     w = {"kernel": np.eye(3, dtype=np.float32)}
+    numbers = {"weight_decay": 0.0, "radial_momentum": 0.5}
     pulls = np.array([1e10, 1e10, 1e10, 1.0])
-    moved, _ = run(w, w, -pulls, moves=False, radial_momentum=0.5)
+    moved, _ = run(w, w, -pulls, moves=False, **numbers)
     strongest = [1e10, 1e10, 1e10, 0.5e10]
     signs = np.sqrt(pulls / strongest)
     weights = 0.5 ** np.arange(4)[::-1]
@@ -326,7 +339,7 @@ def test_normalizations_step_by_their_own_norm():
         ({"momentum": 1.0}, ValueError, r"momentum must be below 1, got 1\.0"),
         ({"radial_momentum": jnp.float32(1)}, ValueError, "must be below 1, got .*1"),
         ({"radial_rate": -1.0}, ValueError, r"radial_rate must be .*-1\.0"),
-        ({"bias_bound": np.nan}, ValueError, "bias_bound must be .*nan"),
+        ({"weight_decay": np.nan}, ValueError, "weight_decay must be .*nan"),
         ({"depth_exponent": "p"}, TypeError, "depth_exponent must be a number, got"),
         ({"stacked": lars.select(rank=3)}, TypeError, "stacked must be a sequence"),
         ({"output_axes": [(lars.select(rank=3), None)]}, TypeError, "output_axes: .*a"),
@@ -433,15 +446,17 @@ def test_axes_that_are_told_make_kernels_of_their_own(name):
         return [{k: x[i] for k, x in of_arrays.items()} for i in range(count)]
 
     params, grads = draw(), draw()
-    optimizer = lars.polar(RATE, MOMENTUM, **rules)
+    optimizer = lars.polar(RATE, DECAY, MOMENTUM, **rules)
     update, state, moved = jax.jit(optimizer.update), optimizer.init(params), params
     for turn in TURNS[:3]:
         g = jax.tree.map(lambda x: np.float32(turn) * x, grads)  # noqa: B023
         updates, state = update(g, state, moved)
         moved = optax.apply_updates(moved, updates)
     for part, w, g in zip(apart(moved), apart(params), apart(grads), strict=True):
-        rate = RATE / len(apart(params))  # of L kernels, each has the rate γ/L
-        assert_near(part, after(w, g, TURNS[:3], learning_rate=rate), 1e-4)
+        # Of L kernels, each has the rate γ/L; and decay is relative to γ, not to that.
+        count = len(apart(params))
+        numbers = {"learning_rate": RATE / count, "weight_decay": count * DECAY}
+        assert_near(part, after(w, g, TURNS[:3], **numbers), 1e-4)
 
 
 def test_a_kernel_of_zero_moves():

@@ -119,7 +119,7 @@ _NOT_MENDED = {
 # whole rate, which must then be about 32 times smaller.
 _RECOMMENDED = {
     **_OPTIMIZERS["polar_waking"],
-    "learning_rates": (0.02, 0.1, 0.2, 0.4, 0.8),
+    "learning_rates": (0.02, 0.2, 0.4, 0.8),
 }
 
 
@@ -136,6 +136,7 @@ PARTS: dict[str, Arm] = {
     "no_orthogonal": _changed("without orthogonal steps", steps=0),
     "no_balance": _changed("with all of constant inputs", "polar_unbalanced_waking"),
     "no_radial": _changed("without radial steps", radial_rate=0.0),
+    "no_decay": _changed("without decay", weight_decay=0.0),
     "no_radial_average": _changed("without an average of signs", radial_momentum=0.0),
     "no_fading": _changed("without growth that fades", "polar_unfading_waking"),
     "no_sharing": _changed("without sharing among layers", depth_exponent=0.0),

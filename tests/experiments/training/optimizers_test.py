@@ -71,13 +71,18 @@ def test_a_rule_in_the_settings_says_what_is_decayed(name, rule):
 
 
 @pytest.mark.parametrize("name", ["polar", "polar_waking"])
-def test_polar_lars_adapts_everything_and_decays_nothing(name):
-    described = describe_parameters(name, {}, PARAMS)
-    assert all(row.adapted and not row.decayed for row in described)
-    optimizer = optimizer_maker(name, {}, CONSTANT, 10)(jnp.float32(0.1))
-    nothing = jax.tree.map(jnp.zeros_like, PARAMS)
-    updates, _ = jax.jit(optimizer.update)(nothing, optimizer.init(PARAMS), PARAMS)
-    assert not any(np.any(x) for x in jax.tree.leaves(updates))
+@pytest.mark.parametrize(("settings", "decayed"), [({}, 2), ({"weight_decay": 0.0}, 0)])
+def test_the_description_of_polar_lars_is_what_it_decays(name, settings, decayed):
+    params = {**PARAMS, "norm": {"scale": jnp.ones(3), "bias": jnp.ones(3)}}
+    params = jax.tree.map(lambda x: 2 * x, params)  # above the norm that decay ends at
+    described = describe_parameters(name, settings, params)
+    assert sum(row.decayed for row in described) == decayed
+    assert all(row.adapted for row in described)
+    optimizer = optimizer_maker(name, settings, CONSTANT, 10)(jnp.float32(0.1))
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(optimizer.update)(nothing, optimizer.init(params), params)
+    moved = [bool(np.any(x < 0)) for x in jax.tree.leaves(updates)]
+    assert moved == [row.decayed for row in described]
 
 
 @pytest.mark.parametrize(
