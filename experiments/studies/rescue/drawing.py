@@ -141,8 +141,9 @@ def lines_by_network(table: pd.DataFrame, settings: Settings, title: str) -> Fig
     """Test accuracy with one rate for all against the scale, a network a panel.
 
     The recommended setting, and those of the others that rescue the most starts with
-    one rate; of equal ones, those of the higher mean accuracy. Where the ground is
-    grey, float32 does not represent the start.
+    one rate; of equal ones, those of the higher mean accuracy. The recommended setting
+    without a part is no other. Where the ground is grey, float32 does not represent the
+    start.
     """
     runs, starts = runs_of(table, settings), starts_in(table)
     arms = from_any_scale(settings)
@@ -150,7 +151,9 @@ def lines_by_network(table: pd.DataFrame, settings: Settings, title: str) -> Fig
     fixed = coverage.one_rate(runs, settings["reference"])
     fixed["share"] = fixed["rescued"].astype(float)
     score = fixed.groupby("optimizer")[["share", "test"]].mean()
-    others = score.drop(settings["recommended"]).sort_values(["share", "test"])
+    kind = arms[settings["recommended"]]["name"].removesuffix("_waking")
+    rivals = [x for x, arm in arms.items() if not arm["name"].startswith(kind)]
+    others = score.loc[rivals].sort_values(["share", "test"])
     shown = [settings["recommended"], *others.index[::-1][:BEST_RIVALS]]
     rates = fixed.groupby("optimizer")["learning_rate"].first()
     standards = coverage.standards(runs, settings["reference"])
