@@ -29,7 +29,7 @@ def get_config() -> config_dict.ConfigDict:
         num_steps=100 * steps_per_epoch,
         batch_size=BATCH_SIZE,
         schedule=optimizers.warmed_up(5 * steps_per_epoch),
-        augmentation={"crop_padding": 4, "flip": True},
+        augmentation={"crop_padding": 4, "flip": "random"},
         optimizer=optimizers.lars_with_decay(
             4 * math.sqrt(BATCH_SIZE / 512), weight_decay=5e-4
         ),

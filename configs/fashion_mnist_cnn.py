@@ -24,7 +24,7 @@ def get_config() -> config_dict.ConfigDict:
         num_steps=20 * steps_per_epoch,
         batch_size=BATCH_SIZE,
         schedule=optimizers.warmed_up(steps_per_epoch),
-        augmentation={"crop_padding": 0, "flip": True},
+        augmentation={"crop_padding": 0, "flip": "random"},
         label_smoothing=0.0,
         optimizer=optimizers.lars_with_decay(10.0, weight_decay=5e-4),
         log_every=steps_per_epoch // 2,

@@ -17,7 +17,8 @@ def run_config(**settings: Any) -> config_dict.ConfigDict:
             "steps_per_call": 1,
             "microbatches": 1,
             "label_smoothing": 0.0,
-            "augmentation": {"crop_padding": 0, "flip": False},
+            "augmentation": {"crop_padding": 0, "flip": "none"},
+            "mirrored_evaluation": False,  # by the mean with the mirror image
             "profile": "all",
             "init_scale": 1.0,
             "seed": 0,

@@ -13,6 +13,7 @@ from experiments.networks.residual import (
     transformer as transformer,
 )
 from experiments.networks.resnet import resnet as resnet
+from experiments.networks.whitened import whitened_cnn as whitened_cnn
 
 MODELS: dict[str, Callable[..., Model]] = {
     "mlp": mlp,
@@ -24,5 +25,6 @@ MODELS: dict[str, Callable[..., Model]] = {
     "residual_cnn": residual_cnn,
     "transformer": transformer,
     "decoder": decoder,
+    "whitened_cnn": whitened_cnn,
 }
 """From the number of classes, and settings by name, to a network."""

@@ -58,6 +58,7 @@ def plan_of(config: Any) -> Plan:
         label_smoothing=config.label_smoothing,
         microbatches=config.microbatches,
         augmentation=augmentation_of(config.augmentation),
+        mirrored_evaluation=config.mirrored_evaluation,
     )
     if config.batch_size > source.num_train:
         raise ValueError(
@@ -111,6 +112,11 @@ def _check_numbers(config: Any) -> None:
         raise ValueError(
             "steps_per_call must be 1 where images are streamed (image_size "
             f"{config.image_size}), got {config.steps_per_call}."
+        )
+    if config.image_size is not None and config.augmentation.flip == "alternating":
+        raise ValueError(
+            "augmentation.flip must be none or random where images are streamed "
+            f"(image_size {config.image_size}), got 'alternating'."
         )
     learning_rate = config.optimizer.learning_rate
     if not (math.isfinite(learning_rate) and learning_rate > 0):

@@ -4,12 +4,12 @@ A setting that makes no sense is a ValueError or a TypeError, with its value.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import optax
 
 from experiments.checks import check_count, check_name
-from experiments.data.augmentation import Augmentation
+from experiments.data.augmentation import Augmentation, Flip
 from experiments.networks import MODELS, Model
 from experiments.training.optimizers import optimizer_maker
 from experiments.training.training import Training, make_training
@@ -61,4 +61,5 @@ def augmentation_of(settings: Mapping[str, Any]) -> Augmentation | None:
     """What ``config.augmentation`` describes; None if it is nothing."""
     padding, flip = settings["crop_padding"], settings["flip"]
     check_count("augmentation.crop_padding", padding, least=0)
-    return Augmentation(padding, flip) if padding or flip else None
+    check_name("augmentation.flip", flip, get_args(Flip))
+    return Augmentation(padding, flip) if padding or flip != "none" else None

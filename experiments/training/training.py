@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from experiments.data import Data, Split, standardise
-from experiments.data.augmentation import Augmentation, augment
+from experiments.data.augmentation import (
+    Augmentation,
+    alternating_flips,
+    augment,
+    mirrored,
+)
 from experiments.networks import Model, Variables
 from experiments.networks.init_scales import kernel_positions, scale_kernels
 from experiments.networks.initialization import Initialization, initialization_named
@@ -23,6 +28,9 @@ from lars.norms import l2_norm
 from lars.rules import flatten_with_path, path_string
 from lars.state import trust_ratios
 from lars.waking import WakingState
+
+FIRST_IMAGES = 1000
+"""How many training images a network may look at when it is initialized."""
 
 _Outcome = TypeVar("_Outcome", bound=tuple)
 MakeOptimizer = Callable[[jax.Array], optax.GradientTransformation]
@@ -54,6 +62,13 @@ class Report(NamedTuple):
     wakings: jax.Array | None
     """shape=(4,), int32: moves of the network so far, by `lars.silence.REASONS`; None
     if the optimizer makes none."""
+
+
+class _Part(NamedTuple):
+    """What one gradient is computed from."""
+
+    batch: jax.Array | Split
+    is_mirrored: jax.Array | None  # [B], bool, where flips alternate
 
 
 class Metrics(NamedTuple):
@@ -121,6 +136,7 @@ def make_training(
     label_smoothing: float = 0.0,
     microbatches: int = 1,
     augmentation: Augmentation | None = None,
+    mirrored_evaluation: bool = False,
     initialization: Initialization = "scaled",
 ) -> Training:
     """Puts a model and an optimizer together into a training function.
@@ -141,6 +157,8 @@ def make_training(
             to save memory. The gradient is their mean; batch normalization sees each
             part alone.
         augmentation: what to do to the images, if anything.
+        mirrored_evaluation: whether an image is evaluated by the mean of its logits and
+            those of its mirror image.
         initialization: what is done to the kernels once they are scaled.
     """
     if not 0 <= label_smoothing < 1:
@@ -151,8 +169,10 @@ def make_training(
 
     def init(run: Run, data: Data) -> State:
         init_key, _ = jax.random.split(jax.random.key(run.seed))
-        images = standardise(data.train.images[:1], data.mean, data.deviation)
-        variables = model.init(init_key, images)
+        first = data.train.images[:FIRST_IMAGES]
+        images = standardise(first, data.mean, data.deviation)
+        # Compiled, so that what the parameters do not depend on is left out.
+        variables = jax.jit(model.init)(init_key, images)
         params = scale_kernels(variables["params"], run.kernel_scales)
         if mend is not None:
             first = data.train.images[positions_of(run, data, jnp.int32(0), 1)[0]]
@@ -166,35 +186,53 @@ def make_training(
         return batch_positions(run.seed, first, steps, count, batch_size)
 
     def seen(
-        data: Data, batch: jax.Array | Split, key: jax.Array
+        data: Data, part: _Part, key: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The images and labels that the model is given, and the key of its dropout."""
+        batch = part.batch
         if not isinstance(batch, Split):
             batch = Split(data.train.images[batch], data.train.labels[batch])
         images, labels = batch
         model_key, image_key = jax.random.split(key)
         images = standardise(images, data.mean, data.deviation)
         if augmentation is not None:
-            images = augment(image_key, images, augmentation)
+            images = augment(image_key, images, augmentation, part.is_mirrored)
         return images, labels, model_key
 
+    def flips_of(
+        state: State, run: Run, data: Data, batch: jax.Array | Split
+    ) -> jax.Array | None:
+        """Which images of a batch are mirrored, where this is a matter of the epoch."""
+        if augmentation is None or augmentation.flip != "alternating":
+            return None
+        assert not isinstance(
+            batch, Split
+        )  # `experiments.training.plan` has seen to it
+        count = len(data.train.labels)
+        _, data_key = jax.random.split(jax.random.key(run.seed))
+        # Epochs have their orders from the keys of 0, 1, 2, ...
+        key = jax.random.fold_in(data_key, jnp.uint32(2**32 - 1))
+        epoch = state.step // (count // batch_size)
+        return alternating_flips(key, epoch, batch, count)
+
     def parts_of(
-        state: State, run: Run, batch: jax.Array | Split
-    ) -> tuple[jax.Array | Split, jax.Array]:
+        state: State, run: Run, data: Data, batch: jax.Array | Split
+    ) -> tuple[_Part, jax.Array]:
         """The microbatches [microbatches, ...], and a key for each."""
         init_key, _ = jax.random.split(jax.random.key(run.seed))
         key = jax.random.fold_in(init_key, state.step)
         # Every so manieth image, so that each device works on its own ones.
         parts = jax.tree.map(
-            lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
+            lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1),
+            _Part(batch, flips_of(state, run, data, batch)),
         )
         keys = key[None] if microbatches == 1 else jax.random.split(key, microbatches)
         return parts, keys
 
     def gradient(
-        variables: Variables, data: Data, batch: jax.Array | Split, key: jax.Array
+        variables: Variables, data: Data, part: _Part, key: jax.Array
     ) -> tuple[jax.Array, Variables, Any]:
-        images, labels, model_key = seen(data, batch, key)
+        images, labels, model_key = seen(data, part, key)
 
         def loss_of(params: Any) -> tuple[jax.Array, Variables]:
             logits, updated = model.apply(
@@ -220,7 +258,7 @@ def make_training(
         loss, variables, gradients = _mean_over_parts(
             lambda variables, part, key: gradient(variables, data, part, key),
             state.variables,
-            *parts_of(state, run, batch),
+            *parts_of(state, run, data, batch),
         )
         updates, opt_state = make_optimizer(run.learning_rate).update(
             gradients, state.opt_state, params
@@ -244,7 +282,7 @@ def make_training(
             return {name: jnp.isfinite(x).all() for name, x in made.items()}
 
         names: list[str] = []
-        flags = jax.lax.map(outputs, parts_of(state, run, batch))
+        flags = jax.lax.map(outputs, parts_of(state, run, data, batch))
         after, report = step(state, run, data, batch)
         return {
             **{name: flags[name].all() for name in names},
@@ -275,6 +313,9 @@ def make_training(
     def evaluate_part(state: State, data: Data, split: Split, mask: jax.Array) -> Sums:
         images = standardise(split.images, data.mean, data.deviation)
         logits, _ = model.apply(state.variables, images, None)
+        if mirrored_evaluation:
+            others, _ = model.apply(state.variables, mirrored(images), None)
+            logits = (logits + others) / 2
         correct = jnp.argmax(logits, axis=-1) == split.labels
         correct &= jnp.isfinite(logits).all(axis=-1)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)

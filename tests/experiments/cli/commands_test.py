@@ -163,6 +163,7 @@ BAD_SETTINGS = [
     ("schedule.decay=cosin", "schedule.decay .* got 'cosin'"),
     ("label_smoothing=1.5", "label_smoothing .* got 1.5"),
     ("augmentation.crop_padding=-1", "crop_padding .* got -1"),
+    ("augmentation.flip=sometimes", "none, random, alternating, got 'sometimes'"),
     ("dataset=digit", "no data set 'digit' .* you mean digits"),
     ("dataset=fashion_mnits", "did you mean fashion_mnist"),
     # TFDS alone would try for 205 seconds to find it.
