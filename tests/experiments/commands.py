@@ -1,9 +1,11 @@
 """Commands, each in a process: started alone, or many from one that has imported all.
 
-As a program this reads cases from stdin as JSON, makes a process of its own of each by
-forking, and writes what became of it.
+As a program this reads lists of cases from stdin as JSON, makes a process of its own of
+each case by forking, and writes what became of them. It ends with its stdin.
 """
 
+import atexit
+import functools
 import json
 import os
 import resource
@@ -61,19 +63,27 @@ def call_all(environment, cases):
             this disk; ``encoding``, that of the terminal; and ``closed``, whether
             nobody reads the output.
     """
-    process = subprocess.run(
+    process = _importer(tuple(sorted(environment.items())))
+    print(json.dumps(cases), file=process.stdin, flush=True)
+    return [Ended(*end) for end in json.loads(process.stdout.readline())]
+
+
+@functools.cache
+def _importer(environment):
+    """The process that has imported all, one for each environment."""
+    process = subprocess.Popen(
         [
             sys.executable,
             "-c",
             "from tests.experiments import commands; commands.main()",
         ],
-        input=json.dumps(cases),
-        env=environment,
-        capture_output=True,
+        env=dict(environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=True,
     )
-    return [Ended(*end) for end in json.loads(process.stdout)]
+    atexit.register(process.communicate)
+    return process
 
 
 def main():
@@ -87,8 +97,8 @@ def main():
     import experiments.training.checkpoints
     import experiments.training.plan  # noqa: F401
 
-    ends = [_call(case) for case in json.load(sys.stdin)]
-    print(json.dumps(ends))
+    for cases in sys.stdin:
+        print(json.dumps([_call(case) for case in json.loads(cases)]), flush=True)
 
 
 def _call(case):
