@@ -60,7 +60,7 @@ def test_steps_are_the_same_however_many_a_call_makes(run):
     training, run, source, compiled = run
     advance = jax.jit(training.advance, static_argnums=3)
     state, losses = advance(training.init(run, source.data), run, source.data, STEPS)
-    for steps_per_call in (1, 5, 7, 20):
+    for steps_per_call in (1, 7):  # and 6 are left over
         progress, seen = made(run, source, compiled, steps_per_call)
         for step, loss in seen.items():
             np.testing.assert_allclose(loss, losses[step - 1], rtol=1e-4)
