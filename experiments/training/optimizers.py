@@ -11,6 +11,7 @@ import optax
 from experiments.checks import check_name
 from experiments.training.parts import (
     polar_fixed_bias,
+    polar_own_norm,
     polar_unbalanced,
     polar_unfading,
 )
@@ -95,13 +96,14 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "scion_waking": waking(scion),
     "polar_waking": waking(polar),
     "polar_unbalanced_waking": waking(polar_unbalanced),
+    "polar_own_norm_waking": waking(polar_own_norm),
     "polar_unfading_waking": waking(polar_unfading),
     "polar_fixed_bias_waking": waking(polar_fixed_bias),
 }
 
 ADAPTIVE = (
     *("lamb", "fromage", "optax_lars", "lars", "lars_waking"),
-    *("polar", "polar_waking", "polar_unbalanced_waking"),
+    *("polar", "polar_waking", "polar_unbalanced_waking", "polar_own_norm_waking"),
     *("polar_unfading_waking", "polar_fixed_bias_waking"),
 )
 """Those whose steps are parts of the norms of parameters."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lars import polar_optimizer
+from lars.norms import l2_norm
 from lars.polar_optimizer import polar
 
 
@@ -48,6 +49,9 @@ def _fixed(o: Any, w: Any, g: Any, v: Any, body: Any) -> Any:
 
 polar_unbalanced = _with_replaced(can_tell_constant_input=lambda _: False)
 """All of a gradient that a constant input makes stays in its direction."""
+
+polar_own_norm = _with_replaced(preserving_norm=l2_norm)
+"""Steps are parts of the kernel's own norm, as in LARS, and nothing decays."""
 
 polar_unfading = _with_replaced(_weighed_sign=_sign)
 """The sign of growth has no weight."""

@@ -19,6 +19,7 @@ from experiments.studies.rescue.grid import (
     from_any_scale,
     network_name,
     networks_in,
+    rivals_in,
     runs_of,
     starts_in,
 )
@@ -151,9 +152,7 @@ def lines_by_network(table: pd.DataFrame, settings: Settings, title: str) -> Fig
     fixed = coverage.one_rate(runs, settings["reference"])
     fixed["share"] = fixed["rescued"].astype(float)
     score = fixed.groupby("optimizer")[["share", "test"]].mean()
-    kind = arms[settings["recommended"]]["name"].removesuffix("_waking")
-    rivals = [x for x, arm in arms.items() if not arm["name"].startswith(kind)]
-    others = score.loc[rivals].sort_values(["share", "test"])
+    others = score.loc[rivals_in(settings)].sort_values(["share", "test"])
     shown = [settings["recommended"], *others.index[::-1][:BEST_RIVALS]]
     rates = fixed.groupby("optimizer")["learning_rate"].first()
     standards = coverage.standards(runs, settings["reference"])

@@ -39,6 +39,18 @@ def from_any_scale(settings: Settings) -> dict[str, Mapping[str, Any]]:
     }
 
 
+def rivals_in(settings: Settings) -> list[str]:
+    """The optimizers from all scales that the recommended one is compared with.
+
+    Not itself without a part; but these, if there are no others.
+    """
+    arms = from_any_scale(settings)
+    mine = settings["recommended"]
+    kind = arms[mine]["name"].removesuffix("_waking")
+    others = [name for name, arm in arms.items() if not arm["name"].startswith(kind)]
+    return others or [name for name in arms if name != mine]
+
+
 def cells(settings: Settings) -> Sequence[Mapping[str, Any]]:
     """The starts, then every optimizer, from the shallowest networks on."""
     networks = sorted(networks_in(settings), key=lambda network: network[1])

@@ -21,6 +21,7 @@ from experiments.studies.rescue.grid import (
     from_any_scale,
     measure,
     network_name,
+    rivals_in,
     runs_of,
     starts_in,
 )
@@ -44,11 +45,11 @@ SEARCHED = 3
 
 
 def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
-    """How much the recommended setting rescues, and how much the best of the others."""
+    """How much the recommended setting rescues, and how much its best rival."""
     runs, starts = runs_of(table, settings), starts_in(table)
     counts = coverage.summary(runs, starts, settings["reference"])
     mine = counts.loc[settings["recommended"]]
-    others = counts.loc[list(from_any_scale(settings))].drop(mine.name)
+    others = counts.loc[rivals_in(settings)]
     chosen = coverage.best_rate_per_cell(runs, settings["reference"])
     chosen = chosen[chosen["optimizer"] == mine.name]
     left = chosen[~chosen["rescued"]].merge(coverage.represented(starts))
@@ -63,7 +64,7 @@ def rescue_claims(table: pd.DataFrame, settings: Settings) -> list[Claim]:
     for column, (goal, says) in GOALS.items():
         best = str(others[column].astype(float).idxmax())
         found = (
-            f"{interval(mine, column)}; the best of the others: "
+            f"{interval(mine, column)}; the best rival: "
             f"{settings['optimizers'][best]['label']}, "
             f"{interval(others.loc[best], column)}."
         )
@@ -259,8 +260,9 @@ TRANSFORMER_PROFILES = _map(
 PARTS = _map(
     "What each part of the recommended setting does",
     "The recommended setting as a whole, and without one of its parts at a time, in "
-    "shallow and deep perceptrons and in a transformer. The standard is that of the "
-    "whole setting at scale 1, in the shallowest network.",
+    "shallow and deep perceptrons and in a transformer. Each has four rates; without "
+    "sharing among layers, lower ones. The standard is that of the whole setting at "
+    "scale 1, in the shallowest network.",
 )
 
 

@@ -116,8 +116,7 @@ _NOT_MENDED = {
     name: arm for name, arm in _OPTIMIZERS.items() if arm["initialization"] == "scaled"
 }
 
-# Without a part, other rates may be best. Without sharing, each of 32 layers takes the
-# whole rate, which must then be about 32 times smaller.
+# Without a part, other rates may be best.
 _RECOMMENDED = {
     **_OPTIMIZERS["polar_waking"],
     "learning_rates": (0.02, 0.2, 0.4, 0.8),
@@ -135,15 +134,31 @@ PARTS: dict[str, Arm] = {
     "alone": _changed("alone, not waking", "polar"),
     "no_average": _changed("without an average of directions", momentum=0.0),
     "no_orthogonal": _changed("without orthogonal steps", steps=0),
-    "no_balance": _changed("with all of constant inputs", "polar_unbalanced_waking"),
+    "no_balance": _changed(
+        "without balancing constant inputs", "polar_unbalanced_waking"
+    ),
+    "own_norm": _changed(
+        "with steps relative to the kernel's own norm", "polar_own_norm_waking"
+    ),
     "no_radial": _changed("without radial steps", radial_rate=0.0),
     "no_decay": _changed("without decay", weight_decay=0.0),
-    "no_radial_average": _changed("without an average of signs", radial_momentum=0.0),
+    "no_radial_average": _changed(
+        "without memory of signs and pulls", radial_momentum=0.0
+    ),
     "no_fading": _changed("without growth that fades", "polar_unfading_waking"),
-    "no_sharing": _changed("without sharing among layers", depth_exponent=0.0),
-    "no_bias_growth": _changed("with biases of fixed size", "polar_fixed_bias_waking"),
+    # Each of 32 layers takes the whole rate, which must then be smaller.
+    "no_sharing": {
+        **_changed("without sharing among layers", depth_exponent=0.0),
+        "learning_rates": (0.02, 0.05, 0.1, 0.2),
+    },
+    "no_bias_growth": _changed(
+        "with biases that do not grow with kernels", "polar_fixed_bias_waking"
+    ),
+    "long_bias_steps": _changed(
+        "with biases that step as rows of kernels do", bias_bound=1.0
+    ),
 }
-"""The recommended setting, also without each of its parts."""
+"""The recommended setting, also without one of its parts at a time."""
 
 _MLP: dict[str, Any] = {
     "name": "mlp",

@@ -5,6 +5,7 @@ import numpy as np
 
 from experiments.training.parts import (
     polar_fixed_bias,
+    polar_own_norm,
     polar_unbalanced,
     polar_unfading,
 )
@@ -14,9 +15,10 @@ from tests.lars.steps import assert_near, drawn
 SHAPES = {"layer": {"kernel": (6, 5), "bias": (5,)}}
 
 
-def steps(factory, turns=(1.0, 1.0, -0.25), bias=True):
+def steps(factory, turns=(1.0, 1.0, -0.25), bias=True, size=1.0):
     """The updates of some steps, from parameters that do not move."""
     params, grads = (drawn(SHAPES, seed) for seed in (0, 1))
+    params["layer"]["kernel"] *= np.float32(size)
     grads["layer"]["kernel"] += 3 * grads["layer"]["bias"]  # as of constant inputs
     if not bias:
         params, grads = (
@@ -54,6 +56,16 @@ def test_without_weights_signs_count_alone():
     assert not np.allclose(unfading[1]["kernel"], fading[1]["kernel"], rtol=1e-2)
     _, whole = steps(polar_unfading, (-1.0, -1.0))
     assert_near(unfading[1]["kernel"], whole[1]["kernel"], 1e-5)
+
+
+def test_relative_to_their_own_norm_kernels_of_all_sizes_step_alike():
+    _, right = steps(polar_own_norm)
+    for size in (2.0**-20, 2.0**20):
+        _, own = steps(polar_own_norm, size=size)
+        _, usual = steps(polar, size=size)
+        for one, other, wrong in zip(own, right, usual, strict=True):
+            assert_near(one["kernel"] / size, other["kernel"], 1e-5)
+            assert not np.allclose(wrong["kernel"] / size, other["kernel"], rtol=1e-2)
 
 
 def test_without_the_balance_a_bias_changes_no_direction():
