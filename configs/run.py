@@ -18,7 +18,8 @@ def run_config(**settings: Any) -> config_dict.ConfigDict:
             "microbatches": 1,
             "label_smoothing": 0.0,
             "augmentation": {"crop_padding": 0, "flip": "none"},
-            "mirrored_evaluation": False,  # by the mean with the mirror image
+            # Whether the logits of an image and its mirror image are averaged.
+            "mirrored_evaluation": False,
             "profile": "all",
             "init_scale": 1.0,
             "seed": 0,

@@ -14,9 +14,8 @@ class Augmentation(NamedTuple):
     crop_padding: int  # pixels of padding on each side before a crop of the old size
     flip: Flip
     """Whether images are mirrored left to right: "random" is half of them, drawn for
-    each step; "alternating" is half of them in one epoch and the others in the next,
-    so that two epochs see every image from both sides (Jordan 2024, section 3.6,
-    https://arxiv.org/abs/2404.00498)."""
+    each step; "alternating" is half of all training images in one epoch and the others
+    in the next (Jordan 2024, section 3.6, https://arxiv.org/abs/2404.00498)."""
 
 
 def augment(

@@ -18,7 +18,8 @@ class Model(NamedTuple):
 
     init: Callable[[jax.Array, jax.Array], Variables]
     """From a PRNG key and images [B, H, W, C] to the variables: ``"params"``, and
-    ``"batch_stats"`` if there is batch normalization. All are float32."""
+    ``"batch_stats"`` if something follows from images and is not trained, as in batch
+    normalization. All are float32."""
 
     apply: Callable[
         [Variables, jax.Array, jax.Array | None], tuple[jax.Array, Variables]

@@ -116,7 +116,7 @@ class _Whitened(nn.Module):
             )
             return nn.gelu(x)
 
-        x = nn.gelu(_Whitening(name="whitening")(images.astype(dtype)))
+        x = nn.gelu(_Whitening(self.compute_dtype, name="whitening")(images))
         for i, width in enumerate((self.width, 4 * self.width, 4 * self.width)):
             x = convolution(x, width, f"block_{i}_first")
             x = max_pool(x, 2, 2, ceil=False)
@@ -132,12 +132,15 @@ class _Whitened(nn.Module):
 class _Whitening(nn.Module):
     """A convolution whose kernel is a statistic of the images."""
 
+    compute_dtype: str
+
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
+        dtype = jnp.dtype(self.compute_dtype)
         kernel = self.variable("batch_stats", "kernel", whitening_kernel, images).value
         bias = self.param("bias", nn.initializers.zeros, (kernel.shape[-1],))
-        y = convolve(images, kernel.astype(images.dtype), (1, 1), "VALID")
-        return y + bias[None, None, None].astype(images.dtype)
+        y = convolve(images.astype(dtype), kernel.astype(dtype), (1, 1), "VALID")
+        return y + bias[None, None, None].astype(dtype)
 
 
 def _identity_first(

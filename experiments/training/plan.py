@@ -113,11 +113,18 @@ def _check_numbers(config: Any) -> None:
             "steps_per_call must be 1 where images are streamed (image_size "
             f"{config.image_size}), got {config.steps_per_call}."
         )
-    if config.image_size is not None and config.augmentation.flip == "alternating":
-        raise ValueError(
-            "augmentation.flip must be none or random where images are streamed "
-            f"(image_size {config.image_size}), got 'alternating'."
-        )
+    if config.image_size is not None:
+        if config.augmentation.flip == "alternating":
+            raise ValueError(
+                "augmentation.flip must be none or random where images are streamed "
+                f"(image_size {config.image_size}), got 'alternating'."
+            )
+        if config.model.name == "whitened_cnn":
+            raise ValueError(
+                "model.name must be another where images are streamed (image_size "
+                f"{config.image_size}), got 'whitened_cnn': its first layer is made "
+                "from images in memory."
+            )
     learning_rate = config.optimizer.learning_rate
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(

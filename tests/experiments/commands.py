@@ -65,7 +65,9 @@ def call_all(environment, cases):
     """
     process = _importer(tuple(sorted(environment.items())))
     print(json.dumps(cases), file=process.stdin, flush=True)
-    return [Ended(*end) for end in json.loads(process.stdout.readline())]
+    ends = process.stdout.readline()
+    assert ends, f"the process of commands ended with {process.wait()}"
+    return [Ended(*end) for end in json.loads(ends)]
 
 
 @functools.cache

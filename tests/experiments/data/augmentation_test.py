@@ -56,28 +56,27 @@ def test_an_image_is_mirrored_by_its_place_in_the_data_and_not_in_the_batch():
 
 def training(digits, **options):
     parts = make_training(
-        small_mlp(), optax.sgd, num_steps=2, batch_size=539, **options
+        small_mlp(), optax.sgd, num_steps=6, batch_size=359, **options
     )
     run = Run(jnp.int32(0), jnp.ones(3), jnp.float32(0.1))
     return parts, run, jax.jit(parts.init)(run, digits)
 
 
 def test_in_two_epochs_a_run_sees_every_image_from_both_sides(digits):
-    """Two steps an epoch: their gradients, without steps, are those of both sides."""
+    """Three batches of 359 are all 1077 images; a rate of zero changes no weight."""
     augmentation = Augmentation(0, "alternating")
     parts, run, state = training(digits, augmentation=augmentation)
     plain, _, _ = training(digits)
     run = run._replace(learning_rate=jnp.float32(0))
-    _, losses = jax.jit(parts.advance, static_argnums=3)(state, run, digits, 4)
+    _, losses = jax.jit(parts.advance, static_argnums=3)(state, run, digits, 6)
     images = digits.train.images
     sides = [digits.train._replace(images=x) for x in (images, mirrored(images))]
     evaluate = jax.jit(plain.evaluate)
     right = [evaluate(state, digits, side).loss for side in sides]
-    # 1077 images, and one is left over in each epoch.
-    np.testing.assert_allclose(np.mean(losses), np.mean(right), rtol=5e-3)
-    assert abs(right[0] - right[1]) > 1e-4
-    with pytest.raises(AssertionError):
-        np.testing.assert_allclose(np.mean(losses[:2]), right[0], rtol=1e-6)
+    np.testing.assert_allclose(np.mean(losses), np.mean(right), rtol=1e-5)
+    halves = np.mean(losses[:3]), np.mean(losses[3:])
+    assert abs(halves[0] - halves[1]) > 1e-3  # each a mixture of both sides
+    assert abs(halves[0] - np.mean(right)) > 5e-4
 
 
 def test_evaluation_with_mirror_images_does_not_know_left_from_right(digits):
