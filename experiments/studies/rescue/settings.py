@@ -225,9 +225,11 @@ CONFIRMED_RATES: dict[str, Rates] = {
     "lars_waking": (2.0, 5.0, 20.0),
     "muon_reset": (0.01, 0.02, 0.05),
     "scion": (0.003, 0.01, 0.1),
+    "adam_lsuv": (0.003, 0.01, 0.03),
 }
 """Of one optimizer of each kind: the three most useful ones of ``rescue_networks``.
-Those of LARS are from runs in an older version of waking; later ones have 0.5 for 2."""
+Those of LARS are from runs in an older version of waking; later ones have 0.5 for 2.
+Adam after LSUV has those of Adam."""
 
 _MAP: dict[str, Any] = {
     "dataset": "digits",
