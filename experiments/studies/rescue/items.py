@@ -227,7 +227,7 @@ NETWORKS = _map(
     ),
 )
 CONFIRMATION = _map(
-    "Networks that nothing was chosen on",
+    "Held-out networks",
     "Plain and residual networks and transformers of other widths and depths, with "
     "seeds of their own. Convolutional networks are trained on the digits, decoders on "
     "the characters of Python's language reference, and the others on Fashion-MNIST. "
@@ -240,7 +240,7 @@ CONFIRMATION = _map(
     "changed after the item was run: Adam after LSUV was added, with the rates of "
     "Adam; and a second bound of the steps of biases was removed from polar LARS, "
     "which was not run here again.",
-    draw=functools.partial(lines_by_network, title="Networks nothing was chosen on"),
+    draw=functools.partial(lines_by_network, title="Held-out networks"),
 )
 PROFILES = _map(
     "Other profiles of the scale",
