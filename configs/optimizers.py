@@ -79,7 +79,7 @@ ARMS: dict[str, Arm] = {
     # One ratio for a kernel and its bias, whose own would start from a norm of zero. No
     # decay, whose term in the ratio stops a layer with a small gradient.
     "module": _arm("LARS, a ratio a module", 2.0, "lars", layer="module"),
-    "polar_waking": _arm("polar LARS, waking", 0.5, "polar_waking"),
+    "polar_waking": _arm("polar LARS, waking", 0.6, "polar_waking"),
     "sgd": _arm("SGD with momentum", 0.03, "sgd", momentum=0.9),
     "clipped_sgd": _arm("SGD, clipped", 0.3, "clipped_sgd", momentum=0.9, max_norm=1.0),
     "adam": _arm("Adam", 0.01, "adam"),
