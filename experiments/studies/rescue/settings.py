@@ -228,8 +228,9 @@ CONFIRMED_RATES: dict[str, Rates] = {
     "adam_lsuv": (0.003, 0.01, 0.03),
 }
 """Of one optimizer of each kind: the three most useful ones of ``rescue_networks``.
-Those of LARS are from runs in an older version of waking; later ones have 0.5 for 2.
-Adam after LSUV has those of Adam."""
+Those of LARS and of polar LARS are from runs of older versions; later ones have 0.5 for
+2, and 0.6 for 0.3. Adam after LSUV has those of Adam; its own would be 0.001, 0.003 and
+0.01."""
 
 _MAP: dict[str, Any] = {
     "dataset": "digits",

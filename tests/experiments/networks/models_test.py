@@ -206,6 +206,7 @@ WEIGHT_NORMS = {
 }
 
 
+@pytest.mark.long
 def test_alexnet_starts_with_the_norms_of_the_papers_table():
     model = small_alexnet(1000)
     params = jax.jit(model.init)(KEY, jnp.zeros((1, 227, 227, 3)))["params"]

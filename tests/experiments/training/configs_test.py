@@ -141,11 +141,11 @@ def test_a_single_run_reads_every_setting(name, photos_dir, tmp_path, monkeypatc
     assert leaves(values) == read
 
 
-# A ResNet compiles for a minute, an AlexNet has 60 million parameters, and of two plain
-# networks one is enough.
+# A ResNet compiles for a minute, an AlexNet has 60 million parameters, and of the plain
+# networks others train one on the images of clothes.
 _SLOW = ("resnet", "alexnet")
 LONG = {name for name, run in SINGLE_RUNS.items() if run["model"]["name"] in _SLOW}
-LONG |= {"cifar10_cnn"}
+LONG |= {"cifar10_cnn", "fashion_mnist_cnn"}
 
 
 @pytest.mark.parametrize(
