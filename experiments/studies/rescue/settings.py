@@ -225,12 +225,11 @@ CONFIRMED_RATES: dict[str, Rates] = {
     "lars_waking": (2.0, 5.0, 20.0),
     "muon_reset": (0.01, 0.02, 0.05),
     "scion": (0.003, 0.01, 0.1),
-    "adam_lsuv": (0.003, 0.01, 0.03),
+    "adam_lsuv": (0.001, 0.003, 0.01),
 }
 """Of one optimizer of each kind: the three most useful ones of ``rescue_networks``.
 Those of LARS and of polar LARS are from runs of older versions; later ones have 0.5 for
-2, and 0.6 for 0.3. Adam after LSUV has those of Adam; its own would be 0.001, 0.003 and
-0.01."""
+2, and 0.6 for 0.3."""
 
 _MAP: dict[str, Any] = {
     "dataset": "digits",
