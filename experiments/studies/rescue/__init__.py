@@ -19,6 +19,7 @@ ITEMS: dict[str, Item] = {
     "rescue_normalized": items.NORMALIZED,
     "rescue_networks": items.NETWORKS,
     "rescue_mended": items.MENDED,
+    "rescue_depth": items.DEPTH,
     "rescue_confirmation": items.CONFIRMATION,
     "rescue_repair": repair.REPAIR,
     "rescue_search": items.SEARCH,

@@ -226,6 +226,14 @@ NETWORKS = _map(
         lines_by_network, title="Residual networks and transformers"
     ),
 )
+DEPTH = _map(
+    "Very deep networks",
+    "Perceptrons of width 64 with up to 128 layers, without skips or normalization. "
+    "All train for the same number of steps, five times those of the large map, and "
+    "each optimizer has two rates. The standard is that of the optimizer that is best "
+    "on validation data at scale 1 with 2 layers.",
+    draw=functools.partial(lines_by_network, title="Very deep networks"),
+)
 CONFIRMATION = _map(
     "Held-out networks",
     "Plain and residual networks and transformers of other widths and depths, with "

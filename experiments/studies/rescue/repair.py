@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from experiments.checks import check_name
-from experiments.data import Data
+from experiments.data import Data, standardise
 from experiments.networks.init_scales import scale_kernels
+from experiments.networks.initialization import initialization_named
 from experiments.studies.item import Claim, Item, Settings, judged, median_and_spread
 from experiments.studies.runs import (
     Setting,
@@ -80,7 +81,7 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     Returns:
         A row a seed, damage, rate and ``step`` of the repair: ``validation_accuracy``
         and ``test_accuracy`` there, and ``before``, the test accuracy of the network
-        before the damage.
+        before the damage. Step 0 is the damaged network, before kernels are mended.
 
     Raises:
         ValueError: if the points do not divide the steps.
@@ -88,6 +89,7 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     model_settings, path = settings["networks"][cell["network"]].values()
     arm = settings["optimizers"][cell["optimizer"]]
     repairing = setting_of_arm(settings, model_settings, arm)
+    repairing = repairing._replace(initialization=arm["initialization"])
     first = settings["trained_with"]
     training = setting_of_arm({**settings, **first}, model_settings, first)
     damages, rates = settings["damages"], arm["learning_rates"]
@@ -134,6 +136,7 @@ def _repairs(
     """
     model, _ = network_of(repairing)
     whole, repair = training_of(training, model), training_of(repairing, model)
+    mend = initialization_named(repairing.initialization)
     make_optimizer = optimizer_maker(
         repairing.optimizer["name"],
         repairing.optimizer["settings"],
@@ -160,22 +163,26 @@ def _repairs(
                 repair.evaluate(state, data, data.test).accuracy,
             )
 
+        def state_of(params: optax.Params, rate: jax.Array) -> State:
+            variables = {**state.variables, "params": params}
+            return State(jnp.int32(0), variables, make_optimizer(rate).init(params))
+
         def repaired(params: optax.Params, rate: jax.Array) -> Any:
             mine = healthy._replace(learning_rate=rate)
-            start = State(
-                jnp.int32(0),
-                {**state.variables, "params": params},
-                make_optimizer(rate).init(params),
-            )
+            damaged = at_point(state_of(params, rate))
+            if mend is not None:
+                first = data.train.images[: repairing.batch_size]
+                images = standardise(first, data.mean, data.deviation)
+                params = mend(model, {**state.variables, "params": params}, images)
 
             def to_next(state: State, _: None) -> tuple[State, Any]:
                 between = repairing.num_steps // points
                 state = repair.advance(state, mine, data, between)[0]
                 return state, at_point(state)
 
-            _, after = jax.lax.scan(to_next, start, length=points)
+            _, after = jax.lax.scan(to_next, state_of(params, rate), length=points)
             return jax.tree.map(
-                lambda x, y: jnp.concatenate([x[None], y]), at_point(start), after
+                lambda x, y: jnp.concatenate([x[None], y]), damaged, after
             )
 
         every_rate = jnp.asarray(rates, jnp.float32)

@@ -76,6 +76,9 @@ REPAIR_RATES: dict[str, Rates] = {
     "lars_waking": (1.0, 2.0, 5.0, 10.0, 20.0),
     "muon_reset": (0.01, 0.02, 0.05, 0.1, 0.2),
     "scion": (1e-3, 3e-3, 0.01, 0.03, 0.1),
+    "adam_rescaled": (1e-3, 3e-3, 0.01, 0.03, 0.1),
+    "muon_rescaled": (5e-3, 0.01, 0.02, 0.05, 0.1),
+    "adam_lsuv": (1e-3, 3e-3, 0.01, 0.03, 0.1),
 }
 """Five each, for trained networks that are damaged."""
 
@@ -230,6 +233,16 @@ CONFIRMED_RATES: dict[str, Rates] = {
 """Of one optimizer of each kind: the three most useful ones of ``rescue_networks``.
 Those of LARS and of polar LARS are from runs of older versions; later ones have 0.5 for
 2, and 0.6 for 0.3."""
+
+DEEP_RATES: dict[str, Rates] = {
+    "polar_waking": (0.3, 0.5),
+    "adam": (3e-4, 1e-3),
+    "muon": (5e-3, 0.02),
+    "muon_rescaled": (5e-3, 0.02),
+    "adam_lsuv": (3e-4, 1e-3),
+}
+"""Two each, of 128 layers: those of polar LARS and of Adam after LSUV are from single
+trials, at scale 1 or 10⁻⁸."""
 
 _MAP: dict[str, Any] = {
     "dataset": "digits",
@@ -403,6 +416,18 @@ SIZES: dict[str, dict[str, Any]] = {
         "reference": BEST,
         "num_steps": 450,  # 1.5 times the map's 300, as 48 layers are 1.5 times its 32
         "seeds": (10, 11, 12),
+    },
+    "rescue_depth": {
+        **_MAP,
+        "variants": {name: _mlp(name, width=64) for name in ("tanh", "relu")},
+        "depths": (2, 64, 128),
+        "init_scales": (1e-8, 1.0, 1e8),
+        "optimizers": {
+            name: {**_NETWORKS_OPTIMIZERS[name], "learning_rates": rates}
+            for name, rates in DEEP_RATES.items()
+        },
+        "reference": BEST,
+        "num_steps": 1500,
     },
     "rescue_repair": {
         **_only(_MAP, (*_TRAINING, "recommended")),

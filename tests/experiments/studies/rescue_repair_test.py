@@ -74,6 +74,20 @@ def test_a_repair_goes_on_from_point_to_point_and_with_its_rate(digits):
     assert by_step[40] > 0.8 * table["before"].mean()
 
 
+def test_kernels_are_mended_after_the_damage(digits):
+    settings = settings_of("rescue_repair", quick=True)
+    sgd = settings["optimizers"]["sgd"]
+    arm = {**sgd, "learning_rates": (0.0,), "initialization": "rescaled"}
+    table, _ = computed("rescue_repair", optimizers={"sgd": arm})
+    accuracy = table.pivot_table("test_accuracy", ["seed", "step"], "damage")
+    scaled, none = accuracy["all kernels scaled"], accuracy[NONE]
+    assert (scaled < 0.5 * none).xs(0, level="step").any()
+    # The norms are then the same, and so are the networks up to rounding.
+    np.testing.assert_allclose(
+        scaled.drop(0, level=1), none.drop(0, level=1), atol=0.01
+    )
+
+
 def test_points_that_do_not_divide_the_steps_are_refused():
     settings = {**settings_of("rescue_repair", quick=True), "points": 7}
     cell = ITEMS["rescue_repair"].cells(settings)[0]
