@@ -19,7 +19,7 @@ from tqdm import tqdm
 from experiments import results
 from experiments.checks import check_count, check_name, check_positive
 from experiments.cli import command
-from experiments.speed import orthogonality, step_cost as benchmark
+from experiments.speed import orthogonality, step_cost as benchmark, steps
 
 ONLY = flags.DEFINE_list("only", None, "Only these trees, such as resnet50,vmap.")
 ROUNDS = flags.DEFINE_integer("rounds", 15, "How often each optimizer is timed.")
@@ -31,7 +31,7 @@ QUICK = flags.DEFINE_bool("quick", False, "Small trees, to try the command.")
 
 def main(workdir: str) -> None:
     """Measures the chosen trees, then prints the table."""
-    cases = benchmark.cases(QUICK.value)
+    cases = steps.cases(QUICK.value)
     with command.reported_errors():
         check_count("rounds", ROUNDS.value)
         check_positive("seconds", SECONDS.value)
@@ -47,7 +47,7 @@ def main(workdir: str) -> None:
     # What is compiled is to be timed, not to be found from an earlier run.
     jax.config.update("jax_enable_compilation_cache", False)
     tables = []
-    parts = sum(benchmark.num_parts(cases[name], ROUNDS.value) for name in names)
+    parts = sum(steps.num_parts(cases[name], ROUNDS.value) for name in names)
     with (
         results.measured_anew(folder, "benchmark") as file,
         tqdm(

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from experiments.data import embedded
+from experiments.data.array_cache import Arrays
+
 
 class Digits(tfds.core.GeneratorBasedBuilder):
     """1,797 images of 8x8 pixels, in fixed, disjoint and stratified splits.
@@ -34,28 +37,13 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         del dl_manager
-        # Only here, where the data is prepared: it takes a second to import.
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        digits = load_digits()
-        labels = digits.target
-        # The splits are part of the data: other numbers here need another VERSION.
-        rest, test = train_test_split(
-            np.arange(len(labels)), test_size=360, random_state=0, stratify=labels
-        )
-        train, validation = train_test_split(
-            rest, test_size=360, random_state=0, stratify=labels[rest]
-        )
         return {
-            "train": self._generate_examples(digits, train),
-            "validation": self._generate_examples(digits, validation),
-            "test": self._generate_examples(digits, test),
+            split: self._generate_examples(*part)
+            for split, part in embedded.digits().items()
         }
 
     def _generate_examples(
-        self, digits: Any, positions: np.ndarray
+        self, numbers: np.ndarray, arrays: Arrays
     ) -> Iterator[tuple[int, dict]]:
-        for i in positions.tolist():
-            image = digits.images[i].reshape(8, 8, 1).astype(np.uint8)
-            yield i, {"image": image, "label": int(digits.target[i])}
+        for i, image, label in zip(numbers.tolist(), *arrays, strict=True):
+            yield i, {"image": image, "label": int(label)}

@@ -3,16 +3,17 @@
 import functools
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from experiments.data import prepared, text
 from experiments.data.array_cache import Arrays, cached
 from experiments.data.arrays import Data, Split
+
+if TYPE_CHECKING:
+    from PIL import Image  # which bare machines lack, as they do tqdm
 
 _CHUNK = 1000
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -99,6 +100,8 @@ def _numbers_of(builder: Any, split: str) -> Arrays:
 def _bytes_of(builder: Any, split: str) -> Arrays:
     """All images of a split in uint8, and their labels."""
 
+    from tqdm import tqdm
+
     def decode() -> Arrays:
         source = prepared.records(builder, split)
         count = len(source)
@@ -125,7 +128,7 @@ def _bytes_of(builder: Any, split: str) -> Arrays:
 
 
 def _pixels(file: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:
-    def read(image: Image.Image) -> np.ndarray:
+    def read(image: "Image.Image") -> np.ndarray:
         return np.asarray(image.convert(_MODES[shape[-1]])).reshape(shape)
 
     return prepared.decode(file, read, where)

@@ -12,13 +12,15 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from experiments.data import text
 
-# tensorflow_datasets is imported where it is used: it takes a while.
+if TYPE_CHECKING:
+    from PIL import Image
+
+# tensorflow_datasets is imported where it is used: it takes a while. So is PIL, which
+# bare machines lack.
 
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # name, config and version
 _MAX_HELD_OUT = 10_000
@@ -88,8 +90,10 @@ def has_files(builder: Any) -> bool:
     return isinstance(builder.info.features["image"], tfds.features.Image)
 
 
-def decode(file: bytes, read: Callable[[Image.Image], T], where: str) -> T:
+def decode(file: bytes, read: Callable[["Image.Image"], T], where: str) -> T:
     """Reads an image; a ValueError says where it is if it cannot be decoded."""
+    from PIL import Image
+
     try:
         with Image.open(io.BytesIO(file)) as image:
             return read(image)

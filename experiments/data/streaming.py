@@ -17,14 +17,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from experiments.checks import check_count, check_name
 from experiments.data import prepared
 from experiments.data.arrays import Split
 
+# Imported where they are used: Grain takes a while, and bare machines lack both.
 if TYPE_CHECKING:
-    import grain  # takes a while: imported where it is used
+    import grain
+    from PIL import Image
 
 # Of ImageNet's training images, on the scale of bytes, red, green, blue:
 # https://github.com/pytorch/vision/blob/main/references/classification/presets.py
@@ -183,7 +184,7 @@ class _Records:
     span: prepared.Span
     source: Any
 
-    def read(self, position: int) -> tuple[Image.Image, np.int32]:
+    def read(self, position: int) -> tuple["Image.Image", np.int32]:
         """Decodes an image, as RGB, and gives its label."""
         index = self.span.first + position
         example = self.source[index]
@@ -200,6 +201,8 @@ class _TrainImage:
     image_size: int
 
     def __call__(self, position: int, rng: np.random.Generator) -> Split:
+        from PIL import Image
+
         image, label = self.records.read(position)
         size = (self.image_size, self.image_size)
         box = _random_box(rng, *image.size)
@@ -251,12 +254,14 @@ def _random_box(
     return left, upper, left + w, upper + h
 
 
-def _centre(image: Image.Image, size: int) -> Image.Image:
+def _centre(image: "Image.Image", size: int) -> "Image.Image":
     """The central square of an image whose shorter side is made 256/224 of `size`.
 
     Krizhevsky et al. 2012, section 2, with the sizes of He et al. 2016, section 3.4
     (https://arxiv.org/abs/1512.03385).
     """
+    from PIL import Image
+
     shorter = max(size, round(size * 256 / 224))
     scale = shorter / min(image.size)
     width, height = (max(shorter, round(side * scale)) for side in image.size)

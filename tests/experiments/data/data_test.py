@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from experiments import data as datasets
-from experiments.data import array_cache, loading, prepared
+from experiments.data import array_cache, embedded, loading, prepared
 
 FIXTURES = Path(__file__).parent / "fixtures" / "tfds"
 
@@ -114,6 +114,16 @@ def test_the_splits_are_the_original_images_each_once(digits):
     np.testing.assert_array_equal(
         in_order(pixels, labels), in_order(original.images, original.target)
     )
+
+
+def test_each_of_the_digits_is_in_the_file_under_its_number():
+    original = load_digits()
+    found = embedded.digits()
+    numbers = np.concatenate([numbers for numbers, _ in found.values()])
+    np.testing.assert_array_equal(np.sort(numbers), np.arange(len(original.target)))
+    for numbers, (images, labels) in found.values():
+        np.testing.assert_array_equal(images[..., 0], original.images[numbers])
+        np.testing.assert_array_equal(labels, original.target[numbers])
 
 
 def test_training_pixels_have_mean_zero_and_deviation_one(digits):
@@ -327,9 +337,8 @@ def test_without_a_place_for_the_cache_loading_goes_on_and_shows_its_progress(
 ):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("LARS_CACHE_DIR", str(tmp_path / "file"))
-    monkeypatch.setattr(
-        loading, "tqdm", lambda **given: tqdm.tqdm(**{**given, "delay": 0})
-    )
+    bar = tqdm.tqdm
+    monkeypatch.setattr(tqdm, "tqdm", lambda **given: bar(**{**given, "delay": 0}))
     data = datasets.load("fashion_mnist", fashion_dir)
     assert len(data.train.labels) == 288
     printed = capsys.readouterr()

@@ -12,17 +12,17 @@ import pandas as pd
 import pytest
 
 from experiments import results
-from experiments.speed import orthogonality, step_cost as benchmark
+from experiments.speed import orthogonality, step_cost as benchmark, steps
 from lars import spectral
 from tests.experiments.commands import call_all
 
-CASES = benchmark.cases()
-TINY = benchmark.transformer(1, 4)
+CASES = steps.cases()
+TINY = steps.transformer(1, 4)
 
 
 def test_the_trees_are_of_the_sizes_that_their_models_have():
     sizes = {
-        name: (len(jax.tree.leaves(case.tree)), benchmark.num_parameters(case))
+        name: (len(jax.tree.leaves(case.tree)), steps.num_parameters(case))
         for name, case in CASES.items()
     }
     assert sizes["resnet50"] == (161, 25_557_032)
@@ -35,55 +35,55 @@ def test_the_trees_are_of_the_sizes_that_their_models_have():
 
 
 def test_every_tree_has_every_optimizer_that_can_step_it():
-    assert CASES["resnet50"].arms == benchmark.ARMS
+    assert CASES["resnet50"].arms == steps.ARMS
     # Of vectors alone: the spectral geometry does nothing else to these.
-    assert {*CASES["leaves"].arms} - {*benchmark.ARMS} == {benchmark.HANDOVER}
-    assert CASES["transformer"].arms == (*benchmark.ARMS, benchmark.MUON)
+    assert {*CASES["leaves"].arms} - {*steps.ARMS} == {steps.HANDOVER}
+    assert CASES["transformer"].arms == (*steps.ARMS, steps.MUON)
     assert CASES["vmap"].arms == ("optax.lars", "lars")
-    named = {benchmark.HANDOVER, *CASES["transformer"].arms}
-    assert named == set(benchmark.optimizers())
+    named = {steps.HANDOVER, *CASES["transformer"].arms}
+    assert named == set(steps.optimizers())
 
 
 @pytest.fixture(scope="module")
 def tiny_table():
     parts = []
-    case = benchmark.Case("tiny", TINY, (*benchmark.ARMS, benchmark.MUON))
+    case = steps.Case("tiny", TINY, (*steps.ARMS, steps.MUON))
     with jax.numpy_dtype_promotion("standard"):  # what Optax's own need
         table = benchmark.measure("tiny", case, 6, 5.0, begin=parts.append)
-    assert len(parts) == benchmark.num_parts(case, 6)
+    assert len(parts) == steps.num_parts(case, 6)
     assert parts[0] == "tiny: compiling optax.sgd"
     return table
 
 
 def test_each_optimizer_has_a_row_of_positive_measurements(tiny_table):
     assert list(tiny_table.columns) == benchmark.COLUMNS
-    assert list(tiny_table.optimizer) == [*benchmark.ARMS, benchmark.MUON]
+    assert list(tiny_table.optimizer) == [*steps.ARMS, steps.MUON]
     assert set(tiny_table.parameters) == {4 * 4 * 12 + 4 * 13}
     numbers = tiny_table.drop(columns=["case", "tree", "optimizer", "temporary_mib"])
     assert (numbers > 0).all(axis=None)
     assert (tiny_table.temporary_mib >= 0).all()
-    assert (tiny_table.rounds >= benchmark.MIN_ROUNDS).all()
+    assert (tiny_table.rounds >= steps.MIN_ROUNDS).all()
     assert (tiny_table.ms_q1 <= tiny_table.ms).all()
     assert (tiny_table.ms <= tiny_table.ms_q3).all()
     rows = tiny_table.set_index("optimizer")
     assert rows.per_optax_lars["optax.lars"] == 1
-    assert rows.per_muon[benchmark.MUON] == 1
+    assert rows.per_muon[steps.MUON] == 1
 
 
 def test_copies_are_stepped_under_vmap():
-    case = benchmark.Case("tiny", {"w": TINY["layer_00"]["qkv"]}, ("lars",), copies=3)
+    case = steps.Case("tiny", {"w": TINY["layer_00"]["qkv"]}, ("lars",), copies=3)
     with jax.numpy_dtype_promotion("standard"):
         table = benchmark.measure("tiny", case, rounds=5, seconds=5.0)
     assert list(table.parameters) == [3 * (4 * 12 + 12)]
     assert table[["per_optax_lars", "per_muon"]].isna().all(axis=None)
 
 
-@pytest.mark.parametrize("name", ["lars", benchmark.EQUATIONS])
+@pytest.mark.parametrize("name", ["lars", steps.EQUATIONS])
 def test_the_step_that_is_timed_is_the_step_of_the_optimizer(name):
     params = {"w": jnp.array([3.0, 4.0])}
     grads = {"w": jnp.array([0.0, 10.0])}
     with jax.numpy_dtype_promotion("standard"):
-        run = benchmark.Stepper(benchmark.optimizers()[name](), params, grads)
+        run = steps.Stepper(steps.optimizers()[name](), params, grads)
         run()
         run.wait()
     ratio = 0.001 * 5 / (10 + 1e-4 * 5)
@@ -96,7 +96,7 @@ def test_the_step_that_is_timed_is_the_step_of_the_optimizer(name):
 def test_steps_that_go_nowhere_are_not_a_measurement(gradient):
     params, grads = {"w": jnp.ones(2)}, {"w": jnp.full(2, gradient)}
     with jax.numpy_dtype_promotion("standard"):
-        run = benchmark.Stepper(benchmark.optimizers()["optax.sgd"](), params, grads)
+        run = steps.Stepper(steps.optimizers()["optax.sgd"](), params, grads)
         run()
     with pytest.raises(RuntimeError, match=r"the steps left .*w"):
         run.check(params)
@@ -125,7 +125,7 @@ def test_singular_values_are_those_of_the_decomposition():
 
 
 def test_ratios_are_medians_of_the_ratios_in_a_round():
-    case = benchmark.Case("tiny", {"w": jax.ShapeDtypeStruct((10,), jnp.float32)}, ())
+    case = steps.Case("tiny", {"w": jax.ShapeDtypeStruct((10,), jnp.float32)}, ())
     nan = math.nan
     times = pd.DataFrame(
         {"optax.lars": [1.0, 2.0, 8.0, 4.0], "lars": [3.0, 1.0, 8.0, nan]}
@@ -150,7 +150,7 @@ def test_ratios_are_medians_of_the_ratios_in_a_round():
 
 def test_the_table_for_people_has_every_optimizer(tiny_table):
     shown = benchmark.markdown(tiny_table)
-    for arm in (*benchmark.ARMS, benchmark.MUON):
+    for arm in (*steps.ARMS, steps.MUON):
         assert f"| `{arm}` " in shown
     assert "floor: 7 passes at" in shown
     assert "of Muon" in shown
