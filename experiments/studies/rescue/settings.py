@@ -45,7 +45,9 @@ _TRIED_POLAR = (0.3, 0.4, 0.6, 0.8)
 RIVAL_RATES: dict[str, Rates] = {
     "polar_waking": _TRIED_POLAR,
     "polar": _TRIED_POLAR,
+    "no_average": _TRIED_POLAR,
     "no_decay": _TRIED_POLAR,
+    "no_sharing": (0.02, 0.05, 0.1, 0.2),
     "sgd": _TRIED_SGD,
     "adam": _TRIED_ADAM,
     "muon": _TRIED_MUON,
@@ -216,7 +218,11 @@ _WITH_RIVALS = ("polar_waking", "sgd", "adam", "muon")
 """Of `ARMS`, those that are compared with `RIVALS`."""
 
 _NETWORKS_OPTIMIZERS = with_rates(
-    {**_only(ARMS, _WITH_RIVALS), **_only(PARTS, ("no_decay",)), **RIVALS},
+    {
+        **_only(ARMS, _WITH_RIVALS),
+        **_only(PARTS, ("no_average", "no_decay", "no_sharing")),
+        **RIVALS,
+    },
     {name: (rates, rates) for name, rates in RIVAL_RATES.items()},
 )
 
