@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE ?= 12
 
-.PHONY: help rescue figures runs benchmark test lint types pytest test-long mutants clean
+.PHONY: help rescue figures runs benchmark test lint types pytest test-long mutants accelerator clean
 
 ## What there is to make
 help:
@@ -35,6 +35,11 @@ runs: .venv/runtime
 benchmark: .venv/runtime
 	$(BIN)/python -m experiments.benchmark --workdir=results/benchmark
 	$(BIN)/python -m experiments.throughput --workdir=results/throughput
+
+## What an accelerator does in minutes, with the JAX of PYTHON and nothing else:
+## results/accelerator/; on a CPU with small sizes
+accelerator:
+	$(PYTHON) -m experiments.accelerator --workdir=results/accelerator $(FLAGS)
 
 ## Lint, types and tests
 test: lint types pytest

@@ -8,35 +8,13 @@ matrix product reaches on the same devices in the same rounds.
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
-import jax
 import pandas as pd
 
-from experiments.networks import Model, Variables
 from experiments.results import pages
 
 PRODUCT_SIZE = 2048
 """Rows and columns of the matrices of the large product."""
-
-
-def training_flops(model: Model, variables: Variables, image: jax.Array) -> float:
-    """The floating-point operations of a training step, for each image [H, W, C].
-
-    Three times those of the forward pass, in which a multiplication and an addition
-    count as two.
-    """
-
-    def logits(variables: Variables, image: jax.Array) -> jax.Array:
-        return model.apply(variables, image[None], None)[0]
-
-    # What XLA counts before it optimizes: the model as it is written, with convolutions
-    # as such, whose zeros beyond the edges are no work: see
-    # `experiments.networks.convolution`.
-    traced = jax.jit(logits).trace(variables, image)
-    analysis: Any = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
-    return 3 * float(analysis["flops"])
-
 
 PRODUCT = "matrix product"
 SWEEP, LOOP, TORCH = "sweep", "plain loop of jitted runs", "plain loop, PyTorch"

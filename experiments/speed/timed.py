@@ -26,6 +26,7 @@ from experiments import data as datasets
 from experiments.cli.watching import Display
 from experiments.data import standardise
 from experiments.speed import throughput
+from experiments.speed.flops import training_flops
 from experiments.training.devices import use_every_core
 from experiments.training.metrics import MetricsWriter
 from experiments.training.plan import plan_of
@@ -57,7 +58,7 @@ def single_run(name: str, seconds: float) -> Timed:
     images = standardise(
         source.data.train.images[:1], source.data.mean, source.data.deviation
     )
-    flops = throughput.training_flops(plan.model, progress.state.variables, images[0])
+    flops = training_flops(plan.model, progress.state.variables, images[0])
     batches = source.batches(config.seed, size, range(0, sys.maxsize, per_call))
     ready = list(itertools.islice(batches, 2))
 
@@ -135,7 +136,7 @@ def _digits() -> tuple[Any, datasets.Data, Training, float]:
     model = model_of(config.model, data.num_classes)
     training = configured_training(config, model)
     variables = model.init(jax.random.key(0), data.train.images[:1])
-    flops = throughput.training_flops(model, variables, data.train.images[0])
+    flops = training_flops(model, variables, data.train.images[0])
     return config, data, training, flops
 
 

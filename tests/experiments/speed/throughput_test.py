@@ -12,13 +12,14 @@ import pytest
 
 from experiments import results
 from experiments.speed import throughput
+from experiments.speed.flops import training_flops
 from tests.experiments.small import small_cnn, small_mlp
 
 
 def flops_of(model, *shape):
     image = jnp.zeros(shape)
     variables = model.init(jax.random.key(0), image[None])
-    return throughput.training_flops(model, variables, image) / 3
+    return training_flops(model, variables, image) / 3
 
 
 def test_the_operations_of_an_mlp():
