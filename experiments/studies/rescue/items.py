@@ -244,10 +244,9 @@ CONFIRMATION = _map(
     "optimizer. The standard is that of the optimizer that is best on validation data "
     "at scale 1, in the shallowest network of its kind. Before the item was run it was "
     "to be that of Scion, which fails in one of the networks. The plain convolutional "
-    "network is of the size that once resisted on Fashion-MNIST. Two things were "
-    "changed after the item was run: Adam after LSUV was added, with the rates of "
-    "Adam; and a second bound of the steps of biases was removed from polar LARS, "
-    "which was not run here again.",
+    "network is of the size that once resisted on Fashion-MNIST. After the item was "
+    "run, Adam after LSUV was added; and a second bound of the steps of biases was "
+    "removed from polar LARS, which then ran again with the same rates.",
     draw=functools.partial(lines_by_network, title="Held-out networks"),
 )
 PROFILES = _map(
