@@ -25,7 +25,7 @@ from experiments.results.pages import markdown
 from experiments.speed import orthogonality, step_cost as benchmark, throughput
 from experiments.studies import Settings, page
 from experiments.studies.page import Entry
-from experiments.studies.rescue import coverage
+from experiments.studies.rescue import coverage, items
 from experiments.studies.rescue.cost import cost_table
 from experiments.studies.rescue.grid import runs_of, scales_of, starts_in
 from experiments.training.metrics import finished_metrics
@@ -125,6 +125,10 @@ def all_blocks() -> dict[str, str]:
     for name in ("networks", "confirmation"):
         if is_finished("rescue", f"rescue_{name}"):
             blocks |= networks_blocks(name)
+    if is_finished("rescue", "rescue_confirmation"):
+        table, settings = kept_figure("rescue", "rescue_confirmation")
+        earlier = items.overview(table, {**settings, "reference": "scion"})
+        blocks["confirmation-earlier"] = markdown(earlier.iloc[:, :6])
     if is_finished("rescue", "rescue_cost"):
         costs = cost_table(*kept_figure("rescue", "rescue_cost"))
         blocks["map-cost"] = markdown(costs)

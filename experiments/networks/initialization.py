@@ -39,7 +39,8 @@ def lsuv(model: Model, variables: Variables, images: jax.Array) -> Any:
     """Layer-sequential unit variance: orthogonal kernels, and outputs of deviation one.
 
     From the first layer to the last, a kernel is divided by the standard deviation of
-    what the layer puts out for the images.
+    what the layer puts out for the images, without its bias. A kernel of zeros becomes
+    the identity, as far as it goes.
 
     References:
         Mishkin and Matas, `All you need is a good init
@@ -51,14 +52,19 @@ def lsuv(model: Model, variables: Variables, images: jax.Array) -> Any:
     leaves = [x for _, x in named]
     for kernel in kernels_of(params):
         leaves[kernel.leaf] = _orthogonal(leaves[kernel.leaf], kernel.output_axes)
-    layers = [path_string(named[i][0]).rpartition("/")[0] for i in kernels]
+    paths = [path_string(path) for path, _ in named]
+    layers = [paths[i].rpartition("/")[0] for i in kernels]
 
     def normalize(_: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
         seen = {**variables, "params": treedef.unflatten(leaves)}
         outputs = model.outputs(seen, images, None)
         leaves = list(leaves)
         for i, layer in zip(kernels, layers, strict=True):
-            deviation = jnp.std(outputs[layer])
+            made = outputs[layer]
+            if f"{layer}/bias" in paths:
+                bias = leaves[paths.index(f"{layer}/bias")]
+                made -= jnp.broadcast_to(bias, made.shape)
+            deviation = jnp.std(made)
             leaves[i] = leaves[i] / jnp.where(deviation > 0, deviation, 1)
         return leaves
 

@@ -27,7 +27,7 @@ from experiments.studies.runs import (
 from experiments.studies.style import legend_below, line_over_seeds, panels
 from experiments.studies.tables import combinations, only
 from experiments.training.optimizers import optimizer_maker
-from experiments.training.training import Run, State, sweep_over
+from experiments.training.training import Run, State, batch_positions, sweep_over
 from lars.rules import flatten_with_path, path_string
 
 BACK = 0.99
@@ -89,7 +89,8 @@ def measure(cell: Mapping[str, Any], settings: Settings) -> pd.DataFrame:
     Raises:
         ValueError: if the points do not divide the steps.
     """
-    model_settings, path = settings["networks"][cell["network"]].values()
+    broken = settings["networks"][cell["network"]]
+    model_settings, path = broken["model"], broken["kernel"]
     arm = settings["optimizers"][cell["optimizer"]]
     repairing = setting_of_arm(settings, model_settings, arm)
     repairing = repairing._replace(initialization=arm["initialization"])
@@ -160,38 +161,43 @@ def _repairs(
             DAMAGES[name](params, new, run.kernel_scales, path) for name in damages
         ]
 
+        def with_params(params: optax.Params, rate: jax.Array) -> State:
+            variables = {**state.variables, "params": params}
+            return State(jnp.int32(0), variables, make_optimizer(rate).init(params))
+
         def at_point(state: State) -> tuple[jax.Array, jax.Array]:
             return (
                 repair.evaluate(state, data, data.validation).accuracy,
                 repair.evaluate(state, data, data.test).accuracy,
             )
 
-        def state_of(params: optax.Params, rate: jax.Array) -> State:
-            variables = {**state.variables, "params": params}
-            return State(jnp.int32(0), variables, make_optimizer(rate).init(params))
-
-        def repaired(params: optax.Params, rate: jax.Array) -> Any:
-            mine = healthy._replace(learning_rate=rate)
-            damaged = at_point(state_of(params, rate))
-            if mend is not None:
-                first = data.train.images[: repairing.batch_size]
-                images = standardise(first, data.mean, data.deviation)
-                params = mend(model, {**state.variables, "params": params}, images)
-
-            def to_next(state: State, _: None) -> tuple[State, Any]:
-                between = repairing.num_steps // points
-                state = repair.advance(state, mine, data, between)[0]
-                return state, at_point(state)
-
-            _, after = jax.lax.scan(to_next, state_of(params, rate), length=points)
-            return jax.tree.map(
-                lambda x, y: jnp.concatenate([x[None], y]), damaged, after
-            )
-
-        every_rate = jnp.asarray(rates, jnp.float32)
+        def mended(params: optax.Params) -> optax.Params:
+            if mend is None:
+                return params
+            count, size = len(data.train.labels), repairing.batch_size
+            first = batch_positions(run.seed, jnp.int32(0), 1, count, size)[0]
+            batch = standardise(data.train.images[first], data.mean, data.deviation)
+            return mend(model, {**state.variables, "params": params}, batch)
 
         def with_every_rate(params: optax.Params) -> Any:
-            return jax.lax.map(lambda rate: repaired(params, rate), every_rate)
+            damaged = at_point(with_params(params, jnp.float32(rates[0])))
+            start = mended(params)
+
+            def repaired(rate: jax.Array) -> Any:
+                mine = healthy._replace(learning_rate=rate)
+
+                def to_next(state: State, _: None) -> tuple[State, Any]:
+                    between = repairing.num_steps // points
+                    state = repair.advance(state, mine, data, between)[0]
+                    return state, at_point(state)
+
+                begun = with_params(start, rate)
+                _, after = jax.lax.scan(to_next, begun, length=points)
+                return jax.tree.map(
+                    lambda x, y: jnp.concatenate([x[None], y]), damaged, after
+                )
+
+            return jax.lax.map(repaired, jnp.asarray(rates, jnp.float32))
 
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *broken)
         test = whole.evaluate(state, data, data.test)
