@@ -12,6 +12,7 @@ old, ``test_loss``. The ``reference`` is the optimizer that sets the standard, o
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -250,7 +251,12 @@ def interval(row: pd.Series, column: str, digits: int = 1) -> str:
 
 
 def loss_interval(row: pd.Series) -> str:
-    """The test loss in a row of `summary` or `medians`, in brackets its extremes."""
+    """The test loss in a row of `summary` or `medians`, in brackets its extremes.
+
+    Nothing if no start is rescued.
+    """
+    if math.isnan(row["loss"]):
+        return ""
     return f"{row['loss']:.3g} ({row['loss_lowest']:.3g} to {row['loss_highest']:.3g})"
 
 
