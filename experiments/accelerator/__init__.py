@@ -1,6 +1,6 @@
 """What an accelerator does with this package, measured in minutes by one command.
 
-A part is a module with ``COLUMNS`` and a generator ``rows(small, data)``, which yields
-each row of its table as soon as it is measured. Parts need only jax, flax, optax, NumPy
-and this package.
+A part is a module with ``COLUMNS`` and a generator ``rows(small)``, which yields each
+row of its table as soon as it is measured. Parts need only jax, flax (with its Orbax),
+optax, NumPy and this package.
 """

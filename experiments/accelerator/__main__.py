@@ -1,13 +1,12 @@
 """Measures what this package does on an accelerator, in minutes.
 
     python -m experiments.accelerator --workdir=results/accelerator \
-        [--minutes=8] [--data=cifar10.npz] [--only=numbers,steps]
+        [--minutes=8] [--only=numbers,steps]
 
-Takes the JAX that is installed, and needs only jax, flax, optax and NumPy. Each part
-runs in a process of its own, within its share of the time, and writes PART.csv after
-every row and PART.json, with the device and the versions. ``--data`` is CIFAR-10 as one
-file: uint8 ``train_images`` [50000, 32, 32, 3] and ``test_images``, ``train_labels``
-and ``test_labels``. Without an accelerator, or with ``--small``, sizes are small.
+Takes the JAX that is installed, and needs only jax, flax (with its Orbax), optax and
+NumPy. Each part runs in a process of its own, within its share of the time, and writes
+PART.csv after every row. PART.json has the device and the versions, and parts.json how
+each part ended. Without an accelerator, or with ``--small``, sizes are small.
 """
 
 import csv
@@ -18,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -27,13 +27,7 @@ from typing import Any
 
 from absl import app, flags
 
-PARTS = {
-    "numbers": 2.0,
-    "steps": 4.0,
-    "resnet": 3.0,
-    "rescue": 2.0,
-    "resume": 1.5,
-}
+PARTS = {"numbers": 3.0, "steps": 4.0, "resnet": 3.0, "rescue": 2.0, "resume": 1.5}
 """The parts, modules of this package, in order; and what share of the time that is left
 each may take, relative to those after it."""
 
@@ -45,33 +39,56 @@ TITLES = {
     "resume": "Killed and resumed",
 }
 
-_GRACE = 10
+GRACE = 10.0
 """Seconds from the request to end until a process is killed."""
+
+LEAST = 5.0
+"""Seconds without which a part is not begun."""
+
+DEVICE = "device"
+"""The process that says what the device is, and holds it no longer than that."""
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Where tables go.")
 MINUTES = flags.DEFINE_float("minutes", 8.0, "How long all parts may take.", 0.1)
-DATA = flags.DEFINE_string("data", None, "CIFAR-10 as one file of NumPy.")
 ONLY = flags.DEFINE_list("only", None, f"Only some of {', '.join(PARTS)}.")
 SMALL = flags.DEFINE_bool("small", False, "Small sizes, to try the command.")
-_PART = flags.DEFINE_string("part", None, "Runs one part in this process.")
+_PART = flags.DEFINE_enum(
+    "part", None, [DEVICE, *PARTS], "Internal: what this process is for."
+)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the parts one after the other, or one of them."""
+    """Runs the parts one after the other; or is the process of one of them."""
+    if _PART.value == DEVICE:
+        _say(json.dumps(_device()))
+        return
     folder = _checked_workdir(arguments)
     if _PART.value:
-        run_part(_PART.value, folder, SMALL.value, DATA.value)
+        about = json.loads(_file(folder, _PART.value, "json").read_text())
+        run_part(_PART.value, folder, about)
         return
-    ended = time.monotonic() + 60 * MINUTES.value
-    names, states = ONLY.value or list(PARTS), {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+    deadline = time.monotonic() + 60 * MINUTES.value
+    names = ONLY.value or list(PARTS)
+    about = json.loads(_answer(DEVICE, 60 * MINUTES.value).splitlines()[-1])
+    about["small"] = SMALL.value or about["device"]["platform"] == "cpu"
+    held = folder / "parts.json"
+    states = json.loads(held.read_text()) if held.exists() else {}
     for i, name in enumerate(names):
-        left = ended - time.monotonic()
-        share = PARTS[name] / sum(PARTS[other] for other in names[i:])
-        _say(f"{TITLES[name]}: {name}.csv, at most {left * share:.0f} s")
-        states[name] = _start(name, left * share)
+        left = deadline - GRACE - time.monotonic()
+        seconds = left * PARTS[name] / sum(PARTS[other] for other in names[i:])
+        if seconds < LEAST:
+            states[name] = "not begun: no time left"
+        else:
+            _say(f"{TITLES[name]}: {name}.csv, at most {seconds:.0f} s")
+            # So that no table of an earlier run stands beside this device.
+            columns = importlib.import_module(f"{__package__}.{name}").COLUMNS
+            _write(_file(folder, name, "csv"), as_csv(columns, []))
+            _write(_file(folder, name, "json"), json.dumps(about, indent=2) + "\n")
+            states[name] = _ended(name, seconds)
         _say(f"{name}: {states[name]}\n")
-    _write(folder / "parts.json", json.dumps(states, indent=2) + "\n")
-    if any(state.startswith("failed") for state in states.values()):
+        _write(held, json.dumps(states, indent=2) + "\n")
+    if any(states[name].startswith("failed") for name in names):
         sys.exit(1)
 
 
@@ -85,8 +102,6 @@ def _checked_workdir(arguments: Sequence[str]) -> Path:
         problem = f"{arguments[1]!r} is no flag; flags begin with --."
     if not WORKDIR.value:
         problem = "--workdir=FOLDER is missing: the folder that tables are written to."
-    if DATA.value and not Path(DATA.value).is_file():
-        problem = f"--data={DATA.value} is no file; give CIFAR-10 as one .npz."
     folder = Path(WORKDIR.value or ".")
     if problem is None:
         try:
@@ -100,13 +115,33 @@ def _checked_workdir(arguments: Sequence[str]) -> Path:
     return folder
 
 
-def _start(name: str, seconds: float) -> str:
-    """Runs a part in a process of its own; returns what became of it."""
-    command = [sys.executable, "-m", __spec__.name.removesuffix(".__main__")]
-    given = [x for x in sys.argv[1:] if not x.startswith("--only")]
-    # Parts follow each other on the device, and "resume" has two processes at a time.
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    process = subprocess.Popen([*command, *given, f"--part={name}"], env=environment)
+def _process(part: str, **given: Any) -> subprocess.Popen:
+    """Starts this command anew for a part, as the leader of its own group."""
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    platforms = environment.get("JAX_PLATFORMS", "")
+    if platforms and "cpu" not in platforms:
+        # What is right is computed there, in float64.
+        environment["JAX_PLATFORMS"] = f"{platforms},cpu"
+    command = [sys.executable, "-m", __package__, *sys.argv[1:], f"--part={part}"]
+    return subprocess.Popen(command, env=environment, start_new_session=True, **given)
+
+
+def _answer(part: str, seconds: float) -> str:
+    """What the process of a part prints."""
+    process = _process(part, stdout=subprocess.PIPE, text=True)
+    try:
+        printed, _ = process.communicate(timeout=seconds)
+    except BaseException:
+        _end(process)
+        raise
+    if process.returncode:
+        sys.exit("error: JAX finds no device; what it says is above.")
+    return printed
+
+
+def _ended(part: str, seconds: float) -> str:
+    """Runs the process of a part; returns how it ended."""
+    process = _process(part)
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -119,62 +154,59 @@ def _start(name: str, seconds: float) -> str:
 
 
 def _end(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(_GRACE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """Ends a process and those that it has started."""
+    for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            return
 
 
-def run_part(name: str, folder: Path, small: bool, data: str | None) -> None:
+def run_part(name: str, folder: Path, about: dict[str, Any]) -> None:
     """Computes the table of a part, and writes it after each row."""
+    started, found = time.monotonic(), []
+    part = importlib.import_module(f"{__package__}.{name}")
+    for row in part.rows(about["small"]):
+        found.append(row)
+        _write(_file(folder, name, "csv"), as_csv(part.COLUMNS, found))
+        _say("  " + ", ".join(f"{k} {_short(v)}" for k, v in row.items()))
+    about = {**about, "seconds": round(time.monotonic() - started, 1)}
+    _write(_file(folder, name, "json"), json.dumps(about, indent=2) + "\n")
+
+
+def as_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    """A table as text, with a line of the columns' names first."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _device() -> dict[str, Any]:
+    """What is measured, and with which versions."""
     import jax
 
-    started = time.monotonic()
     device = jax.devices()[0]
-    small = small or device.platform == "cpu"
-    about = {
-        "part": name,
-        "small": small,
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
             "count": jax.device_count(),
             "driver": _driver(),
-            "runtime": device.client.platform_version.splitlines()[0],
+            "runtime": " ".join(device.client.platform_version.split()),
         },
         "versions": {
             "python": platform.python_version(),
-            **{x: importlib.metadata.version(x) for x in ("jax", "flax", "optax")},
+            **{name: importlib.metadata.version(name) for name in packages},
         },
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
-    _write(folder / f"{name}.json", json.dumps(about, indent=2) + "\n")
-    part = importlib.import_module(f"experiments.accelerator.{name}")
-    found = []
-    for row in part.rows(small, Path(data) if data else None):
-        found.append({column: row.get(column, "") for column in part.COLUMNS})
-        _write(folder / f"{name}.csv", as_csv(part.COLUMNS, found))
-        _say("  " + ", ".join(f"{k} {_short(v)}" for k, v in row.items()))
-    about["seconds"] = round(time.monotonic() - started, 1)
-    _write(folder / f"{name}.json", json.dumps(about, indent=2) + "\n")
-
-
-def as_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """A table as text, with a line of the columns' names first."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _write(file: Path, content: str) -> None:
-    """Writes a file so that it is never a part of what it was or will be."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(content)
-    partial.replace(file)
 
 
 def _driver() -> str | None:
@@ -182,8 +214,22 @@ def _driver() -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True, check=False)
-    return found.stdout.split("\n")[0] or None
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        return None
+    return None if found.returncode else found.stdout.split("\n")[0]
+
+
+def _file(folder: Path, name: str, ending: str) -> Path:
+    return folder / f"{name}.{ending}"
+
+
+def _write(file: Path, content: str) -> None:
+    """Writes a file so that it is never a part of what it was or will be."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_text(content)
+    partial.replace(file)
 
 
 def _short(value: Any) -> str:

@@ -3,9 +3,12 @@
     python -m experiments.accelerator.resume FOLDER STEPS
 
 is the run: it goes on from the newest checkpoint in the folder, saves one every
-`EVERY` steps, and prints a digest of all its bits at the end.
+`EVERY` steps, and prints where it ran, the step that it went on from, and a digest of
+all its bits at the end. XLA's operations are deterministic here. Otherwise two
+processes on a GPU may choose different programs for the same product.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,50 +18,65 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("what", "seconds", "digest", "same_bits")
+COLUMNS = ("what", "platform", "steps", "from_step", "seconds", "digest", "same_bits")
 """``same_bits``: as the first run."""
 
 EVERY = 25
 
 
-def rows(small: bool, data: Path | None) -> Iterator[dict[str, Any]]:
+def rows(small: bool) -> Iterator[dict[str, Any]]:
     """A run, the same again, and one that is killed after a checkpoint."""
-    del data
     steps = 100 if small else 1000
     first = None
     for what in ("whole", "whole, again", "killed, then continued"):
+        is_killed = what.startswith("killed")
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            if what.startswith("killed"):
-                _killed_after_a_checkpoint(Path(folder), steps)
-            found = subprocess.run(
-                _command(folder, steps), check=True, capture_output=True, text=True
-            ).stdout.split()[-1]
+            if is_killed:
+                _kill_after_a_checkpoint(Path(folder), steps)
+            with _process(folder, steps, text=True) as process:
+                printed, _ = process.communicate()
             seconds = time.perf_counter() - started
-        first = first or found
+        if process.returncode:
+            raise RuntimeError(f"the run ended with code {process.returncode}.")
+        where, from_step, digest = printed.split()[-3:]
+        if is_killed != (int(from_step) > 0):
+            raise RuntimeError(f"the run {what!r} began from step {from_step}.")
+        first = first or digest
         yield {
-            "what": f"{what}, {steps} steps",
+            "what": what,
+            "platform": where,
+            "steps": steps,
+            "from_step": int(from_step),
             "seconds": seconds,
-            "digest": found,
-            "same_bits": found == first,
+            "digest": digest,
+            "same_bits": digest == first,
         }
 
 
-def _command(folder: str | Path, steps: int) -> list[str]:
-    return [sys.executable, "-m", __name__, str(folder), str(steps)]
+def _process(folder: str | Path, steps: int, **given: Any) -> subprocess.Popen:
+    """Starts the run."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
+    command = [sys.executable, "-m", __name__, str(folder), str(steps)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, **given)
 
 
-def _killed_after_a_checkpoint(folder: Path, steps: int) -> None:
-    """Kills a run as soon as it has a checkpoint and goes on."""
-    process = subprocess.Popen(_command(folder, steps), stdout=subprocess.DEVNULL)
-    while process.poll() is None:
-        saved = [int(x.name) for x in folder.iterdir() if x.name.isdecimal()]
-        if saved and max(saved) < steps:
+def _kill_after_a_checkpoint(folder: Path, steps: int) -> None:
+    """Kills a run once its first checkpoint is whole."""
+    saved: list[int] = []
+    with _process(folder, steps) as process:
+        try:
+            while process.poll() is None:
+                saved = [int(x.name) for x in folder.iterdir() if x.name.isdecimal()]
+                if saved:
+                    break
+                time.sleep(0.01)
+        finally:
             process.send_signal(signal.SIGKILL)
-            process.wait()
-            return
-        time.sleep(0.01)
-    raise RuntimeError(f"the run ended with {process.returncode} before it was killed.")
+    if not saved or max(saved) >= steps:
+        raise RuntimeError("the run could not be killed between its checkpoints.")
 
 
 def main() -> None:
@@ -85,8 +103,8 @@ def main() -> None:
         },
         model,
     )
-    kernels = num_kernels(model, data)
-    run = Run(jnp.int32(0), jnp.full(kernels, 1e-6), jnp.float32(arm["learning_rate"]))
+    scales = jnp.full(num_kernels(model, data), 1e-6)
+    run = Run(jnp.int32(0), scales, jnp.float32(arm["learning_rate"]))
     state = jax.jit(training.init)(run, data)
     advance = jax.jit(training.advance, static_argnums=3)
     with Checkpoints(folder) as checkpoints:
@@ -98,7 +116,7 @@ def main() -> None:
         for step in range(done, steps, EVERY):
             state, _ = advance(state, run, data, EVERY)
             checkpoints.save(step + EVERY, state)
-    print(f"{int(digest(state)):08x}")
+    print(f"{jax.devices()[0].platform} {done} {int(digest(state)):08x}")
 
 
 if __name__ == "__main__":

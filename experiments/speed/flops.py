@@ -19,7 +19,12 @@ def training_flops(model: Model, variables: Variables, image: jax.Array) -> floa
 
     # What XLA counts before it optimizes: the model as it is written, with convolutions
     # as such, whose zeros beyond the edges are no work: see
-    # `experiments.networks.convolution`.
-    traced = jax.jit(logits).trace(variables, image)
-    analysis: Any = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
+    # `experiments.networks.convolution`. Only the CPU's client counts, of shapes alone:
+    # accelerators' clients do not (https://github.com/jax-ml/jax/issues/22713).
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (variables, image)
+    )
+    with jax.default_device(jax.devices("cpu")[0]):
+        traced = jax.jit(logits).trace(*shapes)
+        analysis: Any = traced.lower(lowering_platforms=("tpu",)).cost_analysis()
     return 3 * float(analysis["flops"])

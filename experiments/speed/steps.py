@@ -188,8 +188,9 @@ class Stepper:
         params: optax.Params,
         grads: optax.Updates,
         vmapped: bool = False,
+        at_once: int = 1,
     ) -> None:
-        """Compiles the step. ``params`` is copied, ``grads`` is not."""
+        """Compiles so many steps at once. ``params`` is copied, ``grads`` is not."""
 
         # The outputs are in the order of the donated inputs: in another, JAX writes the
         # new momentum into the buffer of the parameters, XLA makes copies to allow it,
@@ -203,7 +204,8 @@ class Stepper:
         self._params = jax.tree.map(jnp.copy, params)
         self._grads = grads
         self._state = (jax.vmap if vmapped else lambda f: f)(optimizer.init)(params)
-        self._step = jax.jit(jax.vmap(step) if vmapped else step, donate_argnums=(0, 1))
+        step = _repeated(jax.vmap(step) if vmapped else step, at_once)
+        self._step = jax.jit(step, donate_argnums=(0, 1))
         started = time.perf_counter()
         compiled = self._step.lower(self._params, self._state, grads).compile()
         self.compile_seconds = time.perf_counter() - started
@@ -211,7 +213,7 @@ class Stepper:
         self.temporary_bytes = memory.temp_size_in_bytes if memory else math.nan
 
     def __call__(self) -> None:
-        """Makes a step. It may be still under way: see `wait`."""
+        """Makes the steps. They may be still under way: see `wait`."""
         self._params, self._state = self._step(self._params, self._state, self._grads)
 
     def wait(self) -> None:
@@ -233,22 +235,42 @@ class Stepper:
                 )
 
 
+def _repeated(step: Callable[..., Any], times: int) -> Callable[..., Any]:
+    """A step of parameters and state, several times in one program."""
+    if times == 1:
+        return step
+
+    def steps(params: Any, state: Any, grads: Any) -> Any:
+        def one(_: jax.Array, carry: Any) -> Any:
+            params, state = carry
+            # Else XLA computes once what depends on gradients alone.
+            params, fresh = jax.lax.optimization_barrier((params, grads))
+            return step(params, state, fresh)
+
+        return jax.lax.fori_loop(0, times, one, (params, state))
+
+    return steps
+
+
 class _Addition:
     """Adds one array to another of the same size, in place: 3 passes of memory."""
 
-    def __init__(self, size: int) -> None:
-        self._add = jax.jit(jnp.add, donate_argnums=0)
+    def __init__(self, size: int, at_once: int = 1) -> None:
+        def add(x: jax.Array, unused: Any, y: jax.Array) -> tuple[jax.Array, Any]:
+            return x + y, unused
+
+        self._add = jax.jit(_repeated(add, at_once), donate_argnums=0)
         self._x, self._y = jnp.zeros(size), jnp.ones(size)
 
     def __call__(self) -> None:
-        self._x = self._add(self._x, self._y)
+        self._x, _ = self._add(self._x, (), self._y)
 
     def wait(self) -> None:
         jax.block_until_ready(self._x)
 
 
 def num_parts(case: Case, rounds: int) -> int:
-    """How many parts `measure` has, for a progress bar."""
+    """How many parts `time_steps` has, for a progress bar."""
     return 2 * len(case.arms) + 1 + rounds
 
 
@@ -288,19 +310,19 @@ def time_steps(
     vmapped = case.copies is not None
     runs: dict[str, Any] = {}
     available = optimizers()
+    # To call a program with hundreds of arrays takes longer than an accelerator's step.
+    steps = 1 if jax.default_backend() == "cpu" else 10
     for arm in case.arms:
         begin(f"{name}: compiling {arm}")
-        runs[arm] = Stepper(available[arm](), params, grads, vmapped)
-    addition = _Addition(num_parameters(case))
+        runs[arm] = Stepper(available[arm](), params, grads, vmapped, steps)
+    addition = _Addition(num_parameters(case), steps)
 
-    # An accelerator is given its work ahead, so that it never waits for Python.
-    steps = 1 if jax.default_backend() == "cpu" else 10
     timed_in = {}
     for arm, run in {**runs, "": addition}.items():
         begin(f"{name}: first steps of {arm or 'the floor'}")
-        spent = steps * _time(run, 1)
+        spent = _time(run)
         if MIN_ROUNDS * spent < seconds:  # else it is too slow to be run once more
-            spent = steps * _time(run, steps)
+            spent = _time(run)
         count = min(rounds, max(MIN_ROUNDS, int(seconds / spent)))
         timed_in[arm] = set(np.linspace(0, rounds - 1, count).round())
     times = {arm: np.full(rounds, np.nan) for arm in (*case.arms, "")}
@@ -312,7 +334,7 @@ def time_steps(
             begin(f"{name}: timing")
             for arm in random.permutation(list(times)):
                 if i in timed_in[arm] or arm == "":
-                    times[arm][i] = _time(runs[arm] if arm else addition, steps)
+                    times[arm][i] = _time(runs[arm] if arm else addition) / steps
     finally:
         gc.enable()
     for arm, run in runs.items():
@@ -332,9 +354,9 @@ def _normal(random: np.random.Generator, case: Case) -> optax.Params:
     )
 
 
-def _time(run: Stepper | _Addition, steps: int) -> float:
+def _time(run: Stepper | _Addition) -> float:
+    """The seconds of a call."""
     started = time.perf_counter()
-    for _ in range(steps):
-        run()
+    run()
     run.wait()
-    return (time.perf_counter() - started) / steps
+    return time.perf_counter() - started

@@ -92,6 +92,20 @@ def test_the_step_that_is_timed_is_the_step_of_the_optimizer(name):
     np.testing.assert_array_equal(params["w"], [3.0, 4.0])
 
 
+@pytest.mark.parametrize("name", ["lars", "optax.adam"])
+def test_steps_in_one_program_are_those_of_as_many_calls(name):
+    params, grads = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([0.5, -10.0])}
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = steps.optimizers()[name]()
+        one, three = (
+            steps.Stepper(optimizer, params, grads, at_once=n) for n in (1, 3)
+        )
+        for _ in range(3):
+            one()
+        three()
+    np.testing.assert_allclose(three._params["w"], one._params["w"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("gradient", [0.0, np.inf])
 def test_steps_that_go_nowhere_are_not_a_measurement(gradient):
     params, grads = {"w": jnp.ones(2)}, {"w": jnp.full(2, gradient)}
