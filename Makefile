@@ -36,8 +36,8 @@ benchmark: .venv/runtime
 	$(BIN)/python -m experiments.benchmark --workdir=results/benchmark
 	$(BIN)/python -m experiments.throughput --workdir=results/throughput
 
-## What an accelerator does in minutes, with the JAX of PYTHON and nothing else:
-## results/accelerator/; on a CPU with small sizes
+## Measures this package on an accelerator in minutes, with the JAX of PYTHON and nothing
+## else: results/accelerator/; FLAGS=--minutes=4 adds flags
 accelerator:
 	$(PYTHON) -m experiments.accelerator --workdir=results/accelerator $(FLAGS)
 

@@ -9,10 +9,8 @@ PART.csv after every row. PART.json has the device and the versions, and parts.j
 each part ended. Without an accelerator, or with ``--small``, sizes are small.
 """
 
-import csv
 import importlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -27,17 +25,15 @@ from typing import Any
 
 from absl import app, flags
 
-PARTS = {"numbers": 3.0, "steps": 4.0, "resnet": 3.0, "rescue": 2.0, "resume": 1.5}
-"""The parts, modules of this package, in order; and what share of the time that is left
-each may take, relative to those after it."""
-
-TITLES = {
-    "numbers": "Numbers beside float64",
-    "steps": "What a step costs",
-    "resnet": "ResNet-50",
-    "rescue": "A small rescue map as one sweep",
-    "resume": "Killed and resumed",
-}
+from experiments.accelerator.parts import (
+    PARTS,
+    TITLES,
+    as_csv,
+    file_of,
+    run_part,
+    say,
+    write,
+)
 
 GRACE = 10.0
 """Seconds from the request to end until a process is killed."""
@@ -60,11 +56,11 @@ _PART = flags.DEFINE_enum(
 def main(arguments: Sequence[str]) -> None:
     """Runs the parts one after the other; or is the process of one of them."""
     if _PART.value == DEVICE:
-        _say(json.dumps(_device()))
+        say(json.dumps(_device()))
         return
     folder = _checked_workdir(arguments)
     if _PART.value:
-        about = json.loads(_file(folder, _PART.value, "json").read_text())
+        about = json.loads(file_of(folder, _PART.value, "json").read_text())
         run_part(_PART.value, folder, about)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
@@ -80,14 +76,14 @@ def main(arguments: Sequence[str]) -> None:
         if seconds < LEAST:
             states[name] = "not begun: no time left"
         else:
-            _say(f"{TITLES[name]}: {name}.csv, at most {seconds:.0f} s")
+            say(f"{TITLES[name]}: {name}.csv, at most {seconds:.0f} s")
             # So that no table of an earlier run stands beside this device.
             columns = importlib.import_module(f"{__package__}.{name}").COLUMNS
-            _write(_file(folder, name, "csv"), as_csv(columns, []))
-            _write(_file(folder, name, "json"), json.dumps(about, indent=2) + "\n")
+            write(file_of(folder, name, "csv"), as_csv(columns, []))
+            write(file_of(folder, name, "json"), json.dumps(about, indent=2) + "\n")
             states[name] = _ended(name, seconds)
-        _say(f"{name}: {states[name]}\n")
-        _write(held, json.dumps(states, indent=2) + "\n")
+        say(f"{name}: {states[name]}\n")
+        write(held, json.dumps(states, indent=2) + "\n")
     if any(states[name].startswith("failed") for name in names):
         sys.exit(1)
 
@@ -106,7 +102,7 @@ def _checked_workdir(arguments: Sequence[str]) -> Path:
     if problem is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / ".probe", "")
+            write(folder / ".probe", "")
             (folder / ".probe").unlink()
         except OSError as error:
             problem = f"--workdir={folder} cannot be written ({error.strerror})."
@@ -165,27 +161,6 @@ def _end(process: subprocess.Popen) -> None:
             return
 
 
-def run_part(name: str, folder: Path, about: dict[str, Any]) -> None:
-    """Computes the table of a part, and writes it after each row."""
-    started, found = time.monotonic(), []
-    part = importlib.import_module(f"{__package__}.{name}")
-    for row in part.rows(about["small"]):
-        found.append(row)
-        _write(_file(folder, name, "csv"), as_csv(part.COLUMNS, found))
-        _say("  " + ", ".join(f"{k} {_short(v)}" for k, v in row.items()))
-    about = {**about, "seconds": round(time.monotonic() - started, 1)}
-    _write(_file(folder, name, "json"), json.dumps(about, indent=2) + "\n")
-
-
-def as_csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """A table as text, with a line of the columns' names first."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def _device() -> dict[str, Any]:
     """What is measured, and with which versions."""
     import jax
@@ -219,25 +194,6 @@ def _driver() -> str | None:
     except subprocess.TimeoutExpired:
         return None
     return None if found.returncode else found.stdout.split("\n")[0]
-
-
-def _file(folder: Path, name: str, ending: str) -> Path:
-    return folder / f"{name}.{ending}"
-
-
-def _write(file: Path, content: str) -> None:
-    """Writes a file so that it is never a part of what it was or will be."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(content)
-    partial.replace(file)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":
