@@ -144,6 +144,7 @@ OVERVIEWS = {
     "transformer-overview": "rescue_transformer",
     "parts-overview": "rescue_parts",
     "mended-overview": "rescue_mended",
+    "depth-overview": "rescue_depth",
     "repair-overview": "rescue_repair",
 }
 """By the names of blocks: items whose tables the page of the rescue map shows."""
