@@ -250,7 +250,7 @@ DEEP_RATES: dict[str, Rates] = {
     "adam_lsuv": (1e-3, 3e-3),
 }
 """Two each, from trials of one seed with 128 layers, at scale 1 or 10⁻⁸. In a first run
-Muon had 0.02 for 5e-4, and Adam after LSUV 3e-4 for 3e-3, which were worse."""
+Muon had 0.02 for 5e-4, and Adam after LSUV 3e-4 for 3e-3."""
 
 _MAP: dict[str, Any] = {
     "dataset": "digits",
