@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE ?= 12
 
-.PHONY: help rescue figures runs benchmark test lint types pytest test-long mutants accelerator clean
+.PHONY: help rescue figures runs benchmark accelerator test lint types pytest test-long mutants clean
 
 ## What there is to make
 help:
